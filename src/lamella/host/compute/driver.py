@@ -1,0 +1,205 @@
+"""What every isolation level can do: the Protocol of compute drivers, and the values that cross it.
+
+A driver knows no store and no API. It is given a :class:`Machine`, everything resolved, and makes it so. Each verb is
+idempotent, safe to run again after a crash at any line, and says by its errors what a person should read.
+Drivers are found by the entry-point group ``lamella.compute``; the name is the isolation level.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from lamella.host.network.driver import Attachment
+from lamella.host.storage.driver import VolumeHandle
+from lamella.model.contract import Mechanism
+from lamella.model.files import FileInfo
+from lamella.model.host import Capability
+from lamella.model.image import ImageConfig
+from lamella.model.instance import Phase
+from lamella.model.stream import ExecSpec, ProcessStream
+from lamella.model.usage import LogEntry, Usage
+
+
+class Home(msgspec.Struct, frozen=True):
+    """Where one layer keeps everything, and the mark that all its things bear.
+
+    ``state`` outlives a reboot, ``run`` does not need to. ``mark`` (``lamella-1a2b3c4d``, from the path of LAMELLA_HOME)
+    begins the name of every cgroup, link, nft table and namespace; every process has ``LAMELLA_MARK=<mark>`` in its
+    environment.
+    """
+
+    path: Path
+    mark: str
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state"
+
+    @property
+    def run(self) -> Path:
+        return self.path / "run"
+
+
+class Limits(msgspec.Struct, kw_only=True, frozen=True):
+    """``cpu`` milli-cores, ``memory`` bytes; ``None`` is no limit."""
+
+    cpu: int | None = None
+    memory: int | None = None
+    pids: int | None = None
+
+
+class Rootfs(msgspec.Struct, kw_only=True, frozen=True):
+    """The image on this host. ``layers`` are unpacked directories, top first, owned by 0, never written.
+
+    ``digest`` is the image's and names whatever is built from it once (a block image, say).
+    """
+
+    digest: str
+    layers: list[Path]
+    config: ImageConfig
+
+
+class Machine(msgspec.Struct, kw_only=True, frozen=True):
+    """One instance with everything decided.
+
+    ``command`` is the whole argument vector (entrypoint and command joined), ``environment`` the image's with the person's
+    over it; ``id_base`` is the first of 65536 host ids that belong to this instance alone; ``disk`` is its writable layer.
+    """
+
+    id: str
+    name: str
+    project: str
+    rootfs: Rootfs
+    command: list[str]
+    environment: dict[str, str]
+    working_directory: str
+    user: str
+    hostname: str
+    terminal: bool
+    stdin: bool
+    limits: Limits
+    id_base: int
+    disk: VolumeHandle
+    nic: Attachment | None
+    nameservers: list[str]
+    stop_signal: str
+
+
+class Observed(msgspec.Struct, kw_only=True):
+    """What there is of an instance now, read from reality alone.
+
+    ``phase`` is one of ``STOPPED`` (nothing runs; ``exit_code`` and the times tell of the last run, if it is known), ``STARTING``
+    (made, not yet started), ``RUNNING``, ``PAUSED``. ``launched`` is the size that it was started with.
+    """
+
+    phase: Phase
+    pid: int | None = None
+    exit_code: int | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    launched: Limits | None = None
+    accelerator: str = ""
+    accelerator_reason: str = ""
+
+
+class ComputeDriver(Protocol):
+    """One isolation level on one host. ``name`` is the driver's (``oci``), ``changed`` is called with an id when something ended.
+
+    The constructor is called as ``Driver(home, changed)``, acts on nothing and starts nothing.
+    """
+
+    name: str
+
+    async def open(self) -> list[Capability]:
+        """Make ready: probe this host, load what the verbs need. The first capability is the level's own (``compute.container``)
+        and says whether and why not it works here."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of sockets and tasks; instances live on."""
+        ...
+
+    async def inventory(self) -> set[str]:
+        """Ids of all instances of this level that bear our mark, dead or alive."""
+        ...
+
+    async def observe(self, id: str) -> Observed | None:
+        """Adopt and look; ``None`` when there is nothing of that id. Never raises because something is broken: broken is stopped."""
+        ...
+
+    async def create(self, machine: Machine) -> None:
+        """Make everything up to the moment before the command runs: ``observe`` then says STARTING. What a former run left is removed.
+
+        :raise Unsupported: when this host or level cannot do what is asked.
+        """
+        ...
+
+    async def start(self, id: str) -> None:
+        """Run the command of a created instance."""
+        ...
+
+    async def stop(self, id: str, *, signal: str, timeout: float) -> None:
+        """Ask with *signal*, wait up to *timeout* seconds, then force. Returns when nothing runs."""
+        ...
+
+    async def kill(self, id: str, signal: int) -> None:
+        """Send *signal* (a number) to the instance's own process."""
+        ...
+
+    async def pause(self, id: str) -> None: ...
+
+    async def resume(self, id: str) -> None: ...
+
+    async def update(self, id: str, limits: Limits) -> None:
+        """Change limits while it runs.
+
+        :raise Unsupported: when only a restart can (the sentence says so).
+        """
+        ...
+
+    async def exec(self, id: str, spec: ExecSpec) -> ProcessStream: ...
+
+    async def attach(self, id: str) -> ProcessStream:
+        """The instance's own process, from created on: nothing it writes after this call is missed."""
+        ...
+
+    def logs(
+        self, id: str, *, follow: bool = False, tail: int | None = None, since: datetime | None = None
+    ) -> AsyncIterator[LogEntry]:
+        """What it wrote, oldest first, bounded on disk; with *follow* until it ends."""
+        ...
+
+    async def stat(self, id: str, path: str) -> FileInfo:
+        """:raise NotFound: when nothing is there. All five file verbs resolve links inside the instance's root and never outside."""
+        ...
+
+    async def list_directory(self, id: str, path: str) -> list[FileInfo]: ...
+
+    def read_file(self, id: str, path: str) -> AsyncIterator[bytes]: ...
+
+    async def write_file(
+        self, id: str, path: str, data: AsyncIterator[bytes], *, mode: int = 0o644, uid: int = 0, gid: int = 0
+    ) -> None:
+        """Write beside *path* and rename over it, so that nobody inside sees half a file."""
+        ...
+
+    async def make_directory(self, id: str, path: str, *, mode: int = 0o755, uid: int = 0, gid: int = 0) -> None:
+        """Make it with its parents; an existing directory is fine."""
+        ...
+
+    async def usage(self, id: str) -> Usage: ...
+
+    async def mechanisms(self, id: str) -> list[Mechanism]:
+        """What isolates and limits the running instance, read from it: /proc, cgroup files, QMP. Empty when it does not run."""
+        ...
+
+    async def remove(self, id: str) -> None:
+        """Kill what runs and remove all that this driver made for *id*: processes, mounts, groups, files. The disk is not its own."""
+        ...
+
+
+Changed = Callable[[str], None]
+DriverFactory = Callable[[Home, Changed], ComputeDriver]

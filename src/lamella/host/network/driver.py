@@ -1,0 +1,91 @@
+"""What the layer's network can do for a port: the Protocol of network drivers.
+
+Found by the entry-point group ``lamella.network``. All links, rules and namespaces lie in the layer's own network namespace, but
+for one uplink and one nft table that bear the mark.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from lamella.model.host import Capability
+from lamella.model.instance import Publish
+
+
+class Attachment(msgspec.Struct, kw_only=True, frozen=True):
+    """A port as an instance sees it. ``address`` carries its prefix length; ``interface`` is the name inside."""
+
+    port: str
+    mac: str
+    address: str
+    gateway: str
+    mtu: int
+    interface: str = "eth0"
+
+
+class DesiredNetwork(msgspec.Struct, kw_only=True, frozen=True):
+    id: str
+    name: str
+    subnet: str
+    gateway: str
+    mtu: int
+
+
+class DesiredPort(msgspec.Struct, kw_only=True, frozen=True):
+    id: str
+    network: str
+    address: str
+    mac: str
+    publish: list[Publish]
+
+
+class NetworkDriver(Protocol):
+    """The constructor is called as ``Driver(home)``; ``networks`` and ``ports`` hold what was asked, so that a repair can be made whole."""
+
+    name: str
+
+    async def open(self) -> list[Capability]:
+        """Make the uplink and look around; safe when it is all there already."""
+        ...
+
+    async def close(self) -> None: ...
+
+    async def ensure_network(self, network: DesiredNetwork) -> None: ...
+
+    async def delete_network(self, id: str) -> None: ...
+
+    async def attach_namespace(self, port: DesiredPort, netns: Path) -> Attachment:
+        """Join the network namespace at *netns* (an nsfs path): a veth, its address, default route and loopback set up inside."""
+        ...
+
+    async def attach_tap(self, port: DesiredPort) -> tuple[Attachment, int]:
+        """A TAP on the port's network and its open descriptor, which belongs to the caller (close it after QEMU has it)."""
+        ...
+
+    async def publish(self, port: DesiredPort) -> list[Publish]:
+        """Make exactly these published ports lead to it; returns them with every host port chosen.
+
+        :raise Conflict: when a host port is in use; nothing is changed then.
+        """
+        ...
+
+    async def detach(self, port: str) -> None:
+        """Remove link and rules of the port with this id; gone already is fine."""
+        ...
+
+    async def inventory(self) -> set[str]:
+        """Ids of ports that have a link or a rule here."""
+        ...
+
+    async def nameservers(self) -> list[str]:
+        """Resolvers that an instance can reach."""
+        ...
+
+    async def counters(self, port: str) -> tuple[int, int]:
+        """Bytes (received, sent) as the instance sees them."""
+        ...
+
+    async def teardown(self) -> None:
+        """Remove everything that bears the mark, the uplink too."""
+        ...

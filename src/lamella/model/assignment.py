@@ -1,0 +1,131 @@
+"""What crosses between control and a host's agent, and the two Protocols: a direct call in one process, HTTPS between two.
+
+Control asks the host through :class:`HostAgent`; the host asks control through :class:`ControlDesk`. Neither side imports the other.
+"""
+
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Protocol
+
+import msgspec
+
+from lamella.model.contract import Mechanism
+from lamella.model.files import FileInfo
+from lamella.model.host import HostStatus
+from lamella.model.image import ImageStatus
+from lamella.model.instance import Instance, InstanceStatus
+from lamella.model.network import Network, Port
+from lamella.model.storage import Pool, Volume
+from lamella.model.stream import ExecSpec, ProcessStream
+from lamella.model.usage import LogEntry, Usage
+
+
+class Assignment(msgspec.Struct, kw_only=True):
+    """One instance with everything that its host needs to make it so. ``revision`` is the newest of its parts."""
+
+    revision: int
+    instance: Instance
+    image: ImageStatus
+    volume: Volume
+    port: Port | None = None
+    network: Network | None = None
+
+
+class Assignments(msgspec.Struct, kw_only=True):
+    """What changed for one host since a revision. ``complete`` ones name everything; an id that is missing is not this host's."""
+
+    revision: int
+    complete: bool
+    instances: list[Assignment] = []
+    gone: list[str] = []
+    networks: list[Network] = []
+    pools: list[Pool] = []
+    images: list[str] = []
+
+
+class InstanceReport(msgspec.Struct, kw_only=True):
+    """What the host saw of an instance. ``removed`` says that nothing of it is left on the host.
+
+    ``events`` are (type, message) pairs that happened since the last report, oldest first.
+    """
+
+    id: str
+    status: InstanceStatus
+    removed: bool = False
+    events: list[tuple[str, str]] = []
+
+
+class ImageProgress(msgspec.Struct, kw_only=True):
+    """A line of a long image verb: progress, or at the end ``result`` or an error."""
+
+    step: str = ""
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+    result: ImageStatus | None = None
+    error_code: str = ""
+    error: str = ""
+    hint: str = ""
+
+
+class ImageRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """``verb`` is ``pull`` (``source`` is docker://…), ``import`` (a path on the host) or ``build`` (a short name)."""
+
+    verb: str
+    source: str
+    packages: list[str] = []
+    username: str = ""
+    password: str = ""
+    insecure: bool = False
+
+
+class ControlDesk(Protocol):
+    """What a host's agent may ask of control; control answers for the host that the caller proved to be."""
+
+    async def register(self, name: str, status: HostStatus, address: str) -> str:
+        """Say who and what this host is; returns the host's id."""
+        ...
+
+    async def assignments(self, host: str, since: int, wait: float) -> Assignments:
+        """What changed after revision *since* (0: everything); waits up to *wait* seconds for something to have changed."""
+        ...
+
+    async def report(self, host: str, reports: list[InstanceReport]) -> None: ...
+
+
+class HostAgent(Protocol):
+    """What control may ask of a host. Verbs on an instance wait for its adoption after a start of the agent."""
+
+    async def wake(self, revision: int) -> None:
+        """Something for this host was committed at *revision*."""
+        ...
+
+    async def exec(self, id: str, spec: ExecSpec) -> ProcessStream: ...
+
+    async def attach(self, id: str, *, start: bool) -> ProcessStream:
+        """The instance's own streams; with *start* the command begins when the stream is in place, so nothing is missed."""
+        ...
+
+    async def kill(self, id: str, signal: int) -> None: ...
+
+    def logs(self, id: str, *, follow: bool, tail: int | None, since: datetime | None) -> AsyncIterator[LogEntry]: ...
+
+    async def stat(self, id: str, path: str) -> FileInfo: ...
+
+    async def list_directory(self, id: str, path: str) -> list[FileInfo]: ...
+
+    def read_file(self, id: str, path: str) -> AsyncIterator[bytes]: ...
+
+    async def write_file(self, id: str, path: str, data: AsyncIterator[bytes], *, mode: int, uid: int, gid: int) -> None: ...
+
+    async def make_directory(self, id: str, path: str, *, mode: int, uid: int, gid: int) -> None: ...
+
+    async def usage(self, ids: list[str]) -> dict[str, Usage]: ...
+
+    async def mechanisms(self, id: str) -> list[Mechanism]: ...
+
+    def image(self, request: ImageRequest) -> AsyncIterator[ImageProgress]: ...
+
+    async def collect_images(self, keep: set[str]) -> int: ...
+
+    async def facts(self) -> HostStatus: ...

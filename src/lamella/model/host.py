@@ -1,0 +1,39 @@
+"""The host: a machine, what it has and what it can do."""
+
+from datetime import datetime
+
+import msgspec
+
+from lamella.model.resource import Condition, Resource
+
+
+class Capability(msgspec.Struct, kw_only=True):
+    """Something that a host can or cannot do; ``reason`` says how that was found out."""
+
+    name: str
+    available: bool
+    value: str = ""
+    reason: str = ""
+
+
+class HostSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """``address`` is where control reaches the agent (``https://…``); empty when they share one process."""
+
+    address: str = ""
+
+
+class HostStatus(msgspec.Struct, kw_only=True):
+    """``cpu`` is milli-cores, ``memory`` bytes. ``boot_id`` is the kernel's."""
+
+    phase: str = "pending"
+    cpu: int = 0
+    memory: int = 0
+    architecture: str = ""
+    kernel: str = ""
+    boot_id: str = ""
+    capabilities: list[Capability] = []
+    seen_at: datetime | None = None
+    conditions: list[Condition] = []
+
+
+Host = Resource[HostSpec, HostStatus]

@@ -1,0 +1,147 @@
+"""The instance: image + isolation + cpu, memory, disks, nics + restart; its phases and what was seen of it."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from lamella.model.contract import Mechanism
+from lamella.model.resource import Condition, Resource
+
+Text = Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00]*$")]
+Argument = Annotated[str, Meta(max_length=131072, pattern=r"^[^\x00]*$")]
+VariableName = Annotated[str, Meta(min_length=1, max_length=1024, pattern=r"^[^=\x00]+$")]
+TcpPort = Annotated[int, Meta(ge=1, le=65535)]
+
+
+class Isolation(StrEnum):
+    """The levels that this layer has, weakest first."""
+
+    CONTAINER = "container"
+    MICROVM = "microvm"
+
+
+class Power(StrEnum):
+    """What a person wants the instance to be doing."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+
+class RestartMode(StrEnum):
+    NO = "no"
+    ON_FAILURE = "on-failure"
+    ALWAYS = "always"
+    UNLESS_STOPPED = "unless-stopped"
+
+
+class RestartPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What to do when the command ends by itself. ``retries`` bounds ``on-failure``; 0 is no bound."""
+
+    mode: RestartMode = RestartMode.NO
+    retries: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+
+
+class Publish(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A port of the host that leads to a port of the instance. ``host_port`` 0 lets the layer choose."""
+
+    host_address: str = "0.0.0.0"
+    host_port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    port: TcpPort
+    protocol: Annotated[str, Meta(pattern="^(tcp|udp)$")] = "tcp"
+
+
+class Nic(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    network: str = "default"
+    publish: list[Publish] = []
+
+
+class InstanceSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What was asked. ``None`` means: as the image says, or no limit.
+
+    ``cpu`` is a ceiling in milli-cores (a microVM gets that rounded up in vCPUs), ``memory`` in bytes, ``disk`` the size of
+    the writable layer in bytes. ``epoch`` grows by one for every asked restart. ``stop_timeout`` is in seconds.
+    """
+
+    image: Annotated[str, Meta(min_length=1, max_length=512)]
+    isolation: Isolation = Isolation.CONTAINER
+    command: list[Argument] | None = None
+    entrypoint: list[Argument] | None = None
+    environment: dict[VariableName, Argument] = {}
+    working_directory: Text | None = None
+    user: Text | None = None
+    hostname: Annotated[str, Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$")] | None = None
+    terminal: bool = False
+    stdin: bool = False
+    cpu: Annotated[int, Meta(ge=10, le=1_000_000)] | None = None
+    memory: Annotated[int, Meta(ge=4 << 20, le=1 << 50)] | None = None
+    pids: Annotated[int, Meta(ge=1, le=4_000_000)] = 4096
+    disk: Annotated[int, Meta(ge=1 << 20, le=1 << 56)] | None = None
+    nics: Annotated[list[Nic], Meta(max_length=1)] = []
+    restart: RestartPolicy = msgspec.field(default_factory=RestartPolicy)
+    stop_signal: Annotated[str, Meta(pattern=r"^[A-Z0-9+-]{1,16}$")] | None = None
+    stop_timeout: Annotated[float, Meta(ge=0, le=86400)] = 10.0
+    remove_on_exit: bool = False
+    power: Power = Power.RUNNING
+    epoch: Annotated[int, Meta(ge=0)] = 0
+
+
+class Phase(StrEnum):
+    """Where an instance is in its life; ``docs/instances.md`` draws the arrows."""
+
+    PENDING = "pending"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    DELETING = "deleting"
+
+
+class Decision(msgspec.Struct, kw_only=True):
+    """One choice that made the instance what it is: what was decided, the answer, and why."""
+
+    at: datetime
+    what: str
+    chosen: str
+    because: str
+
+
+class InstanceStatus(msgspec.Struct, kw_only=True):
+    """What was seen. ``exit_code`` is of the last run that ended: 0 to 255, 128 + N after signal N.
+
+    ``image_digest`` is what the reference meant when the instance was made; ``mechanisms`` were read from the running thing;
+    ``launched_*`` is the size that the running thing started with (a microVM cannot grow beyond it).
+    """
+
+    phase: Phase = Phase.PENDING
+    conditions: list[Condition] = []
+    observed_generation: int = 0
+    host: str | None = None
+    image_digest: str = ""
+    driver: str = ""
+    epoch: int = 0
+    pid: int | None = None
+    exit_code: int | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    restarts: int = 0
+    address: str | None = None
+    mac: str | None = None
+    published: list[Publish] = []
+    volume: str | None = None
+    port: str | None = None
+    id_base: int = 0
+    launched_cpu: int | None = None
+    launched_memory: int | None = None
+    accelerator: str = ""
+    accelerator_reason: str = ""
+    mechanisms: list[Mechanism] = []
+    decisions: list[Decision] = []
+
+
+Instance = Resource[InstanceSpec, InstanceStatus]

@@ -1,0 +1,26 @@
+"""What an instance uses now, and one line of its log."""
+
+from datetime import datetime
+
+import msgspec
+
+
+class Usage(msgspec.Struct, kw_only=True):
+    """``cpu_seconds`` since its start; bytes everywhere else; ``None`` where this host cannot tell."""
+
+    at: datetime
+    cpu_seconds: float | None = None
+    memory: int | None = None
+    memory_limit: int | None = None
+    processes: int | None = None
+    disk_used: int | None = None
+    received: int | None = None
+    sent: int | None = None
+
+
+class LogEntry(msgspec.Struct, kw_only=True):
+    """A piece of output: ``stream`` is ``stdout`` or ``stderr``; ``partial`` pieces have no line end yet."""
+
+    at: datetime
+    stream: str
+    data: bytes
