@@ -12,7 +12,7 @@ from lamella.model.storage import PoolStatus, VolumeForm
 
 
 class VolumeHandle(msgspec.Struct, kw_only=True, frozen=True):
-    """A volume where a compute driver finds it: ``path`` is a directory (filesystem) or a raw disk file or device (block)."""
+    """A volume as a compute driver finds it: ``path`` is a directory (filesystem), or a raw file or device (block)."""
 
     id: str
     form: VolumeForm
@@ -40,7 +40,9 @@ class StorageDriver(Protocol):
         ...
 
     async def create(self, id: str, form: VolumeForm, size: int) -> VolumeHandle:
-        """Make it, empty and durable; an existing one of that id is returned. Size is bytes, thin; 0 lets the driver choose for block.
+        """Make it, empty and durable; an existing one of that id is returned.
+
+        *size* is bytes, thin; 0 lets the driver choose for block and is no bound for filesystem.
 
         :raise NoRoom: when the pool is full.
         """
