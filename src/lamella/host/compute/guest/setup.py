@@ -1,0 +1,84 @@
+"""What the host tells a guest about itself, and what the guest says of its state."""
+
+from datetime import datetime
+from enum import StrEnum
+
+import msgspec
+
+
+class GuestNetwork(msgspec.Struct, kw_only=True, frozen=True):
+    """One interface as the guest should have it. ``address`` carries its prefix length; empty ``gateway`` is no default route."""
+
+    mac: str
+    address: str
+    gateway: str = ""
+    mtu: int = 1500
+    interface: str = "eth0"
+
+
+class GuestSetup(msgspec.Struct, kw_only=True, frozen=True):
+    """How an unconfigured microVM becomes the instance: its disks (by virtio-blk serial), name, network, clock and randomness.
+
+    The root disk is read only (erofs, squashfs or ext4), the data disk is ext4, formatted by the host; the root that the
+    instance sees is their overlay. ``pids`` bounds the processes in the guest, the agent not counted. ``time`` is set as the guest's clock.
+    """
+
+    hostname: str
+    root_serial: str = "lamella-root"
+    data_serial: str = "lamella-data"
+    network: GuestNetwork | None = None
+    nameservers: list[str] = []
+    pids: int | None = None
+    entropy: bytes = b""
+    time: datetime | None = None
+
+
+class GuestProcess(msgspec.Struct, kw_only=True, frozen=True):
+    """The instance's own process. ``user`` is ``name|uid[:group|gid]``, resolved inside; empty is root.
+
+    Environment, directory and user are also what every exec starts from. Without ``stdin`` it reads /dev/null (or a terminal nobody types at).
+    """
+
+    command: list[str]
+    environment: dict[str, str] = {}
+    working_directory: str = "/"
+    user: str = ""
+    terminal: bool = False
+    stdin: bool = False
+    rows: int = 24
+    columns: int = 80
+
+
+class GuestPhase(StrEnum):
+    """``WAITING`` for its setup, ``READY`` to start, ``RUNNING``, ``EXITED`` and not yet acknowledged."""
+
+    WAITING = "waiting"
+    READY = "ready"
+    RUNNING = "running"
+    EXITED = "exited"
+
+
+class GuestHello(msgspec.Struct, kw_only=True, frozen=True):
+    """Who answered: the protocol's version, the agent's mode (``init`` or ``stdio``), and the kernel that it runs on."""
+
+    version: int
+    mode: str
+    kernel: str
+
+
+class GuestState(msgspec.Struct, kw_only=True, frozen=True):
+    """``exit_code`` is 0 to 255, 128 + N after signal N; ``reason`` is set when the command never ran (126, 127).
+
+    Log offsets count bytes of output since the start: ``log_start`` is the oldest byte still kept, ``log_end`` one past the newest,
+    ``log_acknowledged`` the highest that the host said it has.
+    """
+
+    phase: GuestPhase
+    pid: int | None = None
+    exit_code: int | None = None
+    reason: str = ""
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    log_start: int = 0
+    log_end: int = 0
+    log_acknowledged: int = 0
