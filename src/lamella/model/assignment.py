@@ -25,7 +25,6 @@ class Assignment(msgspec.Struct, kw_only=True):
 
     revision: int
     instance: Instance
-    image: ImageStatus
     volume: Volume
     port: Port | None = None
     network: Network | None = None
@@ -116,7 +115,9 @@ class HostAgent(Protocol):
 
     def read_file(self, id: str, path: str) -> AsyncIterator[bytes]: ...
 
-    async def write_file(self, id: str, path: str, data: AsyncIterator[bytes], *, mode: int, uid: int, gid: int) -> None: ...
+    async def write_file(
+        self, id: str, path: str, data: AsyncIterator[bytes], *, mode: int, uid: int, gid: int
+    ) -> None: ...
 
     async def make_directory(self, id: str, path: str, *, mode: int, uid: int, gid: int) -> None: ...
 

@@ -27,6 +27,7 @@ PREFIXES = {
 
 _ID = re.compile(r"[a-z]{2,5}_[0-9a-hjkmnp-tv-z]{26}")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+_IMAGE = re.compile(r"[a-z0-9]+(?:[._:@/-]+[A-Za-z0-9]+)*")
 _PROJECT = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -59,6 +60,18 @@ def check_name(text: str, *, field: str = "name") -> str:
         )
     if is_id(text):
         raise Invalid(f"{field} {text!r} has the shape of an id", hint="choose a name that is not an id", field=field)
+    return text
+
+
+def check_image_name(text: str, *, field: str = "name") -> str:
+    """*text*, when it may name an image: ``debian:12``, ``team/web``, ``host:5000/name:tag``, up to 255 characters.
+
+    :raise Invalid: otherwise.
+    """
+    if len(text) > 255 or _IMAGE.fullmatch(text) is None or is_id(text):
+        raise Invalid(
+            f"{field} {text!r} is not a name for an image", hint="write it like debian:12 or team/web:1.0", field=field
+        )
     return text
 
 

@@ -63,7 +63,9 @@ class InstanceSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What was asked. ``None`` means: as the image says, or no limit.
 
     ``cpu`` is a ceiling in milli-cores (a microVM gets that rounded up in vCPUs), ``memory`` in bytes, ``disk`` the size of
-    the writable layer in bytes. ``epoch`` grows by one for every asked restart. ``stop_timeout`` is in seconds.
+    the writable layer in bytes. ``stop_timeout`` is in seconds. ``epoch`` counts the runs that were asked for; the layer keeps
+    it. The run with the number ``attach_epoch`` begins when somebody has attached (or after a minute): nothing is missed.
+    ``grace`` is the ``stop_timeout`` of the stop or restart that was asked last; the layer keeps it too.
     """
 
     image: Annotated[str, Meta(min_length=1, max_length=512)]
@@ -86,7 +88,9 @@ class InstanceSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     stop_timeout: Annotated[float, Meta(ge=0, le=86400)] = 10.0
     remove_on_exit: bool = False
     power: Power = Power.RUNNING
-    epoch: Annotated[int, Meta(ge=0)] = 0
+    epoch: Annotated[int, Meta(ge=0, le=1 << 53)] = 0
+    attach_epoch: Annotated[int, Meta(ge=0, le=1 << 53)] = 0
+    grace: Annotated[float, Meta(ge=0, le=86400)] | None = None
 
 
 class Phase(StrEnum):

@@ -75,8 +75,12 @@ class ExecSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ``user`` is ``name|uid[:group|gid]``, resolved inside; environment is added to the instance's own.
     """
 
-    command: Annotated[list[Annotated[str, Meta(max_length=131072, pattern=r"^[^\x00]*$")]], Meta(min_length=1, max_length=4096)]
-    environment: dict[Annotated[str, Meta(min_length=1, pattern=r"^[^=\x00]+$")], Annotated[str, Meta(pattern=r"^[^\x00]*$")]] = {}
+    command: Annotated[
+        list[Annotated[str, Meta(max_length=131072, pattern=r"^[^\x00]*$")]], Meta(min_length=1, max_length=4096)
+    ]
+    environment: dict[
+        Annotated[str, Meta(min_length=1, pattern=r"^[^=\x00]+$")], Annotated[str, Meta(pattern=r"^[^\x00]*$")]
+    ] = {}
     working_directory: Annotated[str, Meta(pattern=r"^[^\x00]*$")] | None = None
     user: Annotated[str, Meta(pattern=r"^[^\x00]*$")] | None = None
     terminal: bool = False

@@ -1,0 +1,98 @@
+"""The contract of one instance, from what was asked and what its host read from the running thing. Pure."""
+
+from lamella.model.contract import Contract, Line, Mechanism
+from lamella.model.instance import Instance, Isolation, Phase
+from lamella.model.quantity import format_cpu, format_size
+from lamella.model.resource import now
+
+LEVELS = {
+    Isolation.CONTAINER: "namespaces, seccomp and capabilities of the host's own kernel",
+    Isolation.MICROVM: "a kernel of its own on virtual hardware, in a confined process",
+}
+
+NOT_PROMISED = {
+    Isolation.CONTAINER: [
+        "Isolation from a flaw in the host's kernel: a container shares that kernel with everything else.",
+        "Protection from side channels between processes on one processor.",
+    ],
+    Isolation.MICROVM: [
+        "Protection from side channels between guests on one processor.",
+        "Confidentiality from the host: its administrator can read the guest's memory.",
+    ],
+}
+
+ALWAYS_NOT_PROMISED = [
+    "A guaranteed share of CPU or memory: limits are ceilings, nothing is reserved.",
+    "Availability: when the host fails, the instance is down until the host is back.",
+    "Limits on disk and network throughput.",
+]
+
+
+def contract_of(instance: Instance, mechanisms: list[Mechanism]) -> Contract:
+    """Contract v1. *mechanisms* is empty when the instance does not run, and the contract says so."""
+    spec, status = instance.spec, instance.status
+    running = status.phase in (Phase.RUNNING, Phase.PAUSED)
+    read = {item.name: item for item in mechanisms}
+    not_promised = [*NOT_PROMISED[spec.isolation], *ALWAYS_NOT_PROMISED]
+    if spec.isolation is Isolation.MICROVM and status.accelerator == "tcg":
+        not_promised.insert(
+            0, f"Speed near the hardware's: the processor is emulated (TCG), because {status.accelerator_reason}."
+        )
+    return Contract(
+        instance=instance.name,
+        id=instance.id,
+        read_at=now(),
+        level=f"{spec.isolation}: {LEVELS[spec.isolation]}",
+        driver=status.driver,
+        observed=running and bool(mechanisms),
+        isolation=[item for item in mechanisms if not item.name.startswith("limit.")],
+        guarantees=_guarantees(instance),
+        limits=_limits(instance, read),
+        accelerator=status.accelerator or "none needed: instructions run on the host's processor",
+        accelerator_reason=status.accelerator_reason,
+        not_promised=not_promised,
+    )
+
+
+def _guarantees(instance: Instance) -> list[Line]:
+    status = instance.status
+    lines = [
+        Line(
+            subject="image", value=status.image_digest, enforced_by="content addressed by digest, layers never written"
+        ),
+        Line(
+            subject="host ids",
+            value=f"{status.id_base} to {status.id_base + 65535} belong to this instance alone on its host",
+            enforced_by="a claim in the store",
+        ),
+    ]
+    if status.address:
+        lines.append(
+            Line(
+                subject="address",
+                value=f"{status.address} ({status.mac})",
+                enforced_by="a claim in the store; anti-spoofing sets",
+            )
+        )
+    return lines
+
+
+def _limits(instance: Instance, read: dict[str, Mechanism]) -> list[Line]:
+    spec = instance.spec
+    asked = {
+        "cpu": f"{format_cpu(spec.cpu)} cores" if spec.cpu is not None else "",
+        "memory": format_size(spec.memory) if spec.memory is not None else "",
+        "pids": f"{spec.pids} processes",
+        "disk": format_size(spec.disk) if spec.disk is not None else "",
+    }
+    lines: list[Line] = []
+    for subject, wanted in asked.items():
+        seen = read.get(f"limit.{subject}")
+        if seen is not None and seen.in_force:
+            lines.append(Line(subject=subject, value=seen.value, enforced_by=seen.evidence, asked=wanted))
+        elif wanted:
+            value = "not enforced here" if read else "not running: nothing to read"
+            lines.append(Line(subject=subject, value=value, asked=wanted))
+        else:
+            lines.append(Line(subject=subject, value="the host's own size"))
+    return lines

@@ -1,0 +1,191 @@
+"""The desk at which hosts ask what is theirs to do, and tell what they saw: :class:`ControlDesk` over the store."""
+
+import asyncio
+from collections.abc import Iterable
+
+import msgspec
+
+from lamella.control.bulletin import Bulletin
+from lamella.control.events import record
+from lamella.model.assignment import Assignment, Assignments, InstanceReport
+from lamella.model.errors import Conflict, Forbidden, NotFound
+from lamella.model.host import Host, HostSpec, HostStatus
+from lamella.model.instance import Decision, Instance, InstanceStatus, Phase
+from lamella.model.resource import new_resource, now
+from lamella.store.store import Change, Store, Transaction
+
+# What the host sees; everything else in an instance's status is control's and is not overwritten by a report.
+OBSERVED_FIELDS = (
+    "phase",
+    "conditions",
+    "observed_generation",
+    "driver",
+    "epoch",
+    "pid",
+    "exit_code",
+    "started_at",
+    "finished_at",
+    "restarts",
+    "published",
+    "launched_cpu",
+    "launched_memory",
+    "accelerator",
+    "accelerator_reason",
+    "mechanisms",
+)
+RELEVANT = frozenset({"instance", "network", "pool"})
+
+
+class Desk:
+    """Answers every host for itself alone. ``host`` arguments are ids that the caller has proved to be (the wire sees to that)."""
+
+    def __init__(self, store: Store, bulletin: Bulletin) -> None:
+        self._store = store
+        self._bulletin = bulletin
+
+    async def register(self, name: str, status: HostStatus, address: str) -> str:
+        status.phase = "ready"
+        status.seen_at = now()
+
+        def write(tx: Transaction) -> Host:
+            known = tx.get("host", "default", name)
+            if known is None:
+                return tx.insert(new_resource("host", name, HostSpec(address=address), status))
+            known.spec, known.status = HostSpec(address=address), status
+            return tx.update(known)
+
+        return (await self._store.write(write)).id
+
+    async def assignments(self, host: str, since: int, wait: float) -> Assignments:
+        changed = asyncio.Event()
+
+        def look(change: Change) -> None:
+            if change.kind in RELEVANT:
+                changed.set()
+
+        stop = self._bulletin.listen(look)
+        try:
+            answer = await self._collect(host, since)
+            if answer.complete or answer.instances or answer.gone or answer.networks or wait <= 0:
+                return answer
+            try:
+                async with asyncio.timeout(wait):
+                    await changed.wait()
+            except TimeoutError:
+                return answer
+            return await self._collect(host, since)
+        finally:
+            stop()
+
+    async def _collect(self, host: str, since: int) -> Assignments:
+        if since == 0:
+            return await self._everything(host)
+        try:
+            changes = await self._store.changes(since)
+        except Conflict:
+            return await self._everything(host)
+        if not changes:
+            return Assignments(revision=since, complete=False)
+        revision = changes[-1].revision
+        touched: dict[str, Change] = {
+            c.id: c for c in changes if c.kind == "instance" and c.resource.status.host == host
+        }
+        wider = any(c.kind in ("network", "pool") for c in changes)
+        if not touched and not wider:
+            return Assignments(revision=revision, complete=False)
+
+        def look(tx: Transaction) -> Assignments:
+            answer = Assignments(revision=revision, complete=False)
+            for id in touched:
+                instance = tx.by_id(id)
+                if instance is None:
+                    answer.gone.append(id)
+                else:
+                    answer.instances.append(_assignment(tx, instance))
+            if wider:
+                answer.networks, answer.pools = tx.list("network"), tx.list("pool")
+            return answer
+
+        return await self._store.read(look)
+
+    async def _everything(self, host: str) -> Assignments:
+        # Read before the snapshot: a change between the two is told again, never missed.
+        revision = await self._store.revision()
+
+        def look(tx: Transaction) -> Assignments:
+            mine = [item for item in tx.list("instance") if item.status.host == host]
+            return Assignments(
+                revision=revision,
+                complete=True,
+                instances=[_assignment(tx, item) for item in mine],
+                networks=tx.list("network"),
+                pools=tx.list("pool"),
+                images=sorted({item.status.image_digest for item in mine}),
+            )
+
+        return await self._store.read(look)
+
+    async def report(self, host: str, reports: list[InstanceReport]) -> None:
+        def write(tx: Transaction) -> None:
+            for item in reports:
+                instance = tx.by_id(item.id)
+                if instance is None:
+                    continue
+                if instance.status.host != host:
+                    raise Forbidden(f"instance {item.id} is not on this host")
+                _take(tx, instance, item)
+
+        await self._store.write(write)
+
+
+def _assignment(tx: Transaction, instance: Instance) -> Assignment:
+    volume = tx.by_id(instance.status.volume or "")
+    port = tx.by_id(instance.status.port) if instance.status.port else None
+    network = tx.by_id(port.spec.network) if port is not None else None
+    if volume is None:
+        raise NotFound(f"instance {instance.name} has lost its volume")
+    return Assignment(
+        revision=max(part.revision for part in (instance, volume, port, network) if part is not None),
+        instance=instance,
+        volume=volume,
+        port=port,
+        network=network,
+    )
+
+
+def _take(tx: Transaction, instance: Instance, report: InstanceReport) -> None:
+    before = instance.status
+    instance.status = merged(before, report.status)
+    for type, message in report.events:
+        record(tx, instance, type, message)
+    if report.removed and instance.deleted_at is not None:
+        tx.update(instance)
+        record(tx, instance, "instance.removed", f"instance {instance.name} is removed")
+        for owned in (instance.status.port, instance.status.volume):
+            if owned and tx.by_id(owned) is not None:
+                tx.delete(owned)
+        tx.delete(instance.id)
+        return
+    if ended_for_good(instance) and instance.spec.remove_on_exit and instance.deleted_at is None:
+        instance.deleted_at = now()
+    tx.update(instance)
+
+
+def ended_for_good(instance: Instance) -> bool:
+    """Whether the run that was asked for last is over (restart policies do not go with ``remove_on_exit``)."""
+    status = instance.status
+    return status.phase is Phase.STOPPED and status.epoch >= instance.spec.epoch > 0
+
+
+def merged(kept: InstanceStatus, seen: InstanceStatus) -> InstanceStatus:
+    """*kept* with what only a host can see taken from *seen*, and its new decisions added."""
+    fields = {name: getattr(seen, name) for name in OBSERVED_FIELDS}
+    known = {(d.at, d.what) for d in kept.decisions}
+    fresh = [d for d in seen.decisions if (d.at, d.what) not in known]
+    return msgspec.structs.replace(kept, **fields, decisions=_bounded([*kept.decisions, *fresh]))
+
+
+def _bounded(decisions: Iterable[Decision], limit: int = 64) -> list[Decision]:
+    whole = list(decisions)
+    # The first ones tell how it was made, the last ones how it goes.
+    return whole if len(whole) <= limit else [*whole[: limit // 2], *whole[-limit // 2 :]]

@@ -1,0 +1,408 @@
+"""The verbs on instances: each writes intent in one transaction; the host makes it so, and whoever asked may wait for that."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+
+from lamella.control.admission import Taken, admit, check_spec
+from lamella.control.bulletin import Bulletin
+from lamella.control.events import record
+from lamella.control.naming import new_name
+from lamella.control.placement import Placement, place
+from lamella.model.errors import Conflict, DeadlineExceeded, Invalid, NotFound, Unsupported
+from lamella.model.ids import check_name
+from lamella.model.image import Image
+from lamella.model.instance import Decision, Instance, InstanceSpec, Phase, Power
+from lamella.model.network import Network
+from lamella.model.requests import InstanceCreate, Principal, ResourcePatch, ResourcePut
+from lamella.model.resource import Resource, now
+from lamella.store.store import Audit, Change, Store, Transaction
+
+PowerVerb = Literal["start", "stop", "restart", "pause", "resume"]
+
+# What cannot change after an instance was made, and what to do instead.
+FIXED = ("image", "isolation", "nics", "disk", "remove_on_exit", "stdin", "terminal")
+KEPT = ("epoch", "attach_epoch", "grace", "power")
+
+
+class Instances:
+    """Intent for instances. ``seed`` tells two layers on one machine apart (see ``addressing.free_id_range``)."""
+
+    def __init__(self, store: Store, bulletin: Bulletin, *, seed: str) -> None:
+        self._store = store
+        self._bulletin = bulletin
+        self._seed = seed
+
+    async def create(
+        self, who: Principal, project: str, body: InstanceCreate, *, wait: float, idempotency_key: str | None
+    ) -> Instance:
+        if body.name is not None:
+            check_name(body.name)
+        check_spec(body.spec)
+
+        def write(tx: Transaction) -> tuple[Instance, bool]:
+            space = f"idempotency:{project}"
+            if idempotency_key is not None:
+                before = tx.by_id(tx.claims(space).get(idempotency_key, ""))
+                if before is not None:
+                    return before, False
+            _need_project(tx, project)
+            # A retry of the transaction must start from what was asked, not from what the last try filled in.
+            spec = msgspec.convert(msgspec.to_builtins(body.spec), InstanceSpec)
+            placement = _placement(tx, spec)
+            network = _network(tx, project, spec)
+            admitted = admit(
+                name=body.name or _unused_name(tx, project),
+                project=project,
+                labels=body.labels,
+                spec=spec,
+                image=find_image(tx, project, spec.image),
+                placement=placement,
+                network=network,
+                taken=Taken(
+                    addresses=tx.claims(f"address:{network.id}") if network else {},
+                    id_ranges=tx.claims(f"ids:{placement.host.id}"),
+                ),
+                seed=self._seed,
+            )
+            instance = tx.insert(admitted.instance)
+            tx.insert(admitted.volume)
+            tx.claim(f"ids:{placement.host.id}", str(instance.status.id_base), instance.id)
+            if admitted.port is not None and network is not None:
+                tx.insert(admitted.port)
+                tx.claim(f"address:{network.id}", instance.status.address or "", admitted.port.id)
+                tx.claim(f"mac:{network.id}", admitted.port.spec.mac, admitted.port.id)
+                for item in admitted.port.spec.publish:
+                    if item.host_port:
+                        key = f"{item.host_address}:{item.host_port}/{item.protocol}"
+                        tx.claim(f"published:{placement.host.id}", key, admitted.port.id)
+            if idempotency_key is not None:
+                tx.claim(space, idempotency_key, instance.id)
+            record(tx, instance, "instance.created", f"{who.name} created {instance.name} from {spec.image}")
+            tx.audit(Audit(principal=who.name, verb="create", subject=f"instance/{project}/{instance.name}"))
+            return instance, True
+
+        instance, _ = await self._store.write(write)
+        return await self._after(instance, wait)
+
+    async def put(
+        self, who: Principal, project: str, name: str, body: ResourcePut, *, expected: int | None, wait: float
+    ) -> Instance:
+        try:
+            await self._store.get("instance", project, name)
+        except NotFound:
+            if expected is not None:
+                raise
+            create = InstanceCreate(name=name, labels=body.labels, spec=body.spec)
+            return await self.create(who, project, create, wait=wait, idempotency_key=None)
+
+        def change(instance: Instance) -> None:
+            wanted = msgspec.structs.replace(body.spec, **{field: getattr(instance.spec, field) for field in KEPT})
+            self._replace_spec(instance, wanted)
+            instance.labels = dict(body.labels)
+
+        return await self._change(who, project, name, "put", change, expected=expected, wait=wait)
+
+    async def patch(
+        self, who: Principal, project: str, name: str, body: ResourcePatch, *, expected: int | None, wait: float
+    ) -> Instance:
+        def change(instance: Instance) -> None:
+            if not isinstance(body.labels, msgspec.UnsetType):
+                merge_labels(instance.labels, body.labels)
+            if not isinstance(body.spec, msgspec.UnsetType):
+                kept = sorted(set(body.spec) & set(KEPT))
+                if kept:
+                    raise Invalid(
+                        f"spec.{kept[0]} is not set by hand",
+                        hint="use start, stop, restart, pause or resume",
+                        field="spec",
+                    )
+                merged = merge_patch(msgspec.to_builtins(instance.spec), body.spec)
+                try:
+                    wanted = msgspec.convert(merged, InstanceSpec)
+                except msgspec.ValidationError as error:
+                    raise Invalid(f"the patched spec is not one: {error}", field="spec") from None
+                self._replace_spec(instance, wanted)
+
+        return await self._change(who, project, name, "patch", change, expected=expected, wait=wait)
+
+    def _replace_spec(self, instance: Instance, wanted: InstanceSpec) -> None:
+        for field in FIXED:
+            if getattr(wanted, field) != getattr(instance.spec, field):
+                raise Unsupported(
+                    f"spec.{field} of an instance cannot be changed",
+                    hint="remove it and run it anew",
+                    field=f"spec.{field}",
+                )
+        check_spec(wanted)
+        self._refuse_growth(instance, wanted)
+        for field in ("cpu", "memory", "pids"):
+            before, after = getattr(instance.spec, field), getattr(wanted, field)
+            if before != after:
+                instance.status.decisions.append(
+                    Decision(at=now(), what=f"limit {field}", chosen=str(after), because=f"set by hand; was {before}")
+                )
+        instance.spec = wanted
+
+    def _refuse_growth(self, instance: Instance, wanted: InstanceSpec) -> None:
+        """A microVM cannot be made larger than it booted; said now, before anything is written."""
+        if instance.status.phase not in (Phase.RUNNING, Phase.PAUSED):
+            return
+        for field, launched in (("memory", instance.status.launched_memory), ("cpu", instance.status.launched_cpu)):
+            asked = getattr(wanted, field)
+            if launched is not None and asked != getattr(instance.spec, field) and (asked or 0) > launched:
+                raise Unsupported(
+                    f"{instance.name} booted with {field} {launched}, and a {instance.spec.isolation} cannot grow beyond that"
+                    " while it runs",
+                    hint=f"lamella stop {instance.name}, set it, and start it again: a restart is needed",
+                    field=f"spec.{field}",
+                )
+
+    async def power(
+        self, who: Principal, project: str, name: str, verb: PowerVerb, *, timeout: float | None, wait: float
+    ) -> Instance:
+        def change(instance: Instance) -> None:
+            apply_power(instance, verb)
+            instance.spec.grace = timeout
+
+        return await self._change(who, project, name, verb, change, expected=None, wait=wait)
+
+    async def begin_attached(self, who: Principal, project: str, name: str) -> Instance:
+        """Ask for a run that waits until somebody is attached."""
+
+        def change(instance: Instance) -> None:
+            if instance.spec.power is Power.RUNNING and instance.spec.attach_epoch == instance.spec.epoch:
+                return
+            apply_power(instance, "start")
+            instance.spec.attach_epoch = instance.spec.epoch
+
+        return await self._change(who, project, name, "start", change, expected=None, wait=0)
+
+    async def delete(
+        self, who: Principal, project: str, name: str, *, force: bool, expected: int | None, wait: float
+    ) -> None:
+        def change(instance: Instance) -> None:
+            busy = instance.status.phase in (Phase.RUNNING, Phase.PAUSED, Phase.STARTING, Phase.STOPPING)
+            if busy and not force and instance.deleted_at is None:
+                raise Conflict(
+                    f"{instance.name} is {instance.status.phase}",
+                    hint=f"stop it first, or: lamella rm --force {instance.name}",
+                )
+            if instance.deleted_at is None:
+                instance.deleted_at = now()
+
+        instance = await self._change(who, project, name, "delete", change, expected=expected, wait=0)
+        if wait > 0:
+            await self.wait_for(instance, "removed", timeout=wait)
+
+    async def _change(
+        self,
+        who: Principal,
+        project: str,
+        name: str,
+        verb: str,
+        change: Callable[[Instance], None],
+        *,
+        expected: int | None,
+        wait: float,
+    ) -> Instance:
+        def write(tx: Transaction) -> Instance:
+            instance = find_instance(tx, project, name)
+            if instance.deleted_at is not None and verb != "delete":
+                raise Conflict(f"{instance.name} is being removed")
+            change(instance)
+            tx.audit(Audit(principal=who.name, verb=verb, subject=f"instance/{project}/{instance.name}"))
+            return tx.update(instance, expected=expected)
+
+        return await self._after(await self._store.write(write), wait)
+
+    async def _after(self, instance: Instance, wait: float) -> Instance:
+        return await self.wait_for(instance, "settled", timeout=wait) if wait > 0 else instance
+
+    async def wait_for(self, instance: Instance, condition: str, *, timeout: float) -> Instance:
+        """The instance when *condition* holds: ``settled`` (the host has done what was asked), ``running``, ``stopped``, ``removed``.
+
+        :raise DeadlineExceeded: when it did not within *timeout* seconds.
+        :raise Invalid: when there is no such condition.
+        """
+        if condition not in CONDITIONS:
+            raise Invalid(f"{condition!r} cannot be waited for", hint=f"one of: {', '.join(CONDITIONS)}", field="for")
+        holds = CONDITIONS[condition]
+        latest = instance
+
+        async def first() -> bool:
+            nonlocal latest
+            try:
+                latest = await self._store.by_id(instance.id)
+            except NotFound:
+                return True
+            return holds(latest)
+
+        def check(change: Change) -> bool:
+            nonlocal latest
+            latest = change.resource
+            return change.action == "deleted" or holds(latest)
+
+        try:
+            await self._bulletin.until(instance.id, first, check, timeout=timeout)
+        except DeadlineExceeded as error:
+            raise DeadlineExceeded(
+                f"{instance.name} was not {condition} within {timeout:g} s: it is {latest.status.phase}",
+                hint=f"lamella explain {instance.name}",
+            ) from error
+        return latest
+
+
+def settled(instance: Instance) -> bool:
+    """Whether the host has seen the newest intent and come to rest with it."""
+    status, spec = instance.status, instance.spec
+    if status.observed_generation < instance.generation or instance.deleted_at is not None:
+        return False
+    if status.phase is Phase.FAILED:
+        return True
+    if spec.power is Power.STOPPED:
+        return status.phase is Phase.STOPPED
+    if status.epoch < spec.epoch:
+        return False
+    if spec.power is Power.PAUSED:
+        return status.phase in (Phase.PAUSED, Phase.STOPPED)
+    return status.phase in (Phase.RUNNING, Phase.STOPPED)
+
+
+def _stopped(instance: Instance) -> bool:
+    status = instance.status
+    over = status.phase is Phase.STOPPED and status.epoch >= instance.spec.epoch
+    return over or status.phase is Phase.FAILED
+
+
+CONDITIONS: dict[str, Callable[[Instance], bool]] = {
+    "settled": settled,
+    "running": lambda instance: instance.status.phase in (Phase.RUNNING, Phase.FAILED),
+    "stopped": _stopped,
+    "removed": lambda instance: False,
+}
+
+
+def apply_power(instance: Instance, verb: PowerVerb) -> None:
+    """Change the intent of *instance* as *verb* says; what is so already stays as it is.
+
+    :raise Conflict: when the verb makes no sense in the state that it is in.
+    """
+    spec, phase = instance.spec, instance.status.phase
+    if verb == "start":
+        resting = phase in (Phase.STOPPED, Phase.FAILED) and instance.status.epoch >= spec.epoch
+        if spec.power is Power.STOPPED or resting:
+            spec.epoch += 1
+        spec.power = Power.RUNNING
+    elif verb == "stop":
+        spec.power = Power.STOPPED
+    elif verb == "restart":
+        spec.epoch += 1
+        spec.power = Power.RUNNING
+    elif verb == "pause":
+        if phase not in (Phase.RUNNING, Phase.PAUSED, Phase.STARTING):
+            raise Conflict(f"{instance.name} is {phase}; only a running instance can be paused", hint="start it first")
+        spec.power = Power.PAUSED
+    else:
+        if spec.power is not Power.PAUSED:
+            raise Conflict(f"{instance.name} is not paused", hint="`lamella start` starts a stopped one")
+        spec.power = Power.RUNNING
+
+
+def find_instance(tx: Transaction, project: str, name: str) -> Instance:
+    """By name or id.
+
+    :raise NotFound: with the way to see what there is.
+    """
+    return _find(tx, "instance", project, name)
+
+
+def _find(tx: Transaction, kind: str, project: str, name: str) -> Any:
+    found = tx.get(kind, project, name)
+    if found is None:
+        by_id = tx.by_id(name)
+        found = by_id if by_id is not None and by_id.kind == kind and by_id.project == project else None
+    if found is None:
+        raise NotFound(f"no {kind} is called {name!r} in project {project}", hint="lamella ps -a lists the instances")
+    return found
+
+
+def find_image(tx: Transaction, project: str, reference: str) -> Image:
+    """The image called so in *project*, else in ``default``; also by id or digest.
+
+    :raise NotFound: with the command that would make it.
+    """
+    for where in dict.fromkeys((project, "default")):
+        found = tx.get("image", where, reference)
+        if found is not None and found.status.digest:
+            return found
+    if reference.startswith(("img_", "sha256:")):
+        for image in tx.list("image"):
+            if reference in (image.id, image.status.digest) and image.project in (project, "default"):
+                return image
+    raise NotFound(f"there is no image {reference!r} here", hint=how_to_get(reference), field="spec.image")
+
+
+def how_to_get(reference: str) -> str:
+    """The command that would bring an image of this name."""
+    if reference.startswith("debian:"):
+        return f"build it: lamella image build {reference}"
+    if reference.startswith("docker://"):
+        return f"pull it: lamella image pull {reference}"
+    if "/" in reference:
+        return f"pull it: lamella image pull docker://{reference}"
+    return f"bring it in: lamella image pull docker://HOST/{reference}, or lamella image import FILE --name {reference}"
+
+
+def _need_project(tx: Transaction, project: str) -> None:
+    if tx.get("project", "default", project) is None:
+        raise NotFound(f"there is no project {project!r}", hint="lamella project ls lists them", field="project")
+
+
+def _placement(tx: Transaction, spec: InstanceSpec) -> Placement:
+    load: dict[str, int] = {}
+    hosts: list[Resource[Any, Any]] = tx.list("host")
+    if len(hosts) > 1:
+        for instance in tx.list("instance"):
+            load[instance.status.host] = load.get(instance.status.host, 0) + 1
+    return place(spec, hosts, load)
+
+
+def _network(tx: Transaction, project: str, spec: InstanceSpec) -> Network | None:
+    if not spec.nics:
+        return None
+    name = spec.nics[0].network
+    found = tx.get("network", project, name) or tx.get("network", "default", name)
+    if found is None:
+        raise NotFound(f"there is no network {name!r}", hint="lamella network ls lists them", field="spec.nics.network")
+    return found
+
+
+def _unused_name(tx: Transaction, project: str) -> str:
+    while True:
+        name = new_name()
+        if tx.get("instance", project, name) is None:
+            return name
+
+
+def merge_labels(labels: dict[str, str], patch: dict[str, str | None]) -> None:
+    """RFC 7396 over labels, in place."""
+    for key, value in patch.items():
+        if value is None:
+            labels.pop(key, None)
+        else:
+            labels[key] = value
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """*target* with *patch* merged in: RFC 7396, section 2."""
+    if not isinstance(patch, dict):
+        return patch
+    result: dict[str, Any] = dict(target) if isinstance(target, dict) else {}  # pyright: ignore[reportUnknownArgumentType]
+    for key, value in patch.items():  # pyright: ignore[reportUnknownVariableType]
+        if value is None:
+            result.pop(key, None)  # pyright: ignore[reportUnknownArgumentType]
+        else:
+            result[key] = merge_patch(result.get(key), value)  # pyright: ignore[reportUnknownArgumentType]
+    return result

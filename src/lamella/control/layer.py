@@ -1,0 +1,302 @@
+"""The layer as its doors see it: every verb that the API has, each a few lines that hand on to the part that knows."""
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+from typing import Any
+
+import lamella
+from lamella.control.bulletin import Bulletin
+from lamella.control.contract import contract_of
+from lamella.control.defaults import ensure_defaults
+from lamella.control.desk import Desk
+from lamella.control.doctor import diagnose
+from lamella.control.images import Images
+from lamella.control.instances import Instances, PowerVerb, merge_labels
+from lamella.model.assignment import HostAgent
+from lamella.model.contract import Contract
+from lamella.model.errors import Conflict, NotFound, Unavailable, Unsupported
+from lamella.model.files import FileInfo
+from lamella.model.instance import Instance, Phase
+from lamella.model.kinds import AnyResource
+from lamella.model.operation import Operation
+from lamella.model.requests import (
+    About,
+    Diagnosis,
+    Explanation,
+    Freed,
+    ImageCreate,
+    InstanceCreate,
+    Items,
+    Principal,
+    ResourcePatch,
+    ResourcePut,
+)
+from lamella.model.resource import now
+from lamella.model.signals import signal_number
+from lamella.model.stream import ExecSpec, ProcessStream
+from lamella.model.usage import LogEntry, Usage
+from lamella.store.store import Audit, Change, Store, Transaction
+
+SIGKILL = 9
+
+
+class Layer:
+    """Control of one layer over its store. Hosts are reached through :class:`HostAgent` objects, given by ``connect_host``."""
+
+    def __init__(self, store: Store, *, role: str, seed: str) -> None:
+        self.store = store
+        self.role = role
+        self.bulletin = Bulletin(store)
+        self.desk = Desk(store, self.bulletin)
+        self.instances = Instances(store, self.bulletin, seed=seed)
+        self.images = Images(store, self.bulletin)
+        self._agents: dict[str, HostAgent] = {}
+
+    async def open(self) -> None:
+        """Make what every layer has (project, pool and network ``default``), and begin to listen."""
+        await ensure_defaults(self.store)
+        await self.bulletin.open()
+        await self.images.open()
+
+    async def close(self) -> None:
+        await self.images.close()
+        await self.bulletin.close()
+
+    def connect_host(self, host_id: str, agent: HostAgent) -> None:
+        """From now on *agent* answers for the host *host_id*."""
+        self._agents[host_id] = agent
+
+    def _agent(self, instance: Instance) -> HostAgent:
+        agent = self._agents.get(instance.status.host or "")
+        if agent is None:
+            raise Unavailable(
+                f"the host of {instance.name} is not connected", hint="lamella host ls tells which hosts are"
+            )
+        return agent
+
+    def _any_agent(self) -> HostAgent:
+        if not self._agents:
+            raise Unavailable("no host is connected", hint="start lamellad --role host, or --role all")
+        return next(iter(self._agents.values()))
+
+    # --- reading
+
+    async def about(self, who: Principal) -> About:
+        return About(version=lamella.__version__, role=self.role, revision=await self.store.revision(), you=who.name)
+
+    async def get(self, who: Principal, project: str, kind: str, name: str) -> AnyResource:
+        return await self.store.get(kind, project, name)
+
+    async def list(
+        self, who: Principal, project: str, kind: str, *, labels: dict[str, str], cursor: str, limit: int
+    ) -> Items:
+        page = await self.store.list(kind, project=project, labels=labels or None, cursor=cursor, limit=limit)
+        return Items(items=page.items, cursor=page.cursor, revision=page.revision)
+
+    async def watch(self, who: Principal, project: str, kind: str | None, since: int) -> AsyncIterator[Change]:
+        async for change in self.store.watch(since):
+            if change.project == project and (kind is None or change.kind == kind):
+                yield change
+
+    # --- instances: intent
+
+    async def create_instance(
+        self, who: Principal, project: str, body: InstanceCreate, *, wait: float, idempotency_key: str | None
+    ) -> Instance:
+        return await self.instances.create(who, project, body, wait=wait, idempotency_key=idempotency_key)
+
+    async def put_instance(
+        self, who: Principal, project: str, name: str, body: ResourcePut, *, expected: int | None, wait: float
+    ) -> Instance:
+        return await self.instances.put(who, project, name, body, expected=expected, wait=wait)
+
+    async def patch(
+        self,
+        who: Principal,
+        project: str,
+        kind: str,
+        name: str,
+        body: ResourcePatch,
+        *,
+        expected: int | None,
+        wait: float,
+    ) -> AnyResource:
+        if kind == "instance":
+            return await self.instances.patch(who, project, name, body, expected=expected, wait=wait)
+        if isinstance(body.spec, dict):
+            raise Unsupported(f"the spec of a {kind} cannot be changed", hint="labels can", field="spec")
+
+        def write(tx: Transaction) -> AnyResource:
+            found = tx.get(kind, project, name) or tx.by_id(name)
+            if found is None or found.kind != kind or found.project != project:
+                raise NotFound(f"no {kind} is called {name!r} in project {project}")
+            if isinstance(body.labels, dict):
+                merge_labels(found.labels, body.labels)
+            tx.audit(Audit(principal=who.name, verb="patch", subject=f"{kind}/{project}/{name}"))
+            return tx.update(found, expected=expected)
+
+        return await self.store.write(write)
+
+    async def delete(
+        self, who: Principal, project: str, kind: str, name: str, *, force: bool, expected: int | None, wait: float
+    ) -> None:
+        if kind == "instance":
+            await self.instances.delete(who, project, name, force=force, expected=expected, wait=wait)
+        elif kind == "image":
+            await self.images.delete(who, project, name, force=force, expected=expected)
+        elif kind in ("operation", "event"):
+            await self._forget(who, project, kind, name)
+        else:
+            raise Unsupported(f"a {kind} cannot be removed by hand", hint="it goes with whatever owns it")
+
+    async def _forget(self, who: Principal, project: str, kind: str, name: str) -> None:
+        def write(tx: Transaction) -> None:
+            found = tx.get(kind, project, name) or tx.by_id(name)
+            if found is None or found.kind != kind or found.project != project:
+                raise NotFound(f"no {kind} is called {name!r} in project {project}")
+            if kind == "operation" and found.status.phase == "running":
+                raise Conflict(f"operation {name} is still running", hint="wait until it has ended")
+            tx.audit(Audit(principal=who.name, verb="delete", subject=f"{kind}/{project}/{name}"))
+            tx.delete(found.id)
+
+        await self.store.write(write)
+
+    async def power(
+        self, who: Principal, project: str, name: str, verb: PowerVerb, *, timeout: float | None, wait: float
+    ) -> Instance:
+        return await self.instances.power(who, project, name, verb, timeout=timeout, wait=wait)
+
+    async def kill(self, who: Principal, project: str, name: str, signal: str) -> Instance:
+        number = signal_number(signal)
+        instance = await self._running(project, name)
+        if number == SIGKILL:
+            # Intent, so that no restart policy undoes what was killed by hand.
+            return await self.instances.power(who, project, name, "stop", timeout=0, wait=30)
+        await self._agent(instance).kill(instance.id, number)
+        await self.store.write(
+            lambda tx: tx.audit(Audit(principal=who.name, verb=f"kill {number}", subject=f"instance/{project}/{name}"))
+        )
+        return await self.store.by_id(instance.id)
+
+    async def wait_for(self, who: Principal, project: str, name: str, condition: str, timeout: float) -> Instance:
+        instance = await self.store.get("instance", project, name)
+        return await self.instances.wait_for(instance, condition, timeout=timeout)
+
+    # --- instances: through their host
+
+    async def _running(self, project: str, name: str) -> Instance:
+        instance: Instance = await self.store.get("instance", project, name)
+        if instance.status.phase in (Phase.PENDING, Phase.STARTING) and instance.deleted_at is None:
+            # Somebody who asks right after `run -d` waits a moment rather than being refused.
+            instance = await self.instances.wait_for(instance, "settled", timeout=30)
+        if instance.status.phase is Phase.PAUSED:
+            raise Conflict(f"{instance.name} is paused", hint=f"lamella resume {instance.name}")
+        if instance.status.phase is not Phase.RUNNING:
+            raise Conflict(
+                f"{instance.name} is {instance.status.phase}, not running", hint=f"lamella start {instance.name}"
+            )
+        return instance
+
+    async def exec(self, who: Principal, project: str, name: str, spec: ExecSpec) -> ProcessStream:
+        instance = await self._running(project, name)
+        return await self._agent(instance).exec(instance.id, spec)
+
+    async def attach(self, who: Principal, project: str, name: str, *, start: bool) -> ProcessStream:
+        if start:
+            instance = await self.instances.begin_attached(who, project, name)
+        else:
+            instance = await self._running(project, name)
+        return await self._agent(instance).attach(instance.id, start=start)
+
+    async def logs(
+        self, who: Principal, project: str, name: str, *, follow: bool, tail: int | None, since: datetime | None
+    ) -> AsyncIterator[LogEntry]:
+        instance: Instance = await self.store.get("instance", project, name)
+        async for entry in self._agent(instance).logs(instance.id, follow=follow, tail=tail, since=since):
+            yield entry
+
+    async def stat(self, who: Principal, project: str, name: str, path: str) -> FileInfo:
+        instance = await self._running(project, name)
+        return await self._agent(instance).stat(instance.id, path)
+
+    async def list_directory(self, who: Principal, project: str, name: str, path: str) -> Sequence[FileInfo]:
+        instance = await self._running(project, name)
+        return await self._agent(instance).list_directory(instance.id, path)
+
+    async def read_file(self, who: Principal, project: str, name: str, path: str) -> AsyncIterator[bytes]:
+        instance = await self._running(project, name)
+        async for piece in self._agent(instance).read_file(instance.id, path):
+            yield piece
+
+    async def write_file(
+        self,
+        who: Principal,
+        project: str,
+        name: str,
+        path: str,
+        data: AsyncIterator[bytes],
+        *,
+        mode: int,
+        uid: int,
+        gid: int,
+    ) -> None:
+        instance = await self._running(project, name)
+        await self._agent(instance).write_file(instance.id, path, data, mode=mode, uid=uid, gid=gid)
+
+    async def make_directory(
+        self, who: Principal, project: str, name: str, path: str, *, mode: int, uid: int, gid: int
+    ) -> None:
+        instance = await self._running(project, name)
+        await self._agent(instance).make_directory(instance.id, path, mode=mode, uid=uid, gid=gid)
+
+    async def usage(self, who: Principal, project: str) -> dict[str, Usage]:
+        page = await self.store.list("instance", project=project, limit=10_000)
+        running: dict[str, Any] = {}
+        for instance in page.items:
+            if instance.status.phase in (Phase.RUNNING, Phase.PAUSED):
+                running.setdefault(instance.status.host or "", []).append(instance)
+        found: dict[str, Usage] = {}
+        for host, instances in running.items():
+            if host in self._agents:
+                seen = await self._agents[host].usage([instance.id for instance in instances])
+                found |= {instance.name: seen[instance.id] for instance in instances if instance.id in seen}
+        return found
+
+    async def contract(self, who: Principal, project: str, name: str) -> Contract:
+        instance: Instance = await self.store.get("instance", project, name)
+        mechanisms = []
+        if instance.status.phase in (Phase.RUNNING, Phase.PAUSED):
+            mechanisms = await self._agent(instance).mechanisms(instance.id)
+        return contract_of(instance, mechanisms)
+
+    async def explain(self, who: Principal, project: str, name: str) -> Explanation:
+        instance: Instance = await self.store.get("instance", project, name)
+        next_steps = [f"{c.reason}: {c.message}" for c in instance.status.conditions if not c.status]
+        return Explanation(instance=instance.name, decisions=instance.status.decisions, next_steps=next_steps)
+
+    # --- images and the house
+
+    async def create_image(self, who: Principal, project: str, body: ImageCreate, *, wait: float) -> Operation:
+        return await self.images.create(who, project, body, self._any_agent(), wait=wait)
+
+    async def collect_images(self, who: Principal) -> Freed:
+        return Freed(bytes=await self.images.collect(who, self._any_agent()))
+
+    async def doctor(self, who: Principal) -> Diagnosis:
+        for id, agent in self._agents.items():
+            facts = await agent.facts()
+            host = await self.store.by_id(id)
+            await self.desk.register(host.name, facts, host.spec.address)
+
+        def look(tx: Transaction) -> Diagnosis:
+            return Diagnosis(
+                findings=diagnose(
+                    hosts=tx.list("host"),
+                    pools=tx.list("pool"),
+                    images=tx.list("image"),
+                    instances=tx.list("instance"),
+                    at=now(),
+                )
+            )
+
+        return await self.store.read(look)

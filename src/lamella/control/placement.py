@@ -1,0 +1,48 @@
+"""Which host gets an instance. Pure."""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from lamella.model.errors import NoRoom, Unsupported
+from lamella.model.host import Host
+from lamella.model.instance import InstanceSpec
+
+
+class Placement(msgspec.Struct, kw_only=True, frozen=True):
+    """The chosen host and the reason, for ``explain``."""
+
+    host: Host
+    because: str
+
+
+def place(spec: InstanceSpec, hosts: Sequence[Host], load: Mapping[str, int]) -> Placement:
+    """The ready host that can do this isolation level and has the fewest instances (*load*, by host id).
+
+    :raise NoRoom: when no host is ready.
+    :raise Unsupported: when no host can do the level; the sentence carries each host's own reason.
+    """
+    ready = [host for host in hosts if host.status.phase == "ready" and host.deleted_at is None]
+    if not ready:
+        raise NoRoom("no host is ready", hint="look at `lamella host ls`; a host that was just started needs a moment")
+    wanted = f"compute.{spec.isolation}"
+    able: list[Host] = []
+    reasons: list[str] = []
+    for host in ready:
+        capability = next((c for c in host.status.capabilities if c.name == wanted), None)
+        if capability is not None and capability.available:
+            able.append(host)
+        else:
+            reasons.append(f"{host.name}: {capability.reason if capability else 'no driver for it'}")
+    if not able:
+        raise Unsupported(
+            f"no host can run isolation {spec.isolation} ({'; '.join(reasons)})",
+            hint="`lamella doctor` tells what each host can do",
+            field="spec.isolation",
+        )
+    chosen = min(able, key=lambda host: (load.get(host.id, 0), host.id))
+    if len(able) == 1:
+        because = f"it is the only ready host that runs {spec.isolation}"
+    else:
+        because = f"of {len(able)} able hosts it has the fewest instances ({load.get(chosen.id, 0)})"
+    return Placement(host=chosen, because=because)
