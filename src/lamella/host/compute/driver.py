@@ -5,10 +5,10 @@ idempotent, safe to run again after a crash at any line, and says by its errors 
 Drivers are found by the entry-point group ``lamella.compute``; the name is the isolation level.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -199,6 +199,20 @@ class ComputeDriver(Protocol):
     async def remove(self, id: str) -> None:
         """Kill what runs and remove all that this driver made for *id*: processes, mounts, groups, files. The disk is not its own."""
         ...
+
+
+@runtime_checkable
+class JoinsNamespace(Protocol):
+    """A driver whose instances have a network namespace: the port is put into it between ``create`` and ``start``."""
+
+    async def netns(self, id: str) -> Path: ...
+
+
+@runtime_checkable
+class TakesTap(Protocol):
+    """A driver whose instances have a virtual NIC: it asks for a TAP's descriptor (its own from then on) by port id."""
+
+    def use_taps(self, open_tap: Callable[[str], Awaitable[int]]) -> None: ...
 
 
 Changed = Callable[[str], None]

@@ -1,0 +1,328 @@
+"""The agent of one host: takes what control assigns to it, adopts what runs, and answers for its instances.
+
+It composes the wings and holds one :class:`Worker` an instance. Only here and below is the machine touched.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from datetime import datetime
+
+from lamella.host.compute.driver import ComputeDriver, Home, TakesTap
+from lamella.host.facts import read_facts
+from lamella.host.images.library import Credentials, ImageLibrary, Progress
+from lamella.host.journal import Journal
+from lamella.host.machine import desired_network, desired_port
+from lamella.host.network.driver import NetworkDriver
+from lamella.host.reporter import Reporter
+from lamella.host.storage.driver import StorageDriver
+from lamella.host.worker import Worker
+from lamella.model.assignment import Assignment, Assignments, ControlDesk, ImageProgress, ImageRequest
+from lamella.model.contract import Mechanism
+from lamella.model.errors import Invalid, LamellaError, NotFound, Unavailable, Unsupported
+from lamella.model.files import FileInfo
+from lamella.model.host import Capability, HostStatus
+from lamella.model.image import ImageStatus
+from lamella.model.stream import ExecSpec, ProcessStream
+from lamella.model.usage import LogEntry, Usage
+
+log = logging.getLogger("lamella.host.agent")
+
+POLL = 25.0
+TICK = 60.0
+ADOPTION = 30.0
+
+
+class Agent:
+    """:class:`HostAgent` over real wings."""
+
+    def __init__(
+        self,
+        home: Home,
+        name: str,
+        *,
+        drivers: Mapping[str, Callable[[Callable[[str], None]], ComputeDriver]],
+        network: NetworkDriver,
+        pools: Mapping[str, StorageDriver],
+        library: ImageLibrary,
+        address: str = "",
+    ) -> None:
+        self.home = home
+        self.name = name
+        self.network = network
+        self.library = library
+        self._address = address
+        self._drivers = {level: make(self._changed) for level, make in drivers.items()}
+        self._pools = dict(pools)
+        self._workers: dict[str, Worker] = {}
+        self._capabilities: list[Capability] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._synced = asyncio.Condition()
+        self._revision = 0
+        self._desk: ControlDesk | None = None
+        self._reporter: Reporter | None = None
+        self._journal = Journal(home.run / "journal")
+        self.host_id = ""
+
+    # --- wings, as workers use them
+
+    def pool(self, name: str) -> StorageDriver:
+        if name not in self._pools:
+            raise Unavailable(f"pool {name} is not on host {self.name}")
+        return self._pools[name]
+
+    def driver(self, isolation: str) -> ComputeDriver:
+        if isolation not in self._drivers:
+            raise Unsupported(f"host {self.name} has no driver for isolation {isolation}")
+        return self._drivers[isolation]
+
+    # --- life
+
+    async def open(self, desk: ControlDesk) -> str:
+        """Look at the machine, register, adopt, and begin to act. Returns the host's id."""
+        self._desk = desk
+        for pool in self._pools.values():
+            await pool.open()
+        await self.library.open()
+        self._capabilities = list(await self.network.open())
+        for driver in self._drivers.values():
+            if isinstance(driver, TakesTap):
+                driver.use_taps(self._open_tap)
+        opened = await asyncio.gather(*(driver.open() for driver in self._drivers.values()))
+        self._capabilities += [capability for found in opened for capability in found]
+        self.host_id = await desk.register(self.name, await self.facts(), self._address)
+        self._reporter = Reporter(desk, self.host_id)
+        self._reporter.open()
+        await self._sync(await desk.assignments(self.host_id, 0, 0))
+        self._tasks = [
+            asyncio.create_task(self._follow(), name="assignments"),
+            asyncio.create_task(self._tick(), name="tick"),
+        ]
+        return self.host_id
+
+    async def close(self) -> None:
+        """Let go; everything that runs goes on."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        await asyncio.gather(*(worker.close() for worker in self._workers.values()))
+        if self._reporter is not None:
+            await self._reporter.close()
+        for driver in self._drivers.values():
+            await driver.close()
+        await self.network.close()
+
+    async def _follow(self) -> None:
+        desk = self._desk
+        assert desk is not None
+        while True:
+            try:
+                await self._sync(await desk.assignments(self.host_id, self._revision, POLL))
+            except LamellaError as error:
+                log.warning("control does not answer: %s", error)
+                await asyncio.sleep(1.0)
+            except Exception:
+                log.exception("assignments")
+                await asyncio.sleep(1.0)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            for worker in tuple(self._workers.values()):
+                if not worker.resting_after_failure:
+                    worker.wake()
+
+    async def _sync(self, news: Assignments) -> None:
+        assert self._reporter is not None
+        for assignment in news.instances:
+            self._assign(assignment, self._reporter)
+        for id in news.gone:
+            worker = self._workers.pop(id, None)
+            if worker is not None:
+                await worker.close()
+        if news.complete:
+            await self._remove_strays({a.instance.id for a in news.instances}, news)
+        self._revision = news.revision
+        async with self._synced:
+            self._synced.notify_all()
+
+    def _assign(self, assignment: Assignment, reporter: Reporter) -> None:
+        id = assignment.instance.id
+        worker = self._workers.get(id)
+        if worker is not None:
+            worker.assign(assignment)
+            return
+        try:
+            self._workers[id] = Worker(assignment, self, reporter, self._journal, self._forget)
+        except LamellaError as error:
+            log.error("instance %s: %s", id, error)
+
+    def _forget(self, id: str) -> None:
+        self._workers.pop(id, None)
+
+    async def _remove_strays(self, mine: set[str], news: Assignments) -> None:
+        """What bears our mark and belongs to nothing is removed. Volumes are not: losing one is worse than keeping one."""
+        for network in news.networks:
+            try:
+                await self.network.ensure_network(desired_network(network))
+            except LamellaError as error:
+                log.error("network %s: %s", network.name, error)
+        for driver in self._drivers.values():
+            for id in await driver.inventory() - mine:
+                log.warning("removing %s, which belongs to nothing", id)
+                with suppress(LamellaError):
+                    await driver.remove(id)
+        ports = {a.port.id for a in news.instances if a.port is not None}
+        for id in await self.network.inventory() - ports:
+            with suppress(LamellaError):
+                await self.network.detach(id)
+
+    def _changed(self, id: str) -> None:
+        worker = self._workers.get(id)
+        if worker is not None:
+            worker.wake()
+
+    async def _open_tap(self, port_id: str) -> int:
+        for worker in self._workers.values():
+            port = worker.asked.port
+            if port is not None and port.id == port_id:
+                _, descriptor = await self.network.attach_tap(desired_port(port))
+                return descriptor
+        raise NotFound(f"no instance here has the port {port_id}")
+
+    # --- HostAgent
+
+    async def wake(self, revision: int) -> None:
+        """The long poll at the desk hears of commits by itself; nothing to do in one process."""
+
+    async def _worker(self, id: str) -> Worker:
+        """The worker of an instance, when it has been adopted.
+
+        :raise NotFound: when control never assigned it here.
+        """
+        try:
+            async with asyncio.timeout(ADOPTION):
+                async with self._synced:
+                    # A request may overtake the assignment that it is about, by a moment.
+                    if id not in self._workers:
+                        with suppress(TimeoutError):
+                            async with asyncio.timeout(3):
+                                await self._synced.wait_for(lambda: id in self._workers)
+                worker = self._workers.get(id)
+                if worker is None:
+                    raise NotFound(f"host {self.name} has no instance {id}")
+                await worker.adopted.wait()
+                return worker
+        except TimeoutError:
+            raise Unavailable(f"instance {id} is still being adopted", hint="ask again in a moment") from None
+
+    async def exec(self, id: str, spec: ExecSpec) -> ProcessStream:
+        return await (await self._worker(id)).driver.exec(id, spec)
+
+    async def attach(self, id: str, *, start: bool) -> ProcessStream:
+        worker = await self._worker(id)
+        if start:
+            await self._reach(worker)
+        return await worker.attach(start=start)
+
+    async def _reach(self, worker: Worker) -> None:
+        """Wait until the worker knows of the start that the caller has just asked for."""
+        async with self._synced:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(3):
+                    await self._synced.wait_for(lambda: worker.waits_for_attach)
+
+    async def kill(self, id: str, signal: int) -> None:
+        await (await self._worker(id)).driver.kill(id, signal)
+
+    async def logs(self, id: str, *, follow: bool, tail: int | None, since: datetime | None) -> AsyncIterator[LogEntry]:
+        worker = await self._worker(id)
+        async for entry in worker.driver.logs(id, follow=follow, tail=tail, since=since):
+            yield entry
+
+    async def stat(self, id: str, path: str) -> FileInfo:
+        return await (await self._worker(id)).driver.stat(id, path)
+
+    async def list_directory(self, id: str, path: str) -> list[FileInfo]:
+        return await (await self._worker(id)).driver.list_directory(id, path)
+
+    async def read_file(self, id: str, path: str) -> AsyncIterator[bytes]:
+        worker = await self._worker(id)
+        async for piece in worker.driver.read_file(id, path):
+            yield piece
+
+    async def write_file(
+        self, id: str, path: str, data: AsyncIterator[bytes], *, mode: int, uid: int, gid: int
+    ) -> None:
+        worker = await self._worker(id)
+        await worker.driver.write_file(id, path, data, mode=mode, uid=uid, gid=gid)
+
+    async def make_directory(self, id: str, path: str, *, mode: int, uid: int, gid: int) -> None:
+        worker = await self._worker(id)
+        await worker.driver.make_directory(id, path, mode=mode, uid=uid, gid=gid)
+
+    async def usage(self, ids: list[str]) -> dict[str, Usage]:
+        async def one(id: str) -> tuple[str, Usage] | None:
+            try:
+                worker = await self._worker(id)
+                return id, await worker.driver.usage(id)
+            except LamellaError:
+                return None
+
+        found = await asyncio.gather(*(one(id) for id in ids))
+        return dict(item for item in found if item is not None)
+
+    async def mechanisms(self, id: str) -> list[Mechanism]:
+        return await (await self._worker(id)).driver.mechanisms(id)
+
+    async def facts(self) -> HostStatus:
+        return read_facts(self._capabilities)
+
+    async def collect_images(self, keep: set[str]) -> int:
+        return await self.library.collect(keep)
+
+    async def image(self, request: ImageRequest) -> AsyncIterator[ImageProgress]:
+        lines: asyncio.Queue[ImageProgress | None] = asyncio.Queue(64)
+
+        def report(progress: Progress) -> None:
+            with suppress(asyncio.QueueFull):
+                lines.put_nowait(
+                    ImageProgress(step=progress.step, done=progress.done, total=progress.total, unit=progress.unit)
+                )
+
+        async def work() -> ImageStatus:
+            try:
+                return await self._bring(request, report)
+            finally:
+                # The end must be heard even when nobody kept up with the progress.
+                while lines.full():
+                    lines.get_nowait()
+                lines.put_nowait(None)
+
+        task = asyncio.create_task(work(), name=f"image {request.verb}")
+        try:
+            while (line := await lines.get()) is not None:
+                yield line
+            try:
+                yield ImageProgress(result=await task)
+            except LamellaError as error:
+                yield ImageProgress(error_code=error.code, error=error.message, hint=error.hint)
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError, LamellaError):
+                await task
+
+    async def _bring(self, request: ImageRequest, report: Callable[[Progress], None]) -> ImageStatus:
+        if request.verb == "pull":
+            credentials = None
+            if request.username:
+                credentials = Credentials(username=request.username, password=request.password)
+            return await self.library.pull(request.source, report, credentials=credentials, insecure=request.insecure)
+        if request.verb == "import":
+            return await self.library.import_file(request.source, report)
+        if request.verb == "build":
+            return await self.library.build(request.source, report, packages=request.packages)
+        raise Invalid(f"an image cannot be brought in by {request.verb!r}", hint="pull, import or build", field="verb")

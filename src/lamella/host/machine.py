@@ -1,0 +1,91 @@
+"""From an assignment to the :class:`Machine` that a driver is given. Pure."""
+
+from lamella.host.compute.driver import Machine, Rootfs
+from lamella.host.network.driver import Attachment, DesiredNetwork, DesiredPort
+from lamella.host.plan import limits_of
+from lamella.host.storage.driver import VolumeHandle
+from lamella.model.assignment import Assignment
+from lamella.model.network import Network, Port
+
+# What a program finds when neither the image nor a person says otherwise: as docker sets it.
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def environment_of(asked: Assignment, rootfs: Rootfs) -> dict[str, str]:
+    """The image's variables, the person's over them; PATH always, HOSTNAME always, TERM for a terminal."""
+    environment = {"PATH": PATH, "HOSTNAME": hostname_of(asked)}
+    if asked.instance.spec.terminal:
+        environment["TERM"] = "xterm"
+    for line in rootfs.config.environment:
+        name, _, value = line.partition("=")
+        if name:
+            environment[name] = value
+    return environment | asked.instance.spec.environment
+
+
+def hostname_of(asked: Assignment) -> str:
+    """The asked one, else the instance's name as far as a host name goes."""
+    if asked.instance.spec.hostname is not None:
+        return asked.instance.spec.hostname
+    return asked.instance.name.replace("_", "-").replace(".", "-").strip("-")[:63] or "instance"
+
+
+def command_of(asked: Assignment, rootfs: Rootfs) -> list[str]:
+    """Entrypoint and command joined as docker joins them; an entrypoint of one's own drops the image's command."""
+    spec, config = asked.instance.spec, rootfs.config
+    entrypoint = config.entrypoint if spec.entrypoint is None else spec.entrypoint
+    command = spec.command if spec.command is not None else (config.command if spec.entrypoint is None else [])
+    return [*entrypoint, *command]
+
+
+def desired_network(network: Network) -> DesiredNetwork:
+    return DesiredNetwork(
+        id=network.id,
+        name=network.name,
+        subnet=network.spec.subnet,
+        gateway=network.status.gateway,
+        mtu=network.spec.mtu,
+    )
+
+
+def desired_port(port: Port) -> DesiredPort:
+    return DesiredPort(
+        id=port.id, network=port.spec.network, address=port.spec.address, mac=port.spec.mac, publish=port.spec.publish
+    )
+
+
+def attachment_of(port: Port, network: Network) -> Attachment:
+    return Attachment(
+        port=port.id,
+        mac=port.spec.mac,
+        address=port.spec.address,
+        gateway=network.status.gateway,
+        mtu=network.spec.mtu,
+    )
+
+
+def machine_of(asked: Assignment, rootfs: Rootfs, disk: VolumeHandle, nameservers: list[str]) -> Machine:
+    """Everything resolved."""
+    instance, spec = asked.instance, asked.instance.spec
+    nic = None
+    if asked.port is not None and asked.network is not None:
+        nic = attachment_of(asked.port, asked.network)
+    return Machine(
+        id=instance.id,
+        name=instance.name,
+        project=instance.project,
+        rootfs=rootfs,
+        command=command_of(asked, rootfs),
+        environment=environment_of(asked, rootfs),
+        working_directory=spec.working_directory or rootfs.config.working_directory or "/",
+        user=spec.user if spec.user is not None else rootfs.config.user,
+        hostname=hostname_of(asked),
+        terminal=spec.terminal,
+        stdin=spec.stdin,
+        limits=limits_of(spec),
+        id_base=instance.status.id_base,
+        disk=disk,
+        nic=nic,
+        nameservers=nameservers,
+        stop_signal=spec.stop_signal or rootfs.config.stop_signal or "SIGTERM",
+    )

@@ -1,0 +1,182 @@
+"""What to do next for one instance: a pure function from (asked, seen) to a list of steps.
+
+The steps leave no choices to whoever runs them. Each may be run again after a crash at any line.
+"""
+
+from datetime import datetime, timedelta
+
+import msgspec
+
+from lamella.host.compute.driver import Limits, Observed
+from lamella.model.assignment import Assignment
+from lamella.model.instance import InstanceSpec, InstanceStatus, Phase, Power, RestartMode
+
+FIRST_DELAY = 0.1
+LONGEST_DELAY = 30.0
+# A run of this many seconds counts as well: the delay before the next restart begins anew.
+GOOD_RUN = 10.0
+
+
+class Step(msgspec.Struct, tag=True, frozen=True):
+    """One thing to do. Subclasses say what; ``because`` is for ``explain``."""
+
+
+class Prepare(Step, frozen=True):
+    """Volume, network, and the instance itself up to the moment before its command runs."""
+
+
+class Launch(Step, frozen=True):
+    """Run the command: the run number *epoch*. *restart* when a policy asked, not a person."""
+
+    epoch: int
+    restart: bool = False
+    wait_for_attach: bool = False
+
+
+class Stop(Step, frozen=True):
+    timeout: float
+    because: str
+
+
+class Pause(Step, frozen=True):
+    pass
+
+
+class Resume(Step, frozen=True):
+    pass
+
+
+class Update(Step, frozen=True):
+    limits: Limits
+
+
+class Discard(Step, frozen=True):
+    """Throw away what was prepared and never launched, or what a stopped run left on the network."""
+
+
+class Remove(Step, frozen=True):
+    """Instance, port and volume go from this host."""
+
+
+AnyStep = Prepare | Launch | Stop | Pause | Resume | Update | Discard | Remove
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """Steps in order; ``again_in`` says in how many seconds to look anew even if nothing happens."""
+
+    steps: tuple[AnyStep, ...] = ()
+    again_in: float | None = None
+
+
+def limits_of(spec: InstanceSpec) -> Limits:
+    return Limits(cpu=spec.cpu, memory=spec.memory, pids=spec.pids)
+
+
+def restart_delay(spec: InstanceSpec, status: InstanceStatus) -> float | None:
+    """Seconds from the end of the last run to the next by policy; ``None`` when the policy wants none."""
+    policy = spec.restart
+    if policy.mode is RestartMode.NO:
+        return None
+    if policy.mode is RestartMode.ON_FAILURE:
+        if status.exit_code == 0:
+            return None
+        if policy.retries and status.restarts >= policy.retries:
+            return None
+    return min(FIRST_DELAY * 2 ** min(status.restarts, 20), LONGEST_DELAY)
+
+
+def plan(asked: Assignment, seen: Observed | None, applied: Limits | None, at: datetime) -> Plan:
+    """The steps from *seen* to what is *asked* at the time *at*. *applied* are the limits that were set last (``None``: not known)."""
+    spec, status = asked.instance.spec, asked.instance.status
+    if asked.instance.deleted_at is not None:
+        return Plan((Remove(),))
+    phase = seen.phase if seen is not None else Phase.STOPPED
+    alive = phase in (Phase.RUNNING, Phase.PAUSED)
+    stop = Stop(spec.stop_timeout if spec.grace is None else spec.grace, "it was asked")
+
+    if spec.power is Power.STOPPED:
+        if alive:
+            return Plan((stop, Discard()))
+        return Plan((Discard(),)) if phase is Phase.STARTING else Plan()
+
+    due = status.epoch < spec.epoch
+    if alive and due:
+        return Plan((stop, Prepare(), _launch(spec)))
+    if alive:
+        return Plan(_while_running(spec, phase, applied))
+    if due:
+        return Plan((Prepare(), _launch(spec)))
+    delay = restart_delay(spec, status)
+    if delay is None:
+        return Plan()
+    wait = 0.0
+    if status.finished_at is not None:
+        wait = (status.finished_at + timedelta(seconds=delay) - at).total_seconds()
+    if wait > 0:
+        return Plan(again_in=wait)
+    return Plan((Prepare(), Launch(epoch=spec.epoch, restart=True)))
+
+
+def _launch(spec: InstanceSpec) -> Launch:
+    return Launch(epoch=spec.epoch, wait_for_attach=spec.attach_epoch == spec.epoch)
+
+
+def _while_running(spec: InstanceSpec, phase: Phase, applied: Limits | None) -> tuple[AnyStep, ...]:
+    steps: list[AnyStep] = []
+    wanted = limits_of(spec)
+    if wanted != applied:
+        steps.append(Update(wanted))
+    if spec.power is Power.PAUSED and phase is Phase.RUNNING:
+        steps.append(Pause())
+    elif spec.power is Power.RUNNING and phase is Phase.PAUSED:
+        steps.append(Resume())
+    return tuple(steps)
+
+
+def fold(status: InstanceStatus, seen: Observed | None, at: datetime) -> tuple[InstanceStatus, list[tuple[str, str]]]:
+    """*status* with what was *seen* put in, and the events that this tells of. The phase is only what reality says."""
+    events: list[tuple[str, str]] = []
+    if seen is None:
+        phase = Phase.STOPPED if status.epoch else Phase.PENDING
+        lost = status.phase in (Phase.RUNNING, Phase.PAUSED, Phase.STOPPING)
+        status = msgspec.structs.replace(status, launched_cpu=None, launched_memory=None)
+        if lost:
+            status.exit_code, status.finished_at = None, at
+            events.append(
+                (
+                    "instance.lost",
+                    "nothing is left of the running instance: the host was restarted, or it was removed by hand",
+                )
+            )
+        return msgspec.structs.replace(status, phase=phase, pid=None, mechanisms=[]), events
+    after = msgspec.structs.replace(
+        status,
+        phase=seen.phase,
+        pid=seen.pid,
+        accelerator=seen.accelerator or status.accelerator,
+        accelerator_reason=seen.accelerator_reason or status.accelerator_reason,
+    )
+    if seen.started_at is not None:
+        after.started_at = seen.started_at
+    if seen.launched is not None:
+        after.launched_cpu, after.launched_memory = seen.launched.cpu, seen.launched.memory
+    if seen.phase is Phase.STOPPED:
+        after.launched_cpu = after.launched_memory = None
+        new_end = seen.finished_at is not None and seen.finished_at != status.finished_at
+        if new_end or status.phase in (Phase.RUNNING, Phase.PAUSED):
+            after.exit_code, after.finished_at = seen.exit_code, seen.finished_at
+            code = "an unknown code" if seen.exit_code is None else f"code {seen.exit_code}"
+            events.append(("instance.ended", f"the command ended with {code}"))
+            if _ran_well(after):
+                after.restarts = 0
+    elif seen.phase is Phase.RUNNING and status.phase in (Phase.PAUSED,):
+        events.append(("instance.resumed", "it runs again"))
+    elif seen.phase is Phase.PAUSED and status.phase is not Phase.PAUSED:
+        events.append(("instance.paused", "it is paused"))
+    return after, events
+
+
+def _ran_well(status: InstanceStatus) -> bool:
+    if status.started_at is None or status.finished_at is None:
+        return False
+    return (status.finished_at - status.started_at).total_seconds() >= GOOD_RUN

@@ -1,0 +1,65 @@
+"""What this host saw, on its way to control: the newest state of each instance, many in one message, on nobody's path."""
+
+import asyncio
+import logging
+from contextlib import suppress
+
+import msgspec
+
+from lamella.model.assignment import ControlDesk, InstanceReport
+from lamella.model.errors import LamellaError
+
+log = logging.getLogger("lamella.host.reporter")
+
+# How long to wait before telling again what control did not take, in seconds.
+RETRY = 1.0
+
+
+class Reporter:
+    """Keeps the last word on every instance until control has it."""
+
+    def __init__(self, desk: ControlDesk, host: str) -> None:
+        self._desk = desk
+        self._host = host
+        self._waiting: dict[str, InstanceReport] = {}
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="reporter")
+
+    async def close(self) -> None:
+        """Tell what is still waiting, for a moment, then end."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        if self._waiting:
+            with suppress(LamellaError, TimeoutError):
+                async with asyncio.timeout(2):
+                    await self._desk.report(self._host, list(self._waiting.values()))
+
+    def tell(self, report: InstanceReport) -> None:
+        """Replace what was going to be said of this instance; its events are kept, in order."""
+        before = self._waiting.get(report.id)
+        if before is not None:
+            report = msgspec.structs.replace(report, events=[*before.events, *report.events])
+        self._waiting[report.id] = report
+        self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            batch, self._waiting = self._waiting, {}
+            try:
+                await self._desk.report(self._host, list(batch.values()))
+            except asyncio.CancelledError:
+                self._waiting = batch | self._waiting
+                raise
+            except Exception as error:
+                log.warning("control did not take a report: %s", error)
+                newer, self._waiting = self._waiting, {}
+                for report in (*batch.values(), *newer.values()):
+                    self.tell(report)
+                await asyncio.sleep(RETRY)

@@ -1,0 +1,316 @@
+"""One instance on this host: look, plan, act, tell, and again when something changed. One task an instance, so no two acts meet."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+import msgspec
+
+from lamella.host.compute.driver import ComputeDriver, JoinsNamespace, Limits, Observed, Rootfs
+from lamella.host.images.library import ImageLibrary
+from lamella.host.journal import Journal
+from lamella.host.machine import desired_network, desired_port, machine_of
+from lamella.host.network.driver import NetworkDriver
+from lamella.host.plan import AnyStep, Discard, Launch, Pause, Prepare, Remove, Resume, Stop, Update, fold, plan
+from lamella.host.reporter import Reporter
+from lamella.host.storage.driver import StorageDriver
+from lamella.model.assignment import Assignment, InstanceReport
+from lamella.model.errors import Conflict, Internal, LamellaError, NoRoom, Unavailable
+from lamella.model.instance import Decision, InstanceStatus, Phase
+from lamella.model.resource import Condition, now
+from lamella.model.stream import ProcessStream
+
+log = logging.getLogger("lamella.host.worker")
+
+ATTACH_WAIT = 60.0
+FIRST_RETRY = 0.5
+LONGEST_RETRY = 60.0
+# Errors that trying again may cure; the others wait until somebody changes what is asked.
+PASSING = (Unavailable, NoRoom, Internal)
+
+
+class Wings(Protocol):
+    """What a worker works with."""
+
+    library: ImageLibrary
+    network: NetworkDriver
+
+    def pool(self, name: str) -> StorageDriver: ...
+
+    def driver(self, isolation: str) -> ComputeDriver: ...
+
+
+class Worker:
+    """Makes one assignment so. ``assign`` and ``wake`` are called from the loop; everything else happens in its own task."""
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        wings: Wings,
+        reporter: Reporter,
+        journal: Journal,
+        gone: Callable[[str], None],
+    ) -> None:
+        self.id = assignment.instance.id
+        self.asked = assignment
+        self.driver = wings.driver(assignment.instance.spec.isolation)
+        self.adopted = asyncio.Event()
+        self._wings = wings
+        self._reporter = reporter
+        self._gone = gone
+        self._journal = journal
+        self._status: InstanceStatus = assignment.instance.status
+        # What was launched just before a crash may not have reached control.
+        self._status.epoch = max(self._status.epoch, journal.epoch(self.id))
+        self._told: bytes = b""
+        self._events: list[tuple[str, str]] = []
+        self._applied: Limits | None = None
+        self._rootfs: Rootfs | None = None
+        self._wake = asyncio.Event()
+        self._failures = 0
+        self._attach: asyncio.Future[ProcessStream] | None = None
+        self._attach_asked = asyncio.Event()
+        self._task = asyncio.create_task(self._run(), name=self.id)
+
+    # --- from outside
+
+    def assign(self, assignment: Assignment) -> None:
+        """Take the newest intent; what was seen stays this worker's own knowledge."""
+        same = (
+            assignment.instance.generation == self.asked.instance.generation
+            and assignment.instance.deleted_at == self.asked.instance.deleted_at
+        )
+        self.asked = assignment
+        if not same:
+            self._failures = 0
+            self._wake.set()
+
+    def wake(self) -> None:
+        """Something may have happened to it."""
+        self._wake.set()
+
+    @property
+    def waits_for_attach(self) -> bool:
+        """Whether a start that was asked for begins only when somebody is attached."""
+        spec = self.asked.instance.spec
+        return self._status.epoch < spec.epoch == spec.attach_epoch
+
+    @property
+    def resting_after_failure(self) -> bool:
+        """It failed for a reason that waiting does not cure."""
+        return self._failures > 0
+
+    async def close(self) -> None:
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+        self._fail_attach(Unavailable("the host's agent is ending"))
+
+    async def attach(self, *, start: bool) -> ProcessStream:
+        """The instance's streams; with *start*, in place before the command runs.
+
+        :raise Conflict: when it does not run, and nothing is going to start it.
+        """
+        if start and self.waits_for_attach:
+            if self._attach is not None and not self._attach.done():
+                raise Conflict("somebody else is waiting to be attached to this start")
+            self._attach = asyncio.get_running_loop().create_future()
+            self._attach_asked.set()
+            return await asyncio.shield(self._attach)
+        return await self.driver.attach(self.id)
+
+    # --- the task
+
+    async def _run(self) -> None:
+        again: float | None = 0.0
+        while True:
+            if again != 0.0:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(again):
+                        await self._wake.wait()
+            self._wake.clear()
+            try:
+                again = await self._converge()
+                self._failures = 0
+            except LamellaError as error:
+                again = self._failed(error)
+            except Exception as error:
+                log.exception("instance %s", self.id)
+                again = self._failed(Internal(f"{type(error).__name__}: {error}"))
+            if again == -1.0:
+                return
+
+    async def _converge(self) -> float | None:
+        """Look, plan and act until there is nothing to do. Returns in how many seconds to look again; -1 when it is gone."""
+        for _ in range(8):
+            asked = msgspec.structs.replace(
+                self.asked, instance=msgspec.structs.replace(self.asked.instance, status=self._status)
+            )
+            seen = await self._look()
+            asked.instance.status = self._status
+            self.adopted.set()
+            chosen = plan(asked, seen, self._applied, now())
+            if not chosen.steps:
+                self._settle(asked.instance.generation)
+                return chosen.again_in
+            for step in chosen.steps:
+                await self._do(step, asked)
+                if isinstance(step, Remove):
+                    return -1.0
+        raise Internal("the plan does not come to rest", hint="this is a defect; the log has more")
+
+    async def _look(self) -> Observed | None:
+        seen = await self.driver.observe(self.id)
+        self._status, events = fold(self._status, seen, now())
+        self._events += events
+        if events:
+            self._tell()
+        return seen
+
+    async def _do(self, step: AnyStep, asked: Assignment) -> None:
+        spec = asked.instance.spec
+        match step:
+            case Prepare():
+                self._phase(Phase.STARTING)
+                await self._prepare(asked)
+            case Launch():
+                await self._launch(step)
+            case Stop():
+                self._phase(Phase.STOPPING)
+                rootfs = await self._image(asked)
+                signal = spec.stop_signal or rootfs.config.stop_signal or "SIGTERM"
+                await self.driver.stop(self.id, signal=signal, timeout=step.timeout)
+                await self._look()
+            case Pause():
+                await self.driver.pause(self.id)
+            case Resume():
+                await self.driver.resume(self.id)
+            case Update():
+                await self.driver.update(self.id, step.limits)
+                self._applied = step.limits
+            case Discard():
+                await self._unplug(asked)
+            case Remove():
+                await self._remove(asked)
+
+    async def _prepare(self, asked: Assignment) -> None:
+        began = time.perf_counter()
+        rootfs = await self._image(asked)
+        volume = asked.volume
+        pool = self._wings.pool(volume.spec.pool)
+        disk = await pool.create(volume.id, volume.spec.form, volume.spec.size)
+        nameservers = await self._wings.network.nameservers() if asked.port is not None else []
+        machine = machine_of(asked, rootfs, disk, nameservers)
+        if asked.network is not None:
+            await self._wings.network.ensure_network(desired_network(asked.network))
+        await self.driver.create(machine)
+        self._applied = machine.limits
+        if asked.port is not None:
+            port = desired_port(asked.port)
+            if isinstance(self.driver, JoinsNamespace):
+                await self._wings.network.attach_namespace(port, await self.driver.netns(self.id))
+            if port.publish:
+                self._status.published = await self._wings.network.publish(port)
+        log.debug("%s prepared in %.1f ms", self.id, (time.perf_counter() - began) * 1e3)
+
+    async def _launch(self, step: Launch) -> None:
+        if step.wait_for_attach:
+            await self._attach_first()
+        self._status.driver = self.driver.name
+        self._status.epoch = step.epoch
+        self._status.exit_code = None
+        if step.restart:
+            self._status.restarts += 1
+            self._events.append(
+                ("instance.restarted", f"its policy ({self.asked.instance.spec.restart.mode}) starts it again")
+            )
+        self._journal.write(self.id, step.epoch)
+        await self.driver.start(self.id)
+        self._phase(Phase.RUNNING, ("instance.started", f"run {step.epoch} began"))
+
+    async def _attach_first(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ATTACH_WAIT):
+                await self._attach_asked.wait()
+        self._attach_asked.clear()
+        if self._attach is not None and not self._attach.done():
+            self._attach.set_result(await self.driver.attach(self.id))
+
+    def _fail_attach(self, error: LamellaError) -> None:
+        if self._attach is not None and not self._attach.done():
+            self._attach.set_exception(error)
+            # Nobody may be listening any more; that is no error of ours.
+            self._attach.exception()
+        self._attach_asked.clear()
+
+    async def _unplug(self, asked: Assignment) -> None:
+        if asked.port is not None:
+            await self._wings.network.detach(asked.port.id)
+        self._status.published = []
+        seen = await self.driver.observe(self.id)
+        if seen is not None and seen.phase is Phase.STARTING:
+            await self.driver.remove(self.id)
+
+    async def _remove(self, asked: Assignment) -> None:
+        self._phase(Phase.DELETING)
+        await self.driver.remove(self.id)
+        if asked.port is not None:
+            await self._wings.network.detach(asked.port.id)
+        await self._wings.pool(asked.volume.spec.pool).delete(asked.volume.id)
+        self._journal.forget(self.id)
+        self._reporter.tell(InstanceReport(id=self.id, status=self._status, removed=True, events=self._take_events()))
+        self._fail_attach(Conflict("the instance was removed"))
+        self._gone(self.id)
+
+    async def _image(self, asked: Assignment) -> Rootfs:
+        if self._rootfs is None:
+            self._rootfs = await self._wings.library.rootfs(asked.instance.status.image_digest)
+        return self._rootfs
+
+    # --- telling
+
+    def _phase(self, phase: Phase, *events: tuple[str, str]) -> None:
+        self._status = msgspec.structs.replace(self._status, phase=phase)
+        self._events += events
+        self._tell()
+
+    def _settle(self, generation: int) -> None:
+        self._status = msgspec.structs.replace(self._status, observed_generation=generation, conditions=[])
+        self._tell()
+
+    def _failed(self, error: LamellaError) -> float | None:
+        """Say what went wrong; returns when to try again."""
+        self.adopted.set()
+        self._failures += 1
+        passing = isinstance(error, PASSING)
+        condition = Condition(
+            type="Ready", status=False, reason=error.code, message=error.message, hint=error.hint, since=now()
+        )
+        generation = self.asked.instance.generation
+        self._status = msgspec.structs.replace(
+            self._status, phase=Phase.FAILED, conditions=[condition], observed_generation=generation
+        )
+        if self._failures == 1:
+            self._events.append(("instance.failed", error.message))
+        self._fail_attach(error)
+        self._tell()
+        return min(FIRST_RETRY * 2 ** (self._failures - 1), LONGEST_RETRY) if passing else None
+
+    def _tell(self) -> None:
+        shape = msgspec.msgpack.encode(self._status)
+        if shape == self._told and not self._events:
+            return
+        self._told = shape
+        self._reporter.tell(InstanceReport(id=self.id, status=self._status, events=self._take_events()))
+
+    def _take_events(self) -> list[tuple[str, str]]:
+        events, self._events = self._events, []
+        return events
+
+    def decide(self, what: str, chosen: str, because: str) -> None:
+        """Note a decision of this host for ``explain``."""
+        decision = Decision(at=now(), what=what, chosen=chosen, because=because)
+        self._status.decisions = [*self._status.decisions, decision]
