@@ -1,0 +1,193 @@
+"""The layer's room: a mount and a network namespace that a tiny holder process keeps, for every daemon that comes and goes.
+
+The daemon joins the mount namespace before it has any thread, so what one daemon mounted the next one sees. Mounts of the host
+come in (propagation ``slave``), none of ours goes out. Where the host mixes cgroup versions, the room has a pure version 1
+view of the same groups, because ``crun`` refuses the mixture; the host's own view is untouched.
+"""
+
+import os
+import select
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from lamella.host.compute.driver import Home
+from lamella.host.linux import binaries, cgroup, mounts, syscalls
+from lamella.host.linux.processes import all_pids, bears_mark, environment, spawn, start_time
+from lamella.model.errors import Internal, Unsupported
+
+CGROUP = cgroup.ROOT
+
+
+class Room:
+    """The room of one layer. All methods block for milliseconds and belong before the event loop, but ``netns`` and ``holder``."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._file = home.run / "room"
+
+    def holder(self) -> int | None:
+        """The pid of the living holder, checked by its start time and mark; ``None`` when there is none."""
+        try:
+            pid, _, started = self._file.read_text().strip().partition(" ")
+        except OSError:
+            return None
+        if not pid.isdigit() or start_time(int(pid)) is None or str(start_time(int(pid))) != started:
+            return None
+        return int(pid) if bears_mark(int(pid), self._home.mark) else None
+
+    @property
+    def netns(self) -> Path:
+        """The layer's network namespace.
+
+        :raise Internal: when the room was not made.
+        """
+        return Path(f"/proc/{self._living()}/ns/net")
+
+    def ensure(self) -> int:
+        """Find the holder, or start one; returns its pid.
+
+        :raise Unsupported: when this machine does not let us make namespaces.
+        """
+        pid = self.holder()
+        if pid is not None:
+            return pid
+        self._home.run.mkdir(parents=True, exist_ok=True)
+        pid = self._start()
+        # Written down only when it is furnished: a holder that no file names is killed by the next who comes.
+        self._furnish(pid)
+        new = self._file.with_suffix(".new")
+        new.write_text(f"{pid} {start_time(pid)}\n")
+        new.rename(self._file)
+        return pid
+
+    def _start(self) -> int:
+        for name in marked_holders(self._home.mark):
+            # A holder that no file names was started by a daemon that died before it could write it down.
+            with suppress(ProcessLookupError):
+                os.kill(name, signal.SIGKILL)
+        ready, theirs = os.pipe()
+        errors, their_errors = os.pipe()
+        argv = [str(binaries.own("lamella-pause")), "--unshare", "mnt,net", "--slave", "--loopback", "--ready", "3"]
+        try:
+            child = spawn(
+                [*argv, "--mark", self._home.mark],
+                environment=environment(self._home.mark),
+                files={2: their_errors, 3: theirs},
+                session=True,
+            )
+        finally:
+            os.close(theirs)
+            os.close(their_errors)
+        try:
+            select.select([ready], [], [], 10)
+            os.set_blocking(ready, False)
+            if os.read(ready, 1) == b"1":
+                child.release()
+                return child.pid
+            said = os.read(errors, 4096).decode(errors="replace").strip()
+        except BlockingIOError:
+            child.kill()
+            said = "it did not get ready within 10 s"
+        finally:
+            os.close(ready)
+            os.close(errors)
+        raise Unsupported(
+            f"the room cannot be made: {said}", hint="Lamella needs root and CAP_SYS_ADMIN on this machine"
+        )
+
+    def _furnish(self, pid: int) -> None:
+        """Make the cgroup view inside, from a process of its own: ours stays where it is until it joins."""
+        errors, theirs = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                enter(pid)
+                view_cgroups(self._home.mark)
+                os._exit(0)
+            except BaseException as error:
+                os.write(theirs, str(error).encode())
+                os._exit(1)
+        os.close(theirs)
+        with os.fdopen(errors, "rb") as file:
+            said = file.read().decode(errors="replace")
+        if os.waitpid(child, 0)[1] != 0:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise Unsupported(f"the room cannot be made: {said}", hint="boot the host with cgroup version 2 alone")
+
+    def join(self) -> None:
+        """Make the room's mount namespace this process's own. Before any thread.
+
+        :raise Internal: when the process has threads already, or there is no room.
+        """
+        if len(list(Path("/proc/self/task").iterdir())) > 1:
+            raise Internal("the room must be joined before any thread is started")
+        here = Path.cwd()
+        enter(self._living())
+        with suppress(OSError):
+            os.chdir(here)
+
+    def destroy(self) -> None:
+        """End the holder; the namespaces go with the last process in them. Gone already is fine."""
+        pid = self.holder()
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+            deadline = time.monotonic() + 5
+            while start_time(pid) is not None and time.monotonic() < deadline:
+                time.sleep(0.002)
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        self._file.unlink(missing_ok=True)
+
+    def _living(self) -> int:
+        pid = self.holder()
+        if pid is None:
+            raise Internal("the room is not there", hint="start the daemon again")
+        return pid
+
+
+def marked_holders(mark: str) -> list[int]:
+    """Processes named lamella-pause that hold a room of *mark* (the ones of instances hold with ``--hold``)."""
+    found: list[int] = []
+    for pid in all_pids():
+        with suppress(OSError):
+            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if argv[0].endswith(b"/lamella-pause") and b"--slave" in argv and bears_mark(pid, mark):
+                found.append(pid)
+    return found
+
+
+def enter(pid: int) -> None:
+    """Join the mount namespace of *pid*; the working directory becomes its root."""
+    with Path(f"/proc/{pid}/ns/mnt").open() as namespace:
+        syscalls.setns(namespace.fileno(), syscalls.CLONE_NEWNS)
+
+
+def view_cgroups(mark: str) -> None:
+    """In a mount namespace of our own: turn a mixed view of cgroups into one of version 1. Others are left as they are.
+
+    :raise OSError: when the kernel does not let us.
+    """
+    entries = [entry for entry in mounts.table() if entry.point == str(CGROUP) or entry.point.startswith(f"{CGROUP}/")]
+    version_1 = {entry.point: entry for entry in entries if entry.kind == "cgroup"}
+    version_2 = [entry for entry in entries if entry.kind == "cgroup2"]
+    if not version_1 or not version_2:
+        return
+    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+    syscalls.mount("none", str(CGROUP), None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    syscalls.umount(str(CGROUP))
+    syscalls.mount(mark, str(CGROUP), "tmpfs", flags, "mode=755")
+    for point, entry in version_1.items():
+        Path(point).mkdir()
+        syscalls.mount("none", point, "cgroup", flags, ",".join(controllers(entry)))
+
+
+def controllers(entry: mounts.MountEntry) -> list[str]:
+    """The mount options that name a version 1 hierarchy: its controllers, or ``none,name=…``."""
+    names = [
+        option for option in entry.super_options if option not in ("rw", "ro", "xattr", "noprefix", "clone_children")
+    ]
+    names = [name for name in names if not name.startswith("release_agent=")]
+    return ["none", *names] if names and names[0].startswith("name=") else names
