@@ -1,0 +1,1 @@
+"""The synchronous face: plain sockets, no event loop."""
