@@ -155,13 +155,13 @@ def write_file(
     uid: int = 0,
     gid: int = 0,
 ) -> Request:
-    query = [("path", path), ("mode", mode), ("uid", uid), ("gid", gid)]
+    query = [("path", path), ("mode", f"{mode:04o}"), ("uid", uid), ("gid", gid)]
     where = target("projects", project, "instances", name, "files", "content", query=query)
     return Request("PUT", where, body=data, headers={"Content-Type": "application/octet-stream"})
 
 
 def make_directory(project: str, name: str, path: str, *, mode: int = 0o755, uid: int = 0, gid: int = 0) -> Request:
-    query = [("path", path), ("mode", mode), ("uid", uid), ("gid", gid)]
+    query = [("path", path), ("mode", f"{mode:04o}"), ("uid", uid), ("gid", gid)]
     return Request("POST", target("projects", project, "instances", name, "files", "directory", query=query))
 
 

@@ -179,12 +179,10 @@ class Channel:
     def __init__(self, address: "Address", connection: socket.socket, rest: bytes) -> None:
         self._address = address
         self._connection = connection
+        self._secure = not address.path
+        self._unsent = bytearray()
         self._reader = websocket.MessageReader()
         self._ready: list[bytes] = list(self._reader.feed(rest)) if rest else []
-
-    def fileno(self) -> int:
-        """What to poll for; look at :attr:`pending` first."""
-        return self._connection.fileno()
 
     @property
     def pending(self) -> bool:
@@ -201,34 +199,72 @@ class Channel:
 
         :raise Unavailable: when the other end is gone.
         """
-        self._write(websocket.message(data))
+        try:
+            self._connection.sendall(websocket.message(data))
+        except OSError as error:
+            raise broken(self._address, error) from error
 
     def receive(self) -> "bytes | None":
         """The next message; ``None`` when the other end has closed.
 
         :raise Unavailable: when the connection breaks.
         """
-        while not self._ready and not self._reader.closed:
+        while not self.pending:
             self.advance()
         return self._ready.pop(0) if self._ready else None
 
-    def advance(self) -> None:
-        """Read once from the socket, and keep what messages that completes."""
+    def poll_with(self) -> int:
+        """From now on never wait: the descriptor to poll, with :meth:`advance`, :meth:`offer` and :meth:`flush`."""
+        self._connection.setblocking(False)
+        return self._connection.fileno()
+
+    def offer(self, data: bytes) -> None:
+        """Queue one message; :attr:`unsent` says what :meth:`flush` has left to do.
+
+        :raise Unavailable: when the other end is gone.
+        """
+        self._unsent += websocket.message(data)
+        self.flush()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that are queued."""
+        return len(self._unsent)
+
+    def flush(self) -> None:
+        """Send of what is queued as much as goes now.
+
+        :raise Unavailable: when the other end is gone.
+        """
         try:
-            data = self._connection.recv(_PIECE)
-            self._ready.extend(self._reader.feed(data))
+            while self._unsent:
+                del self._unsent[: self._connection.send(memoryview(self._unsent)[:_PIECE].tobytes())]
+        except OSError as error:
+            if not _would_wait(error):
+                raise broken(self._address, error) from error
+
+    def advance(self) -> None:
+        """Read once from the socket, and keep the messages that this completes.
+
+        :raise Unavailable: when the connection breaks.
+        """
+        try:
+            self._ready.extend(self._reader.feed(self._connection.recv(_PIECE)))
+            while self._secure and self._connection.pending():  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+                self._ready.extend(self._reader.feed(self._connection.recv(_PIECE)))
         except ConnectionResetError:
             self._ready.extend(self._reader.feed(b""))
         except (OSError, WireError) as error:
-            raise broken(self._address, error) from error
+            if not _would_wait(error):
+                raise broken(self._address, error) from error
         if self._reader.answers:
-            answers = bytes(self._reader.answers)
+            self._unsent += self._reader.answers
             self._reader.answers.clear()
-            try:
-                self._connection.sendall(answers)
-            except OSError:
-                if not self._reader.closed:
-                    raise
+            if self._reader.closed:
+                with suppress(OSError):
+                    self._connection.send(self._unsent)
+            else:
+                self.flush()
 
     def close(self) -> None:
         """Say goodbye and let go. Safe to call twice."""
@@ -239,11 +275,10 @@ class Channel:
                     self._connection.sendall(websocket.closing())
             self._connection.close()
 
-    def _write(self, data: bytes) -> None:
-        try:
-            self._connection.sendall(data)
-        except OSError as error:
-            raise broken(self._address, error) from error
+
+def _would_wait(error: Exception) -> bool:
+    """Whether *error* only says "not now"; TLS says it with errors of its own, and is not imported to be asked."""
+    return isinstance(error, BlockingIOError) or type(error).__name__ in ("SSLWantReadError", "SSLWantWriteError")
 
 
 def dial(address: "Address") -> socket.socket:

@@ -1,0 +1,80 @@
+"""All commands: where each lives and what it does, in one line. Nothing here imports them."""
+
+_SECTIONS: dict[str, list[tuple[str, str, str]]] = {
+    "Instances": [
+        ("run", "run", "make an instance from an image and run a command in it"),
+        ("create", "run", "make an instance and do not start it"),
+        ("ps", "ps", "list instances"),
+        ("show", "ps", "show all that is known of an instance"),
+        ("exec", "exec", "run a command in a running instance"),
+        ("shell", "exec", "open a shell in a running instance"),
+        ("logs", "logs", "show what an instance has printed"),
+        ("cp", "copy", "copy files between here and an instance"),
+        ("top", "top", "watch what instances use"),
+        ("set", "set", "change an instance's size, restart policy or labels"),
+        ("start", "lifecycle", "start instances"),
+        ("stop", "lifecycle", "stop instances: a signal first, force after the timeout"),
+        ("restart", "lifecycle", "stop and start instances"),
+        ("kill", "lifecycle", "send a signal to instances"),
+        ("pause", "lifecycle", "freeze instances where they are"),
+        ("resume", "lifecycle", "let paused instances go on"),
+        ("rm", "lifecycle", "remove instances"),
+    ],
+    "What is promised, and why": [
+        ("contract", "contract", "what isolates an instance, what it is guaranteed, what limits it"),
+        ("explain", "contract", "how an instance came to be as it is"),
+        ("events", "events", "what happened"),
+        ("doctor", "doctor", "what this layer can do here, and what stands in its way"),
+    ],
+    "Images": [
+        ("image ls", "image", "list images"),
+        ("image show", "image", "show an image"),
+        ("image build", "image", "build an image of a distribution from its packages"),
+        ("image pull", "image", "fetch an image from a registry"),
+        ("image import", "image", "import an OCI layout, a docker archive or a root file system's tar"),
+        ("image rm", "image", "forget an image's name"),
+        ("image gc", "image", "free what no image and no instance uses"),
+    ],
+    "Other nouns": [
+        (f"{noun} {verb}", "nouns", summary)
+        for noun, plural in (
+            ("network", "networks"),
+            ("port", "ports of instances on networks"),
+            ("pool", "pools"),
+            ("volume", "volumes"),
+            ("host", "hosts"),
+            ("operation", "long changes"),
+            ("project", "projects"),
+        )
+        for verb, summary in (("ls", f"list {plural}"), ("show", f"show one of the {plural}"))
+    ],
+    "This command": [
+        ("version", "doctor", "versions of this command and of the daemon"),
+        ("completion", "completion", "print a completion script for bash, zsh or fish"),
+    ],
+}
+
+MODULES = {name: module for section in _SECTIONS.values() for name, module, _ in section}
+SUMMARIES = {name: summary for section in _SECTIONS.values() for name, _, summary in section}
+NOUNS = tuple(dict.fromkeys(name.partition(" ")[0] for name in MODULES if " " in name))
+
+
+def overview(noun: str = "") -> str:
+    """The help of ``lamella``, or of one noun."""
+    lines = ["usage: lamella [--host URL] [--project NAME] COMMAND ...", ""]
+    for title, section in _SECTIONS.items():
+        shown = [(name, summary) for name, _, summary in section if not noun or name.startswith(f"{noun} ")]
+        if not noun and title == "Other nouns":
+            nouns = dict.fromkeys(name.partition(" ")[0] for name, _ in shown)
+            shown = [(f"{name} ls|show", summary) for name in nouns for key, summary in shown if key == f"{name} ls"]
+        if shown:
+            lines += [f"{title}:", *(f"  {name:<18} {summary}" for name, summary in shown), ""]
+    lines += ["`lamella COMMAND --help` says what a command takes.", ""]
+    return "\n".join(lines)
+
+
+def nearest(name: str) -> str:
+    """The command that *name* was perhaps meant to be; empty when none is near."""
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(name, MODULES, n=1, cutoff=0.6)), "")

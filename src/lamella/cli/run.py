@@ -1,0 +1,135 @@
+"""``run`` and ``create``: an instance from an image, followed to its end, or left to itself."""
+
+import sys
+
+from lamella.cli import spec
+from lamella.cli.document import render
+from lamella.cli.output import clean, line
+from lamella.cli.progress import Progress
+from lamella.cli.session import Session
+from lamella.client import routes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lamella.cli.document import Document
+    from lamella.cli.parser import Command, Options, Parser
+
+_SETTLE = 300.0
+_REMOVE = 60.0
+
+
+def _options(parser: "Parser") -> None:
+    parser.rest_after = 1
+    parser.positional("image", help="IMAGE [--] [COMMAND ...]: what to run, and the command in place of the image's")
+    parser.option("--isolation", default="container", metavar="LEVEL", help="container (default) or microvm")
+    parser.option("--name", help="(default: one is chosen)")
+    parser.option("-d", "--detach", action="store_true", help="print the name and come back at once")
+    parser.option("--rm", action="store_true", help="remove it when its command ends")
+    parser.option("-i", "--interactive", action="store_true", help="pass standard input on")
+    parser.option("-t", "--tty", action="store_true", help="give it a terminal")
+    parser.option(
+        "-e", "--env", action="append", default=[], metavar="KEY[=VALUE]", help="set a variable, or pass yours on"
+    )
+    parser.option("--env-file", action="append", default=[], metavar="FILE", help="lines of KEY=VALUE")
+    parser.option("-w", "--workdir", metavar="DIR", help="working directory")
+    parser.option("-u", "--user", metavar="USER[:GROUP]", help="name or number, resolved inside")
+    parser.option("--entrypoint", metavar="PROGRAM", help="in place of the image's; empty for none")
+    parser.option("--restart", default="no", metavar="POLICY", help="no, always, unless-stopped or on-failure[:N]")
+    parser.option("-l", "--label", action="append", default=[], metavar="KEY=VALUE", help="set a label")
+    spec.size_options(parser)
+    parser.option("--disk", metavar="SIZE", help="size of the writable layer: 10GiB")
+    parser.option("--network", default="default", metavar="NAME", help="default, or none")
+    parser.option(
+        "-p",
+        "--publish",
+        action="append",
+        default=[],
+        metavar="[IP:]HOST:PORT[/udp]",
+        help="lead a port of the host to one inside",
+    )
+    parser.option("-h", "--hostname", metavar="NAME")
+    parser.option("--stop-signal", metavar="SIGNAL", help="(default: the image's, or TERM)")
+    parser.option("--stop-timeout", metavar="TIME", help="until force: 10s")
+    parser.option("-q", "--quiet", action="store_true", help="no progress")
+
+
+def _body(options: "Options", power: str) -> bytes:
+    asked: dict[str, object] = {
+        "spec": {**spec.instance(options), "power": power},
+        "labels": spec.labels(options.label),
+    }
+    if options.name is not None:
+        asked["name"] = options.name
+    return render(asked)
+
+
+def _run(options: "Options") -> int:
+    if options.detach:
+        return _detached(options)
+    if options.tty and options.interactive and not sys.stdin.isatty():
+        from lamella.model.errors import Invalid
+
+        raise Invalid("standard input is no terminal", hint="leave out -t to pass a file or a pipe on", field="tty")
+    session = Session(options)
+    with Progress(f"making an instance of {options.image}", quiet=options.quiet):
+        made = session.ask(routes.create_instance(session.project, _body(options, "stopped")))
+        channel = session.wire.channel(routes.attach_stream(session.project, made.text("id"), start=True))
+    from lamella.cli.pump import Pump
+
+    try:
+        code = Pump(channel, terminal=options.tty, stdin=options.interactive).run()
+    finally:
+        channel.close()
+    if options.rm:
+        _gone(session, made.text("id"))
+    return code
+
+
+def _gone(session: Session, id: str) -> None:
+    """Wait until the instance is removed: whoever runs the next command finds its name and ports free."""
+    from lamella.model.errors import NotFound
+
+    try:
+        with Progress("removing it"):
+            session.ask(routes.wait_for(session.project, id, "removed", _REMOVE))
+    except NotFound:
+        pass
+
+
+def _detached(options: "Options") -> int:
+    session = Session(options)
+    with Progress(f"starting {options.image}", quiet=options.quiet):
+        made = session.ask(routes.create_instance(session.project, _body(options, "running"), wait=_SETTLE))
+    line(clean(made.text("name")))
+    return failed(made)
+
+
+def failed(instance: "Document") -> int:
+    """0; or, when *instance* could not start, 125 to 127 and the reason on standard error."""
+    if instance.text("status", "phase") != "failed":
+        return 0
+    sys.stdout.flush()
+    said = False
+    for condition in instance.each("status", "conditions"):
+        if condition.text("message") and not condition.flag("status"):
+            said = True
+            sys.stderr.write(f"lamella: {clean(condition.text('message'))}\n")
+            if condition.text("hint"):
+                sys.stderr.write(f"  {clean(condition.text('hint'))}\n")
+    if not said:
+        name = clean(instance.text("name"))
+        sys.stderr.write(
+            f"lamella: {name} did not start\n  `lamella explain {name}` and `lamella logs {name}` may say why\n"
+        )
+    code = instance.integer("status", "exit_code")
+    return code if code in (126, 127) else 125
+
+
+def _create(options: "Options") -> int:
+    session = Session(options)
+    made = session.ask(routes.create_instance(session.project, _body(options, "stopped")))
+    line(clean(made.text("name")))
+    return 0
+
+
+COMMANDS: "dict[str, Command]" = {"run": (_options, _run), "create": (_options, _create)}

@@ -1,0 +1,185 @@
+"""From what a person types to the spec of an instance: ports, variables, labels, restart policies, sizes."""
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lamella.cli.parser import Options, Parser
+    from lamella.model.errors import Invalid
+
+    Json = dict[str, object]
+
+RESTART = ("no", "always", "unless-stopped", "on-failure")
+
+
+def _invalid(message: str, hint: str, field: str) -> "Invalid":
+    from lamella.model.errors import Invalid
+
+    return Invalid(message, hint=hint, field=field)
+
+
+def publish(text: str) -> "Json":
+    """A published port: ``[IP:]HOST:PORT[/udp]``; ``PORT`` alone lets the layer choose the host's.
+
+    :raise Invalid: when *text* is none.
+    """
+    body, slash, protocol = text.partition("/")
+    address = ""
+    if body.startswith("["):
+        address, _, body = body[1:].partition("]:")
+    parts = body.split(":")
+    if len(parts) == 3 and not address:
+        address, *parts = parts
+    numbers = [_port(part, least) for part, least in zip(reversed(parts), (1, 0), strict=False)]
+    if len(parts) > 2 or None in numbers or protocol not in (("tcp", "udp") if slash else ("",)):
+        raise _invalid(
+            f"{text!r} is not a port to publish", "write it like 8080:80, 127.0.0.1:8080:80 or 53:53/udp", "publish"
+        )
+    made: Json = {"port": numbers[0], "host_port": numbers[1] if len(numbers) > 1 else 0, "protocol": protocol or "tcp"}
+    if address:
+        made["host_address"] = address
+    return made
+
+
+def _port(text: str, least: int) -> "int | None":
+    """*text* as a port from *least* to 65535; ``None`` when it is none. An empty one is 0."""
+    if not text and not least:
+        return 0
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 5 else -1
+    return number if least <= number <= 65535 else None
+
+
+def variables(texts: "list[str]", files: "list[str]", here: "Mapping[str, str] | None" = None) -> dict[str, str]:
+    """The environment of *files* with *texts* over it: ``KEY=VALUE``, or ``KEY`` to take it from *here* when it is set there.
+
+    :raise Invalid: when one has no name.
+    :raise OSError: when a file cannot be read.
+    """
+    outer = os.environ if here is None else here
+    found: dict[str, str] = {}
+    lines: list[str] = []
+    for name in files:
+        with open(name, encoding="utf-8") as file:  # noqa: PTH123 - pathlib is slow to import
+            lines += [line.strip() for line in file]
+    for text in [*(line for line in lines if line and not line.startswith("#")), *texts]:
+        key, equals, value = text.partition("=")
+        if not key or "\0" in text:
+            raise _invalid(f"{text!r} is not a variable", "write it like KEY=VALUE, or KEY to pass yours on", "env")
+        if equals:
+            found[key] = value
+        elif key in outer:
+            found[key] = outer[key]
+    return found
+
+
+def labels(texts: "list[str]") -> dict[str, str]:
+    """Labels from ``KEY=VALUE``; ``KEY`` alone has an empty value.
+
+    :raise Invalid: when one has no key.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        key, _, value = text.partition("=")
+        if not key:
+            raise _invalid(f"{text!r} is not a label", "write it like KEY=VALUE", "label")
+        found[key] = value
+    return found
+
+
+def restart(text: str) -> "Json":
+    """A restart policy: ``no``, ``always``, ``unless-stopped``, ``on-failure`` or ``on-failure:N``.
+
+    :raise Invalid: when *text* is none.
+    """
+    mode, colon, count = text.partition(":")
+    counted = count.isascii() and count.isdigit() and len(count) <= 7 and mode == "on-failure"
+    if mode not in RESTART or (colon and not counted):
+        raise _invalid(
+            f"{text!r} is not a restart policy",
+            "one of no, always, unless-stopped, on-failure, on-failure:N",
+            "restart",
+        )
+    return {"mode": mode, "retries": int(count or 0)}
+
+
+def sizes(options: "Options") -> "Json":
+    """What ``--cpu``, ``--memory`` and ``--pids`` ask for; ``none`` takes a limit away.
+
+    :raise Invalid: when one is no quantity.
+    """
+    made: Json = {}
+    if options.cpu is not None or options.memory is not None:
+        from lamella.model.quantity import parse_cpu, parse_size
+
+        if options.cpu is not None:
+            made["cpu"] = None if options.cpu == "none" else parse_cpu(options.cpu)
+        if options.memory is not None:
+            made["memory"] = None if options.memory == "none" else parse_size(options.memory, field="memory")
+    if options.pids is not None:
+        made["pids"] = options.pids
+    return made
+
+
+def size_options(parser: "Parser") -> None:
+    """Add ``--cpu``, ``--memory`` and ``--pids``."""
+    parser.option("--cpu", metavar="CORES", help="ceiling in cores: 2, 1.5 or 250m")
+    parser.option("-m", "--memory", metavar="SIZE", help="ceiling: 512MiB, 2GiB")
+    parser.option("--pids", type=int, metavar="N", help="most processes at once (4096)")
+
+
+def instance(options: "Options") -> "Json":
+    """The spec that the options of ``run`` and ``create`` ask for, less ``power``.
+
+    :raise Invalid: when one of them is not understood, or two contradict each other.
+    """
+    spec: Json = {"image": options.image, "isolation": options.isolation, **sizes(options)}
+    command: list[str] = options.rest
+    entrypoint: str | None = options.entrypoint
+    if entrypoint is not None:
+        spec["entrypoint"] = [entrypoint] if entrypoint else []
+    if command or entrypoint is not None:
+        # Another entrypoint drops the image's command, as docker has it.
+        spec["command"] = command
+    environment = variables(options.env, options.env_file)
+    if options.tty and "TERM" not in environment:
+        environment["TERM"] = os.environ.get("TERM") or "xterm"
+    policy = restart(options.restart)
+    if options.rm and policy["mode"] != "no":
+        raise _invalid("--rm and --restart contradict each other", "leave one of them out", "restart")
+    published = [publish(text) for text in options.publish]
+    if options.network == "none" and published:
+        raise _invalid("a port cannot be published without a network", "leave out --network none, or -p", "publish")
+    spec |= {
+        "environment": environment,
+        "nics": [] if options.network == "none" else [{"network": options.network, "publish": published}],
+        "restart": policy,
+        "terminal": options.tty,
+        "stdin": options.interactive,
+        "remove_on_exit": options.rm,
+    }
+    named: Json = {
+        "working_directory": options.workdir,
+        "user": options.user,
+        "hostname": options.hostname,
+        "stop_signal": _signal(options.stop_signal),
+    }
+    spec |= {name: value for name, value in named.items() if value is not None}
+    return spec | _measured(options)
+
+
+def _signal(text: "str | None") -> "str | None":
+    return None if text is None else text.upper()
+
+
+def _measured(options: "Options") -> "Json":
+    made: Json = {}
+    if options.disk is not None or options.stop_timeout is not None:
+        from lamella.model.quantity import parse_duration, parse_size
+
+        if options.disk is not None:
+            made["disk"] = parse_size(options.disk, field="disk")
+        if options.stop_timeout is not None:
+            made["stop_timeout"] = parse_duration(options.stop_timeout, field="stop-timeout")
+    return made
