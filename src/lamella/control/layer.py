@@ -1,6 +1,6 @@
 """The layer as its doors see it: every verb that the API has, each a few lines that hand on to the part that knows."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
 
@@ -38,6 +38,8 @@ from lamella.model.usage import LogEntry, Usage
 from lamella.store.store import Audit, Change, Store, Transaction
 
 SIGKILL = 9
+# Inside the class the name ``list`` is a verb.
+Listing = list[FileInfo]
 
 
 class Layer:
@@ -219,7 +221,7 @@ class Layer:
         instance = await self._running(project, name)
         return await self._agent(instance).stat(instance.id, path)
 
-    async def list_directory(self, who: Principal, project: str, name: str, path: str) -> Sequence[FileInfo]:
+    async def list_directory(self, who: Principal, project: str, name: str, path: str) -> Listing:
         instance = await self._running(project, name)
         return await self._agent(instance).list_directory(instance.id, path)
 
