@@ -1,0 +1,124 @@
+"""What the API asks of the layer behind it. ``lamella.control.layer.Layer`` is one; so is the in-memory one of the tests."""
+
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Literal, Protocol
+
+from lamella.model.contract import Contract
+from lamella.model.files import FileInfo
+from lamella.model.instance import Instance
+from lamella.model.kinds import AnyResource
+from lamella.model.operation import Operation
+from lamella.model.requests import (
+    About,
+    Diagnosis,
+    Explanation,
+    Freed,
+    ImageCreate,
+    InstanceCreate,
+    Items,
+    Principal,
+    ResourcePatch,
+    ResourcePut,
+)
+from lamella.model.stream import ExecSpec, ProcessStream
+from lamella.model.usage import LogEntry, Usage
+from lamella.store.store import Change
+
+PowerVerb = Literal["start", "stop", "restart", "pause", "resume"]
+WaitCondition = Literal["settled", "stopped", "running", "removed"]
+
+
+class LayerFace(Protocol):
+    """Everything that can be asked; ``who`` has been identified and allowed already, and is passed on for the audit.
+
+    ``wait`` is in seconds: how long to wait for the change to have happened (0: answer when it is recorded). ``expected`` is
+    the revision that the writer has read. A ``name`` may be an id. Every method may raise any ``LamellaError``.
+    """
+
+    async def about(self, who: Principal) -> About: ...
+
+    async def get(self, who: Principal, project: str, kind: str, name: str) -> AnyResource: ...
+
+    async def list(
+        self, who: Principal, project: str, kind: str, *, labels: dict[str, str], cursor: str, limit: int
+    ) -> Items: ...
+
+    def watch(self, who: Principal, project: str, kind: str | None, since: int) -> AsyncIterator[Change]: ...
+
+    async def create_instance(
+        self, who: Principal, project: str, body: InstanceCreate, *, wait: float, idempotency_key: str | None
+    ) -> Instance: ...
+
+    async def put_instance(
+        self, who: Principal, project: str, name: str, body: ResourcePut, *, expected: int | None, wait: float
+    ) -> Instance: ...
+
+    async def patch(
+        self,
+        who: Principal,
+        project: str,
+        kind: str,
+        name: str,
+        body: ResourcePatch,
+        *,
+        expected: int | None,
+        wait: float,
+    ) -> AnyResource: ...
+
+    async def delete(
+        self, who: Principal, project: str, kind: str, name: str, *, force: bool, expected: int | None, wait: float
+    ) -> None: ...
+
+    async def power(
+        self, who: Principal, project: str, name: str, verb: PowerVerb, *, timeout: float | None, wait: float
+    ) -> Instance: ...
+
+    async def kill(self, who: Principal, project: str, name: str, signal: str) -> Instance: ...
+
+    async def exec(self, who: Principal, project: str, name: str, spec: ExecSpec) -> ProcessStream: ...
+
+    async def attach(self, who: Principal, project: str, name: str, *, start: bool) -> ProcessStream: ...
+
+    def logs(
+        self, who: Principal, project: str, name: str, *, follow: bool, tail: int | None, since: datetime | None
+    ) -> AsyncIterator[LogEntry]: ...
+
+    async def stat(self, who: Principal, project: str, name: str, path: str) -> FileInfo: ...
+
+    async def list_directory(self, who: Principal, project: str, name: str, path: str) -> "list[FileInfo]": ...
+
+    def read_file(self, who: Principal, project: str, name: str, path: str) -> AsyncIterator[bytes]: ...
+
+    async def write_file(
+        self,
+        who: Principal,
+        project: str,
+        name: str,
+        path: str,
+        data: AsyncIterator[bytes],
+        *,
+        mode: int,
+        uid: int,
+        gid: int,
+    ) -> None: ...
+
+    async def make_directory(
+        self, who: Principal, project: str, name: str, path: str, *, mode: int, uid: int, gid: int
+    ) -> None: ...
+
+    async def usage(self, who: Principal, project: str) -> dict[str, Usage]: ...
+
+    async def contract(self, who: Principal, project: str, name: str) -> Contract: ...
+
+    async def explain(self, who: Principal, project: str, name: str) -> Explanation: ...
+
+    async def wait_for(
+        self, who: Principal, project: str, name: str, condition: WaitCondition, timeout: float
+    ) -> Instance: ...
+
+    async def create_image(self, who: Principal, project: str, body: ImageCreate, *, wait: float) -> Operation: ...
+
+    async def collect_images(self, who: Principal) -> Freed: ...
+
+    async def doctor(self, who: Principal) -> Diagnosis: ...

@@ -1,0 +1,77 @@
+"""The query strings that routes take, one struct each: what they mean is said here once, for the reader and for OpenAPI."""
+
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from lamella.api.face import WaitCondition
+from lamella.model.files import InstancePath
+
+Seconds = Annotated[
+    float, Meta(ge=0, le=3600, description="How long to wait for it to have happened; 0: until it is recorded")
+]
+Revision = Annotated[int, Meta(ge=0, le=1 << 62, description="A revision that was read before")]
+Label = Annotated[
+    str, Meta(max_length=700, pattern=r"^[^=\x00]+=[^\x00]*$", description="key=value; all of them must match")
+]
+FileMode = Annotated[str, Meta(pattern=r"^0?[0-7]{1,4}$", description="Permission bits, octal")]
+UserId = Annotated[int, Meta(ge=0, le=(1 << 32) - 2)]
+Path = Annotated[InstancePath, Meta(description="An absolute path inside the instance")]
+
+
+class Query(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A parameter that a route does not know is refused: a typo is not silently something else."""
+
+
+class ListQuery(Query):
+    label: list[Label] = []
+    cursor: Annotated[str, Meta(max_length=512, description="What the last page gave")] = ""
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 1000
+    watch: Annotated[
+        bool, Meta(description="Answer with changes as server-sent events, for as long as one listens")
+    ] = False
+    since: Annotated[Revision | None, Meta(description="Watch from here; left out: Last-Event-ID, or now")] = None
+
+
+class ChangesQuery(Query):
+    since: Annotated[Revision | None, Meta(description="Watch from here; left out: Last-Event-ID, or now")] = None
+
+
+class WriteQuery(Query):
+    wait: Seconds = 0.0
+
+
+class DeleteQuery(Query):
+    wait: Seconds = 0.0
+    force: Annotated[bool, Meta(description="Stop it first")] = False
+
+
+class WaitQuery(Query, rename={"condition": "for"}):
+    condition: WaitCondition = "settled"
+    timeout: Annotated[float, Meta(ge=0, le=86400, description="Seconds; then deadline-exceeded")] = 60.0
+
+
+class LogsQuery(Query):
+    follow: bool = False
+    tail: Annotated[int, Meta(ge=0, le=1_000_000, description="Only the newest so many lines")] | None = None
+    since: datetime | None = None
+
+
+class PathQuery(Query):
+    path: Path
+
+
+class ContentQuery(Query):
+    path: Path
+    mode: FileMode = "0644"
+    uid: UserId = 0
+    gid: UserId = 0
+
+
+class DirectoryQuery(Query):
+    path: Path
+    mode: FileMode = "0755"
+    uid: UserId = 0
+    gid: UserId = 0

@@ -1,0 +1,47 @@
+"""A route: the one place where a path, who may ask, what it takes and what it answers are written down.
+
+The router, the permission check and the OpenAPI document are all made from it, so that they cannot disagree.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic
+
+import msgspec
+from litestar.types import ASGIApp
+
+from lamella.api.access import Action
+from lamella.api.call import Call, NoQuery, QueryT
+
+OCTETS = "application/octet-stream"
+EVENTS = "text/event-stream"
+LINES = "application/x-ndjson"
+
+
+class Success(msgspec.Struct, kw_only=True, frozen=True):
+    """What a route answers when all went well. ``streams`` names media types whose body is no JSON document."""
+
+    status: int = 200
+    type: Any = None
+    streams: tuple[str, ...] = ()
+    etag: bool = False
+
+
+class Route(msgspec.Struct, Generic[QueryT], kw_only=True, frozen=True):
+    """``path`` is as Litestar writes it, with ``{project:str}`` and ``{name:str}``; ``body`` is a type, or bytes for octets."""
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    action: Action
+    handler: Callable[[Call[QueryT]], Awaitable[ASGIApp]]
+    kind: str | None = None
+    query: type[QueryT] = NoQuery  # pyright: ignore[reportAssignmentType]
+    body: Any = None
+    body_optional: bool = False
+    answers: Success | None = Success()
+    headers: tuple[str, ...] = ()
+    refuses: tuple[int, ...] = ()
+
+
+AnyRoute = Route[Any]

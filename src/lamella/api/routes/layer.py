@@ -1,0 +1,54 @@
+"""What belongs to the whole layer: which one it is, how it is, and what it could give back."""
+
+from typing import Any
+
+from lamella.api import answer
+from lamella.api.access import Action
+from lamella.api.call import Call
+from lamella.api.route import AnyRoute, Route, Success
+from lamella.model.requests import About, Diagnosis, Freed
+
+
+async def about(call: Call[Any]) -> answer.Answer:
+    return answer.json(await call.layer.about(call.who))
+
+
+async def doctor(call: Call[Any]) -> answer.Answer:
+    return answer.json(await call.layer.doctor(call.who))
+
+
+async def collect(call: Call[Any]) -> answer.Answer:
+    return answer.json(await call.layer.collect_images(call.who))
+
+
+ROUTES: list[AnyRoute] = [
+    Route(
+        method="GET",
+        path="/v1",
+        name="about",
+        summary="Which layer answers, and who you are to it",
+        action=Action.ABOUT,
+        handler=about,
+        answers=Success(type=About),
+    ),
+    Route(
+        method="GET",
+        path="/v1/doctor",
+        name="doctor",
+        summary="What was looked at on the host, and what to do about what is wrong",
+        action=Action.ADMINISTER,
+        handler=doctor,
+        answers=Success(type=Diagnosis),
+    ),
+    Route(
+        method="POST",
+        path="/v1/images/collect",
+        name="collectImages",
+        summary="Remove what no image and no instance needs",
+        action=Action.ADMINISTER,
+        handler=collect,
+        kind="image",
+        answers=Success(type=Freed),
+        refuses=(409,),
+    ),
+]
