@@ -148,7 +148,7 @@ def admit(
     decide("host", host.name, placement.because)
     decide("command", " ".join(command)[:200], _command_reason(spec))
 
-    status = InstanceStatus(host=host.id, image_digest=image.status.digest)
+    status = InstanceStatus(host=host.id, image_digest=image.status.digest, decisions=decisions)
     instance: Instance = new_resource("instance", name, spec, status, project=project, labels=labels)
     spec.epoch = 1 if spec.power is not Power.STOPPED else 0
     spec.attach_epoch = min(spec.attach_epoch, 1)

@@ -1,0 +1,174 @@
+"""The plan of one instance: pure, so every corner can be visited."""
+
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lamella.host.compute.driver import Limits, Observed
+from lamella.host.plan import (
+    Discard,
+    Launch,
+    Pause,
+    Prepare,
+    Remove,
+    Resume,
+    Stop,
+    Update,
+    fold,
+    limits_of,
+    plan,
+    restart_delay,
+)
+from lamella.model.assignment import Assignment
+from lamella.model.instance import InstanceSpec, InstanceStatus, Phase, Power, RestartMode, RestartPolicy
+from lamella.model.resource import new_resource
+from lamella.model.storage import VolumeForm, VolumeSpec, VolumeStatus
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def asked(spec: InstanceSpec, status: InstanceStatus | None = None, *, deleted: bool = False) -> Assignment:
+    instance = new_resource("instance", "web", spec, status or InstanceStatus())
+    instance.deleted_at = AT if deleted else None
+    volume = new_resource("volume", "root", VolumeSpec(form=VolumeForm.FILESYSTEM), VolumeStatus())
+    return Assignment(revision=1, instance=instance, volume=volume)
+
+
+specs = st.builds(
+    InstanceSpec,
+    image=st.just("x"),
+    power=st.sampled_from(Power),
+    epoch=st.integers(0, 4),
+    attach_epoch=st.integers(0, 4),
+    memory=st.sampled_from([None, 64 << 20, 128 << 20]),
+    restart=st.builds(RestartPolicy, mode=st.sampled_from(RestartMode), retries=st.integers(0, 3)),
+)
+statuses = st.builds(
+    InstanceStatus,
+    epoch=st.integers(0, 4),
+    restarts=st.integers(0, 5),
+    exit_code=st.sampled_from([None, 0, 1, 137]),
+    finished_at=st.sampled_from([None, AT - timedelta(seconds=1), AT - timedelta(hours=1)]),
+    phase=st.sampled_from(Phase),
+)
+seen_phases = st.sampled_from([None, Phase.STARTING, Phase.RUNNING, Phase.PAUSED, Phase.STOPPED])
+
+
+class World:
+    """A machine as small as the plan can see: enough to carry its steps out."""
+
+    def __init__(self, phase: Phase | None, status: InstanceStatus) -> None:
+        self.phase = phase
+        self.status = status
+        self.applied: Limits | None = None
+        self.launches = 0
+
+    def seen(self) -> Observed | None:
+        return None if self.phase is None else Observed(phase=self.phase)
+
+    def do(self, step: object, spec: InstanceSpec) -> None:
+        match step:
+            case Prepare():
+                assert self.phase not in (Phase.RUNNING, Phase.PAUSED), "prepared over a running instance"
+                self.phase, self.applied = Phase.STARTING, limits_of(spec)
+            case Launch():
+                assert self.phase is Phase.STARTING, "launched without being prepared"
+                self.phase, self.status.epoch = Phase.RUNNING, step.epoch
+                self.launches += 1
+            case Stop():
+                self.phase = Phase.STOPPED
+                self.status.exit_code, self.status.finished_at = 143, AT
+            case Pause():
+                assert self.phase is Phase.RUNNING
+                self.phase = Phase.PAUSED
+            case Resume():
+                assert self.phase is Phase.PAUSED
+                self.phase = Phase.RUNNING
+            case Update():
+                self.applied = step.limits
+            case Discard():
+                self.phase = None if self.phase is Phase.STARTING else self.phase
+            case Remove():
+                self.phase = None
+
+
+@given(specs, statuses, seen_phases)
+def test_a_plan_carried_out_comes_to_rest_where_it_was_asked_to(
+    spec: InstanceSpec, status: InstanceStatus, phase: Phase | None
+) -> None:
+    world = World(phase, status)
+    for _ in range(6):
+        chosen = plan(asked(spec, world.status), world.seen(), world.applied, AT)
+        if not chosen.steps:
+            break
+        for step in chosen.steps:
+            world.do(step, spec)
+    else:
+        raise AssertionError("the plan does not come to rest")
+    alive = world.phase in (Phase.RUNNING, Phase.PAUSED)
+    if spec.power is Power.STOPPED:
+        assert not alive and world.phase is not Phase.STARTING
+    elif alive:
+        assert world.status.epoch >= spec.epoch
+        assert world.applied == limits_of(spec)
+        assert (world.phase is Phase.PAUSED) == (spec.power is Power.PAUSED)
+    else:
+        assert world.status.epoch >= spec.epoch
+    assert world.launches <= 1
+
+
+@given(specs, statuses, seen_phases)
+def test_what_is_to_go_is_removed_whatever_state_it_is_in(
+    spec: InstanceSpec, status: InstanceStatus, phase: Phase | None
+) -> None:
+    chosen = plan(asked(spec, status, deleted=True), World(phase, status).seen(), None, AT)
+    assert chosen.steps == (Remove(),)
+
+
+def test_a_run_that_ended_by_itself_is_left_alone_without_a_policy() -> None:
+    done = InstanceStatus(epoch=1, exit_code=0, phase=Phase.STOPPED, finished_at=AT)
+    assert plan(asked(InstanceSpec(image="x", epoch=1), done), Observed(phase=Phase.STOPPED), None, AT).steps == ()
+
+
+def test_a_policy_waits_longer_each_time_and_not_forever() -> None:
+    spec = InstanceSpec(image="x", restart=RestartPolicy(mode=RestartMode.ALWAYS))
+    delays = [restart_delay(spec, InstanceStatus(restarts=n)) for n in range(30)]
+    assert delays == sorted(delays, key=lambda d: d or 0)
+    assert delays[0] == 0.1 and delays[-1] == 30.0
+
+
+def test_on_failure_counts_its_retries_and_minds_success() -> None:
+    spec = InstanceSpec(image="x", restart=RestartPolicy(mode=RestartMode.ON_FAILURE, retries=2))
+    assert restart_delay(spec, InstanceStatus(exit_code=0)) is None
+    assert restart_delay(spec, InstanceStatus(exit_code=1, restarts=1)) is not None
+    assert restart_delay(spec, InstanceStatus(exit_code=1, restarts=2)) is None
+
+
+def test_too_early_for_the_policy_is_said_in_seconds() -> None:
+    spec = InstanceSpec(image="x", epoch=1, restart=RestartPolicy(mode=RestartMode.ALWAYS))
+    status = InstanceStatus(epoch=1, restarts=3, finished_at=AT - timedelta(seconds=0.3))
+    chosen = plan(asked(spec, status), Observed(phase=Phase.STOPPED), None, AT)
+    assert chosen.steps == () and chosen.again_in is not None and 0.4 < chosen.again_in <= 0.5
+
+
+def test_the_end_of_a_run_is_told_once() -> None:
+    running = InstanceStatus(phase=Phase.RUNNING, epoch=1, started_at=AT)
+    ended = Observed(phase=Phase.STOPPED, exit_code=7, finished_at=AT + timedelta(seconds=1))
+    after, events = fold(running, ended, AT)
+    assert after.exit_code == 7 and [e[0] for e in events] == ["instance.ended"]
+    again, events = fold(after, ended, AT)
+    assert again.exit_code == 7 and events == []
+
+
+def test_an_exit_during_a_daemon_s_absence_is_told_after_it() -> None:
+    known = InstanceStatus(phase=Phase.RUNNING, epoch=1, started_at=AT)
+    ended = Observed(phase=Phase.STOPPED, exit_code=3, started_at=AT, finished_at=AT + timedelta(hours=1))
+    after, events = fold(known, ended, AT + timedelta(hours=2))
+    assert (after.phase, after.exit_code, len(events)) == (Phase.STOPPED, 3, 1)
+
+
+def test_a_vanished_instance_is_lost_not_ended() -> None:
+    after, events = fold(InstanceStatus(phase=Phase.RUNNING, epoch=1), None, AT)
+    assert after.phase is Phase.STOPPED and after.exit_code is None and after.finished_at == AT
+    assert events[0][0] == "instance.lost"

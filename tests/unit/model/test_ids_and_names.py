@@ -1,0 +1,73 @@
+"""Ids sort by time and carry their kind; names are what they may be."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lamella.model.errors import Invalid, error_for
+from lamella.model.ids import PREFIXES, check_image_name, check_name, check_project, is_id, new_id
+from lamella.model.kinds import KINDS
+from lamella.model.signals import signal_number
+
+
+def test_every_kind_has_an_id_prefix() -> None:
+    assert set(KINDS) == set(PREFIXES)
+
+
+@given(st.integers(0, 1 << 47), st.integers(1, 10**6))
+def test_later_ids_sort_after_earlier_ones(at: int, later: int) -> None:
+    assert new_id("volume", now_ms=at) < new_id("volume", now_ms=at + later)
+
+
+def test_ids_are_ids_and_never_repeat() -> None:
+    ids = {new_id(kind) for kind in PREFIXES for _ in range(100)}
+    assert len(ids) == 100 * len(PREFIXES)
+    assert all(is_id(id) for id in ids)
+
+
+@pytest.mark.parametrize("name", ["web", "a", "web-1", "db.main", "x_y", "0"])
+def test_names(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "-web", "web-", "Web", "a/b", "a b", "a" * 64, "naïve", "..", new_id("instance")])
+def test_what_may_not_be_a_name(name: str) -> None:
+    with pytest.raises(Invalid):
+        check_name(name)
+
+
+@pytest.mark.parametrize("name", ["debian:12", "team/web:1.0", "localhost:5000/a/b:Latest", "a@sha256"])
+def test_image_names(name: str) -> None:
+    assert check_image_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "/a", "a//", "A", "a b", ":x", "a\n", "a" * 256])
+def test_what_may_not_name_an_image(name: str) -> None:
+    with pytest.raises(Invalid):
+        check_image_name(name)
+
+
+def test_a_project_is_a_dns_label() -> None:
+    assert check_project("team-1") == "team-1"
+    for name in ("", "a.b", "A", "a_b"):
+        with pytest.raises(Invalid):
+            check_project(name)
+
+
+def test_errors_are_found_by_their_code() -> None:
+    from lamella.model import errors
+
+    for cls in errors.LamellaError.__subclasses__():
+        assert error_for(cls.code) is cls
+    assert error_for("never heard of") is errors.Internal
+
+
+@pytest.mark.parametrize(("text", "number"), [("TERM", 15), ("sigkill", 9), ("1", 1), ("RTMIN+1", 35)])
+def test_signals(text: str, number: int) -> None:
+    assert signal_number(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "0", "65", "9999999", "TERMINATE", "RTMIN+", "RTMIN+99", "-1"])
+def test_what_is_no_signal(text: str) -> None:
+    with pytest.raises(Invalid):
+        signal_number(text)
