@@ -38,7 +38,9 @@ class ImageLibrary(Protocol):
         """Make ready; what an interrupted pull or build left half-made is removed (resumable blobs stay)."""
         ...
 
-    async def pull(self, reference: str, report: Report, *, credentials: Credentials | None = None, insecure: bool = False) -> ImageStatus:
+    async def pull(
+        self, reference: str, report: Report, *, credentials: Credentials | None = None, insecure: bool = False
+    ) -> ImageStatus:
         """Fetch ``docker://HOST/NAME[:TAG|@DIGEST]`` for this host's architecture. *insecure* allows plain HTTP beyond loopback."""
         ...
 
@@ -59,7 +61,8 @@ class ImageLibrary(Protocol):
         ...
 
     async def collect(self, keep: set[str]) -> int:
-        """Remove every image whose digest is not in *keep*, then every layer, blob and derived file that no image needs. Returns bytes freed.
+        """Remove every image whose digest is not in *keep*, then every layer, blob and derived file that
+        no image needs. Returns bytes freed.
 
         Never takes what a pull, import or build in flight has brought.
         """
