@@ -36,7 +36,7 @@ class GuestSetup(msgspec.Struct, kw_only=True, frozen=True):
 class GuestProcess(msgspec.Struct, kw_only=True, frozen=True):
     """The instance's own process. ``user`` is ``name|uid[:group|gid]``, resolved inside; empty is root.
 
-    Environment, directory and user are also what every exec starts from. Without ``stdin`` it reads /dev/null (or a terminal nobody types at).
+    Environment, directory and user are also what every exec starts from. Without ``stdin`` it reads /dev/null.
     """
 
     command: list[str]

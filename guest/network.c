@@ -1,0 +1,115 @@
+#define _GNU_SOURCE
+#include "network.h"
+
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <errno.h>
+#include <net/if.h>
+#include <net/if_arp.h>
+#include <net/route.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "bytes.h"
+
+static bool parse_mac(const char *text, uint8_t mac[6]) {
+    unsigned part[6];
+    if (sscanf(text, "%2x:%2x:%2x:%2x:%2x:%2x", part, part + 1, part + 2, part + 3, part + 4, part + 5) != 6) return false;
+    for (int i = 0; i < 6; i++) mac[i] = (uint8_t)part[i];
+    return true;
+}
+
+/* The interface with this hardware address, else the first that is not the loopback. */
+static bool find_interface(const char *mac, char name[IFNAMSIZ]) {
+    DIR *directory = opendir("/sys/class/net");
+    struct dirent *entry;
+    bool exact = false;
+    *name = 0;
+    while (directory && !exact && (entry = readdir(directory))) {
+        char path[300], address[32] = "";
+        if (entry->d_name[0] == '.' || strcmp(entry->d_name, "lo") == 0 || strlen(entry->d_name) >= IFNAMSIZ) continue;
+        snprintf(path, sizeof path, "/sys/class/net/%.16s/address", entry->d_name);
+        FILE *file = fopen(path, "re");
+        if (file && fgets(address, sizeof address, file)) exact = strncasecmp(address, mac, 17) == 0;
+        if (file) fclose(file);
+        if (exact || !*name) snprintf(name, IFNAMSIZ, "%.15s", entry->d_name);
+    }
+    if (directory) closedir(directory);
+    return *name;
+}
+
+static bool set_flags(int s, struct ifreq *request, bool up) {
+    if (ioctl(s, SIOCGIFFLAGS, request) < 0) return false;
+    request->ifr_flags = (short)(up ? request->ifr_flags | IFF_UP : request->ifr_flags & ~IFF_UP);
+    return ioctl(s, SIOCSIFFLAGS, request) == 0;
+}
+
+static struct sockaddr socket_address(struct in_addr address) {
+    struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr = address};
+    struct sockaddr plain;
+    memcpy(&plain, &in, sizeof plain);
+    return plain;
+}
+
+static bool add_default_route(int s, const char *gateway, char *interface) {
+    struct in_addr any = {0}, through;
+    if (inet_pton(AF_INET, gateway, &through) != 1) return errno = EINVAL, false;
+    struct rtentry route = {.rt_dst = socket_address(any), .rt_genmask = socket_address(any), .rt_gateway = socket_address(through), .rt_flags = RTF_UP | RTF_GATEWAY, .rt_dev = interface};
+    return ioctl(s, SIOCADDRT, &route) == 0 || errno == EEXIST;
+}
+
+char *network_loopback(void) {
+    struct ifreq request = {.ifr_name = "lo"};
+    int s = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    char *problem = s >= 0 && set_flags(s, &request, true) ? NULL : format_text("lo did not come up: %s", strerror(errno));
+    if (s >= 0) close(s);
+    return problem;
+}
+
+static const char *configure(int s, const struct network *n) {
+    struct ifreq request = {0};
+    char address[64];
+    uint8_t mac[6];
+    struct in_addr local, mask;
+    if (!find_interface(n->mac, request.ifr_name)) return errno = ENODEV, "there is no interface";
+    if (!set_flags(s, &request, false)) return "the interface could not be taken down";
+    if (strcmp(request.ifr_name, n->interface) != 0) {
+        snprintf(request.ifr_newname, IFNAMSIZ, "%.15s", n->interface);
+        if (ioctl(s, SIOCSIFNAME, &request) < 0) return "the interface could not be renamed";
+        snprintf(request.ifr_name, IFNAMSIZ, "%.15s", n->interface);
+    }
+    if (*n->mac) {
+        if (!parse_mac(n->mac, mac)) return errno = EINVAL, "the hardware address cannot be read";
+        request.ifr_hwaddr.sa_family = ARPHRD_ETHER;
+        memcpy(request.ifr_hwaddr.sa_data, mac, sizeof mac);
+        if (ioctl(s, SIOCSIFHWADDR, &request) < 0) return "the hardware address was refused";
+    }
+    request.ifr_mtu = (int)n->mtu;
+    if (n->mtu && ioctl(s, SIOCSIFMTU, &request) < 0) return "the MTU was refused";
+    snprintf(address, sizeof address, "%s", n->address);
+    char *prefix = strchr(address, '/');
+    int bits = prefix ? atoi(prefix + 1) : 32;
+    if (prefix) *prefix = 0;
+    if (inet_pton(AF_INET, address, &local) != 1 || bits < 0 || bits > 32) return errno = EINVAL, "the address cannot be read";
+    mask.s_addr = bits ? htonl(0xffffffffu << (32 - bits)) : 0;
+    request.ifr_addr = socket_address(local);
+    if (ioctl(s, SIOCSIFADDR, &request) < 0) return "the address was refused";
+    request.ifr_netmask = socket_address(mask);
+    if (ioctl(s, SIOCSIFNETMASK, &request) < 0) return "the prefix length was refused";
+    if (!set_flags(s, &request, true)) return "the interface did not come up";
+    if (*n->gateway && !add_default_route(s, n->gateway, request.ifr_name)) return "the default route was refused";
+    return NULL;
+}
+
+char *network_configure(const struct network *n) {
+    int s = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    const char *problem = s < 0 ? "there is no IPv4 in this kernel" : configure(s, n);
+    char *sentence = problem ? format_text("%s: %s (%s)", n->interface, problem, strerror(errno)) : NULL;
+    if (s >= 0) close(s);
+    return sentence;
+}
