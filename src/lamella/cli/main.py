@@ -20,8 +20,8 @@ def main() -> "NoReturn":
         sys.stdout.flush()
     except BrokenPipeError:
         code = 141  # whoever read our output has gone: 128 + SIGPIPE, and nothing to say
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
     os._exit(code)
 
 

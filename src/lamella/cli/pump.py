@@ -147,10 +147,6 @@ class Pump:
         from lamella.model.errors import Unavailable
 
         code, reason = self._channel.closing
-        if reason.startswith("{"):
-            from lamella.client.problem import problem
-
-            return problem(500, reason.encode())
         return Unavailable(
             f"the daemon closed the stream before the command ended{f': {reason}' if reason else ''} ({code})",
             hint="the instance may run on: `lamella ps -a` and `lamella logs` show it",

@@ -4,6 +4,7 @@ from lamella.cli.document import Document, parse
 from lamella.client import address, routes
 from lamella.client.blocking.wire import Wire
 from lamella.client.lines import EventReader
+from lamella.client.problem import problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,4 +50,6 @@ class Session:
         with self.wire.stream(routes.watch(self.project, kind, since=since)) as stream:
             for data in stream:
                 for event in reader.feed(data):
+                    if event.event == "problem":
+                        raise problem(500, event.data)
                     yield event.event, parse(event.data)

@@ -50,7 +50,7 @@ def find(
 
 
 def watch(project: str, kind: str, *, since: "int | None" = None) -> Request:
-    """Every change of *kind* after the revision *since*, as server-sent events."""
+    """Every change of *kind* after the revision *since*, as server-sent events; the event ``problem`` ends it."""
     return Request("GET", target("projects", project, f"{kind}s", query=[("watch", True), ("since", since)]))
 
 

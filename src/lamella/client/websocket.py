@@ -78,13 +78,13 @@ def closing(code: int = 1000, reason: str = "") -> bytes:
 
 
 class MessageReader:
-    """Reads messages out of the bytes that arrive.
+    """Reads binary messages out of the bytes that arrive.
 
-    ``answers`` is what has to be sent back (pongs, the echo of a close); ``closed`` is set, with ``code`` and
-    ``reason``, when the other end has closed.
+    ``answers`` is what has to be sent back (pongs, the echo of a close); ``closed`` is set, with ``code`` and ``reason``,
+    when the other end has closed. A text message is how the daemon says what went wrong: ``refusal`` holds it (problem+json).
     """
 
-    __slots__ = ("_buffer", "_parts", "_size", "answers", "closed", "code", "reason")
+    __slots__ = ("_buffer", "_parts", "_size", "_text", "answers", "closed", "code", "reason", "refusal")
 
     def __init__(self) -> None:
         self.answers = bytearray()
@@ -94,6 +94,8 @@ class MessageReader:
         self._buffer = bytearray()
         self._parts: list[bytes] | None = None
         self._size = 0
+        self._text = False
+        self.refusal = b""
 
     def feed(self, data: bytes) -> "Iterator[bytes]":
         """The messages that *data* completes; empty *data* is the end of the connection.
@@ -155,6 +157,8 @@ class MessageReader:
     def _piece(self, opcode: int, final: bool, data: bytes) -> "bytes | None":
         if (opcode == _CONTINUATION) == (self._parts is None):
             raise WireError("the daemon sent the pieces of a message out of order")
+        if self._parts is None:
+            self._text = opcode == _TEXT
         parts = [] if self._parts is None else self._parts
         parts.append(data)
         self._size += len(data)
@@ -164,4 +168,8 @@ class MessageReader:
             self._parts = parts
             return None
         self._parts, self._size = None, 0
-        return data if len(parts) == 1 else b"".join(parts)
+        whole = data if len(parts) == 1 else b"".join(parts)
+        if not self._text:
+            return whole
+        self.refusal = whole
+        return None

@@ -197,7 +197,7 @@ class Channel:
     async def receive(self) -> bytes | None:
         """The next message; ``None`` when the other end has closed.
 
-        :raise Unavailable: when the connection breaks.
+        :raise LamellaError: what the daemon said was wrong; ``Unavailable`` when the connection breaks.
         """
         while not self._ready and not self._reader.closed:
             try:
@@ -213,7 +213,11 @@ class Channel:
                         await self._connection.write(answers)
             except (OSError, WireError) as error:
                 raise broken(self._address, error) from error
-        return self._ready.pop(0) if self._ready else None
+        if self._ready:
+            return self._ready.pop(0)
+        if self._reader.refusal:
+            raise problem(self._reader.code - 3600, self._reader.refusal)
+        return None
 
     async def close(self) -> None:
         """Say goodbye and let go. Safe to call twice."""

@@ -207,11 +207,15 @@ class Channel:
     def receive(self) -> "bytes | None":
         """The next message; ``None`` when the other end has closed.
 
-        :raise Unavailable: when the connection breaks.
+        :raise LamellaError: what the daemon said was wrong; ``Unavailable`` when the connection breaks.
         """
         while not self.pending:
             self.advance()
-        return self._ready.pop(0) if self._ready else None
+        if self._ready:
+            return self._ready.pop(0)
+        if self._reader.refusal:
+            raise problem(self._reader.code - 3600, self._reader.refusal)
+        return None
 
     def poll_with(self) -> int:
         """From now on never wait: the descriptor to poll, with :meth:`advance`, :meth:`offer` and :meth:`flush`."""

@@ -1,0 +1,126 @@
+"""``start``, ``stop``, ``restart``, ``kill``, ``pause``, ``resume`` and ``rm``: one verb, several names."""
+
+import sys
+
+from lamella.cli.document import Document, render
+from lamella.cli.output import clean, line
+from lamella.cli.progress import Progress
+from lamella.cli.run import failed
+from lamella.cli.session import Session
+from lamella.client import routes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lamella.cli.parser import Command, Options, Parser
+
+    Verb = Callable[[Session, str], Document]
+
+_WAIT = 300.0
+
+
+def _each(options: "Options", doing: str, verb: "Verb") -> int:
+    """Do *verb* to every name; what fails for one is said and does not keep the others. Prints the names that went well."""
+    from lamella.model.errors import LamellaError
+
+    session = Session(options)
+    names: list[str] = options.name
+    code = 0
+    for name in dict.fromkeys(names):
+        try:
+            with Progress(f"{doing} {clean(name)}"):
+                after = verb(session, name)
+        except LamellaError as error:
+            if len(names) == 1:
+                raise
+            code = 1
+            sys.stdout.flush()
+            sys.stderr.write(f"lamella: {clean(error.message)}\n" + (f"  {clean(error.hint)}\n" if error.hint else ""))
+            continue
+        if failed(after):
+            code = 1
+            continue
+        line(clean(name))
+    return code
+
+
+def _names(parser: "Parser") -> None:
+    parser.positional("name", nargs="+", help="names or ids")
+
+
+def _power(verb: str, doing: str) -> "Callable[[Options], int]":
+    def act(options: "Options") -> int:
+        return _each(
+            options,
+            doing,
+            lambda session, name: session.ask(routes.instance_verb(session.project, name, verb, wait=_WAIT)),
+        )
+
+    return act
+
+
+def _timed(verb: str, doing: str) -> "Callable[[Options], int]":
+    def act(options: "Options") -> int:
+        body: dict[str, object] = {}
+        wait = _WAIT
+        if options.time is not None:
+            from lamella.model.quantity import parse_duration
+
+            body["timeout"] = parse_duration(options.time, field="time")
+            wait = min(3600.0, wait + parse_duration(options.time))
+        return _each(
+            options,
+            doing,
+            lambda session, name: session.ask(
+                routes.instance_verb(session.project, name, verb, body=render(body) if body else None, wait=wait)
+            ),
+        )
+
+    return act
+
+
+def _timed_options(parser: "Parser") -> None:
+    _names(parser)
+    parser.option("-t", "--time", metavar="TIME", help="until force: 10s (default: the instance's own)")
+
+
+def _kill_options(parser: "Parser") -> None:
+    _names(parser)
+    parser.option("-s", "--signal", default="KILL", help="by name or number (default: KILL)")
+
+
+def _kill(options: "Options") -> int:
+    signal: str = options.signal
+    body = render({"signal": signal.upper()})
+    return _each(
+        options,
+        "killing",
+        lambda session, name: session.ask(routes.instance_verb(session.project, name, "kill", body=body)),
+    )
+
+
+def _rm_options(parser: "Parser") -> None:
+    _names(parser)
+    parser.option("-f", "--force", action="store_true", help="stop it first")
+
+
+def _rm(options: "Options") -> int:
+    return _each(
+        options,
+        "removing",
+        lambda session, name: session.ask(
+            routes.remove(session.project, "instance", name, force=options.force, wait=_WAIT)
+        ),
+    )
+
+
+COMMANDS: "dict[str, Command]" = {
+    "start": (_names, _power("start", "starting")),
+    "stop": (_timed_options, _timed("stop", "stopping")),
+    "restart": (_timed_options, _timed("restart", "restarting")),
+    "pause": (_names, _power("pause", "pausing")),
+    "resume": (_names, _power("resume", "resuming")),
+    "kill": (_kill_options, _kill),
+    "rm": (_rm_options, _rm),
+}
