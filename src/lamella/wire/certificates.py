@@ -65,8 +65,15 @@ class Bundle(msgspec.Struct, kw_only=True, frozen=True):
         return self._complete(context)
 
     def client_context(self) -> ssl.SSLContext:
-        """TLS for one who calls: trusts this authority alone, and checks the name that it called."""
-        return self._complete(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        """TLS for one who calls: trusts this authority alone.
+
+        Who answers is checked by its URI (``Party``), not by the host name that was called: every certificate is good for the
+        loopback addresses, and an address is a way to a host, not its identity.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_REQUIRED
+        return self._complete(context)
 
     def _complete(self, context: ssl.SSLContext) -> ssl.SSLContext:
         context.minimum_version = ssl.TLSVersion.TLSv1_3

@@ -150,7 +150,8 @@ class FakeLayer:
                 if change.project == project and kind in (None, change.kind):
                     yield change
             async with self.wakeup:
-                await self.wakeup.wait_for(lambda: self.revision > since)
+                while self.revision <= since:
+                    await self.wakeup.wait()
 
     async def create_instance(
         self, who: Any, project: str, body: Any, *, wait: float, idempotency_key: str | None
@@ -253,8 +254,8 @@ class FakeLayer:
         self._find(project, "instance", name)
         for number in range(3)[-tail if tail else 0 :] if tail != 0 else []:
             yield LogEntry(at=datetime(2026, 1, 1, tzinfo=UTC), stream="stdout", data=b"line %d\n" % number)
-        while follow:
-            await asyncio.sleep(3600)
+        if follow:
+            await asyncio.Event().wait()
 
     async def stat(self, who: Any, project: str, name: str, path: str) -> FileInfo:
         self._find(project, "instance", name)
