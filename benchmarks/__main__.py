@@ -1,0 +1,47 @@
+"""``./dev bench [containers|microvm|density|store …]``: measure, and print the tables of SPECIFICATION.md."""
+
+import argparse
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks import containers, density, house, incus, microvm
+from benchmarks.measure import Row, table
+
+GROUPS = ("containers", "microvm", "density")
+
+
+def machine() -> str:
+    model = next(
+        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
+        platform.machine(),
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
+    return f"{len(os.sched_getaffinity(0))} cores of {model}, {memory} GiB, Linux {platform.release()}, Python {platform.python_version()}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
+    parser.add_argument("groups", nargs="*", choices=[[], *GROUPS], default=[])
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--instances", type=int, default=100, help="how many containers `density` runs")
+    args = parser.parse_args()
+    chosen = args.groups or list(GROUPS)
+    rows: list[Row] = []
+    with house.layer() as layer:
+        if "containers" in chosen:
+            with incus.running() as peer:
+                rows += containers.rows(layer, peer, args.runs)
+        if "microvm" in chosen:
+            rows += microvm.rows(layer, max(5, args.runs // 2))
+        if "density" in chosen:
+            rows += density.rows(layer, args.instances)
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {machine()}\n")
+    print(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
