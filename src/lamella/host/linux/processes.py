@@ -6,7 +6,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +17,7 @@ LARGEST_MESSAGE = 8192
 
 
 class Child:
-    """A process that we started. Reaped by :meth:`wait`, which every caller must let end."""
+    """A process that we started. It is reaped by :meth:`wait` or :meth:`poll`, one of which every caller must let end."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -25,21 +25,39 @@ class Child:
         self._status: int | None = None
 
     async def wait(self) -> int:
-        """Its exit code; 128 + N after signal N. May be called again; one task at a time."""
-        if self._status is None:
-            assert self._pidfd is not None
-            await readable(self._pidfd)
-            self._reap()
-        assert self._status is not None
-        return self._status
+        """Its exit code; 128 + N after signal N. May be called again, and by several tasks."""
+        while (code := self.poll()) is None:
+            # A descriptor of our own, because the event loop keeps one reader a descriptor.
+            watched = self.watch()
+            try:
+                await first_readable([watched])
+            finally:
+                os.close(watched)
+        return code
 
-    def _reap(self) -> None:
-        _, status = os.waitpid(self.pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        self._status = code if code >= 0 else 128 - code
-        assert self._pidfd is not None
-        os.close(self._pidfd)
-        self._pidfd = None
+    def watch(self) -> int:
+        """A descriptor that can be read when the process has ended; the caller closes it.
+
+        :raise ProcessLookupError: when it was reaped or let go already.
+        """
+        if self._pidfd is None:
+            raise ProcessLookupError(self.pid)
+        return os.dup(self._pidfd)
+
+    @property
+    def running(self) -> bool:
+        """False once it was reaped or let go."""
+        return self._pidfd is not None
+
+    def poll(self) -> int | None:
+        """Its exit code when it has ended."""
+        if self._status is None and self._pidfd is not None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                code = os.waitstatus_to_exitcode(status)
+                self._status = code if code >= 0 else 128 - code
+                self.release()
+        return self._status
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal; a process that ended is left in peace."""
@@ -56,7 +74,7 @@ class Child:
     async def end(self) -> None:
         """Kill and reap, even when the caller is being cancelled."""
         self.kill()
-        if self._status is None and self._pidfd is not None:
+        if self.running:
             await asyncio.shield(self.wait())
 
 
@@ -92,15 +110,23 @@ def spawn(
     return Child(pid)
 
 
-async def readable(fd: int) -> None:
-    """Wait until *fd* can be read (a pidfd: until its process has ended)."""
+async def first_readable(fds: Iterable[int]) -> None:
+    """Wait until one of *fds* can be read (a pidfd: until its process has ended)."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(fd, lambda: ready.done() or ready.set_result(None))
+    watched = list(fds)
+    for fd in watched:
+        loop.add_reader(fd, lambda: ready.done() or ready.set_result(None))
     try:
         await ready
     finally:
-        loop.remove_reader(fd)
+        for fd in watched:
+            loop.remove_reader(fd)
+
+
+async def readable(fd: int) -> None:
+    """Wait until *fd* can be read."""
+    await first_readable([fd])
 
 
 async def writable(fd: int) -> None:
@@ -164,6 +190,14 @@ def start_time(pid: int) -> int | None:
     except OSError:
         return None
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def parent(pid: int) -> int | None:
+    """The parent of *pid* (field 4 of /proc/PID/stat), or ``None`` when *pid* is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
+    except OSError:
+        return None
 
 
 def bears_mark(pid: int, mark: str) -> bool:

@@ -1,0 +1,113 @@
+"""From a machine to the runtime's configuration: a pure function, so that every wall is a line that a test can read."""
+
+from lamella.host.compute.driver import Machine
+from lamella.host.compute.oci.identity import Identity
+from lamella.host.compute.oci.layout import Place
+from lamella.host.compute.oci.profile import CAPABILITIES, FILESYSTEMS, MASKED, READONLY, SYSCTL
+from lamella.host.compute.oci.spec import (
+    DeviceRule,
+    Linux,
+    Mount,
+    Namespace,
+    Process,
+    ProcessCapabilities,
+    Resources,
+    Root,
+    Seccomp,
+    Spec,
+    User,
+)
+from lamella.model.stream import ExecSpec
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+GENERATED = ("hosts", "hostname", "resolv.conf")
+
+
+def bundle(machine: Machine, identity: Identity, place: Place, *, cgroup: str, seccomp: Seccomp) -> Spec:
+    """The configuration of *machine*'s own process; namespaces for users and network are made already and joined."""
+    return Spec(
+        oci_version="1.0.2",
+        process=Process(
+            args=machine.command,
+            cwd=machine.working_directory or "/",
+            env=environment(machine, identity),
+            user=_user(identity),
+            capabilities=capabilities(identity),
+            terminal=machine.terminal,
+            no_new_privileges=True,
+        ),
+        root=Root(path=str(place.rootfs)),
+        hostname=machine.hostname,
+        mounts=[*FILESYSTEMS, *(_generated(place, name) for name in GENERATED)],
+        linux=Linux(
+            namespaces=[
+                Namespace(type="user", path=str(place.user_namespace)),
+                Namespace(type="network", path=str(place.net_namespace)),
+                *(Namespace(type=kind) for kind in ("pid", "mount", "ipc", "uts", "cgroup")),
+            ],
+            cgroups_path=cgroup,
+            resources=Resources(devices=[DeviceRule(allow=False)]),
+            masked_paths=MASKED,
+            readonly_paths=READONLY,
+            seccomp=seccomp,
+            sysctl=SYSCTL,
+        ),
+    )
+
+
+def process(machine: Machine, spec: ExecSpec, identity: Identity) -> Process:
+    """The configuration of a process beside the instance's own, inside the same walls."""
+    return Process(
+        args=spec.command,
+        cwd=spec.working_directory or machine.working_directory or "/",
+        env=environment(machine, identity, terminal=spec.terminal, more=spec.environment),
+        user=_user(identity),
+        capabilities=capabilities(identity),
+        terminal=spec.terminal,
+        no_new_privileges=True,
+    )
+
+
+def environment(
+    machine: Machine, identity: Identity, *, terminal: bool | None = None, more: dict[str, str] | None = None
+) -> list[str]:
+    """What the process finds: defaults, over them the machine's, over them what was asked for this process."""
+    merged = {"PATH": PATH, "HOSTNAME": machine.hostname, "HOME": identity.home}
+    if machine.terminal if terminal is None else terminal:
+        merged["TERM"] = "xterm"
+    merged |= machine.environment
+    merged |= more or {}
+    return [f"{name}={value}" for name, value in merged.items()]
+
+
+def capabilities(identity: Identity) -> ProcessCapabilities:
+    """Root inside holds the list; another user holds none, and may not gain any (no new privileges)."""
+    held = CAPABILITIES if identity.uid == 0 else []
+    return ProcessCapabilities(bounding=CAPABILITIES, effective=held, permitted=held)
+
+
+def hosts(machine: Machine) -> str:
+    """/etc/hosts: loopback, and the instance's own name at its own address."""
+    lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
+    address = machine.nic.address.partition("/")[0] if machine.nic else "127.0.1.1"
+    names = dict.fromkeys([machine.hostname, machine.name])
+    return "\n".join([*lines, f"{address}\t{' '.join(names)}", ""])
+
+
+def resolv_conf(machine: Machine) -> str:
+    """/etc/resolv.conf; empty without a network."""
+    return "".join(f"nameserver {server}\n" for server in machine.nameservers) if machine.nic else ""
+
+
+def generated(machine: Machine) -> dict[str, str]:
+    """The files of /etc that the layer writes, by name."""
+    return {"hosts": hosts(machine), "hostname": f"{machine.hostname}\n", "resolv.conf": resolv_conf(machine)}
+
+
+def _generated(place: Place, name: str) -> Mount:
+    options = ["rbind", "rw", "nosuid", "nodev", "noexec"]
+    return Mount(destination=f"/etc/{name}", type="bind", source=str(place.etc / name), options=options)
+
+
+def _user(identity: Identity) -> User:
+    return User(uid=identity.uid, gid=identity.gid, additional_gids=identity.groups)
