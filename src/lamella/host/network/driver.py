@@ -4,6 +4,7 @@ Found by the entry-point group ``lamella.network``. All links, rules and namespa
 for one uplink and one nft table that bear the mark.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -41,7 +42,7 @@ class DesiredPort(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class NetworkDriver(Protocol):
-    """The constructor is called as ``Driver(home)``; ``networks`` and ``ports`` hold what was asked, so that a repair can be made whole."""
+    """The constructor is called as ``Driver(home)``."""
 
     name: str
 
@@ -76,6 +77,10 @@ class NetworkDriver(Protocol):
 
     async def inventory(self) -> set[str]:
         """Ids of ports that have a link or a rule here."""
+        ...
+
+    async def repair(self, networks: Iterable[DesiredNetwork], ports: Iterable[DesiredPort]) -> None:
+        """Put links and rules of exactly these in force again, whatever somebody did to them."""
         ...
 
     async def nameservers(self) -> list[str]:

@@ -1,0 +1,132 @@
+"""How a port gets its link: a veth into a namespace, or a TAP. Everything here runs in the thread of the layer's namespace."""
+
+import errno
+import fcntl
+import os
+import struct
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
+
+from lamella.host.network import rtnetlink
+from lamella.host.network.driver import DesiredNetwork, DesiredPort
+from lamella.host.network.names import bridge_name, port_name
+from lamella.host.network.namespace import Seat
+from lamella.host.network.rtnetlink import RouteSocket
+from lamella.model.errors import Conflict, NotFound, Unavailable
+
+INTERFACE = "eth0"
+
+# linux/if_tun.h
+_TUNSETIFF = 0x400454CA
+_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+
+
+def ensure_bridge(seat: Seat, network: DesiredNetwork) -> int:
+    """The network's bridge, with the gateway's address; returns its index."""
+    name = bridge_name(network.id)
+    link = seat.route.link(name)
+    if link is not None and link.up and link.mtu == network.mtu:
+        return link.index
+    length = network.subnet.partition("/")[2]
+    gateway = IPv4Interface(f"{network.gateway}/{length}")
+    # An address of its own: otherwise the bridge takes the lowest of its ports', and changes as they come and go.
+    mac = "02:" + gateway.ip.packed.hex(":") + ":01"
+    seat.route.send(
+        rtnetlink.add_bridge(name, mac=mac, mtu=network.mtu),
+        rtnetlink.set_link(name, mtu=network.mtu, alias=network.id),
+    )
+    link = seat.route.link(name)
+    if link is None:
+        raise OSError(errno.ENODEV, f"bridge {name} vanished")
+    seat.route.send(rtnetlink.add_address(link.index, gateway))
+    return link.index
+
+
+def join_namespace(seat: Seat, port: DesiredPort, network: DesiredNetwork, netns: Path) -> None:
+    """A veth between the network's bridge and the namespace at *netns*, set up on both sides. An old link of the port goes.
+
+    :raise NotFound: when there is no namespace at *netns*.
+    """
+    try:
+        namespace = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotFound(
+            f"there is no network namespace at {netns}: {error.strerror}", hint="the instance may have ended"
+        ) from error
+    try:
+        _plug(seat, port, network, namespace)
+        with seat.visit(namespace):
+            inside = RouteSocket()
+        try:
+            _configure(inside, port, network)
+        finally:
+            inside.close()
+    except OSError:
+        with suppress(OSError):
+            seat.route.send(rtnetlink.delete_link(port_name(port.id)))
+        raise
+    finally:
+        os.close(namespace)
+
+
+def _plug(seat: Seat, port: DesiredPort, network: DesiredNetwork, namespace: int) -> None:
+    name = port_name(port.id)
+    pair = rtnetlink.add_veth(
+        name,
+        peer=INTERFACE,
+        peer_namespace=namespace,
+        peer_mac=port.mac,
+        mtu=network.mtu,
+        master=ensure_bridge(seat, network),
+    )
+    label = rtnetlink.set_link(name, alias=port.id)
+    try:
+        seat.route.send(pair, label)
+    except OSError as error:
+        if error.errno != errno.EEXIST:
+            raise
+        # The link of an earlier start, whose namespace the kernel is still taking down.
+        seat.route.send(rtnetlink.delete_link(name))
+        seat.route.send(pair, label)
+
+
+def _configure(inside: RouteSocket, port: DesiredPort, network: DesiredNetwork) -> None:
+    link = inside.link(INTERFACE)
+    if link is None:
+        raise OSError(errno.ENODEV, f"{INTERFACE} vanished from the instance's namespace")
+    inside.send(
+        rtnetlink.set_link("lo"),
+        rtnetlink.set_link(INTERFACE),
+        rtnetlink.add_address(link.index, IPv4Interface(port.address)),
+        rtnetlink.add_default_route(IPv4Address(network.gateway), link.index),
+    )
+
+
+def make_tap(seat: Seat, port: DesiredPort, network: DesiredNetwork) -> int:
+    """A TAP on the network's bridge that lives as long as its descriptor, which is returned and belongs to the caller.
+
+    :raise Conflict: when a running process holds the port's TAP.
+    :raise Unavailable: when the host has no /dev/net/tun.
+    """
+    name = port_name(port.id)
+    bridge = ensure_bridge(seat, network)
+    try:
+        descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise Unavailable(
+            f"/dev/net/tun cannot be opened: {error.strerror}", hint="load the kernel module tun"
+        ) from error
+    try:
+        request = struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
+        try:
+            fcntl.ioctl(descriptor, _TUNSETIFF, request)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise Conflict(f"the TAP of port {port.id} is in use by a running machine") from error
+            raise
+        seat.route.send(rtnetlink.set_link(name, master=bridge, mtu=network.mtu, alias=port.id))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor

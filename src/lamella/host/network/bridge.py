@@ -1,0 +1,233 @@
+"""The built-in network driver: Linux bridges and nftables in a network namespace of the layer's own.
+
+What the rules say is computed in ``plan``; ``fabric`` puts them in force; ``publishing`` keeps published ports.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from lamella.host.compute.driver import Home
+from lamella.host.network import attach, plan, resolvers, rtnetlink, state
+from lamella.host.network.driver import Attachment, DesiredNetwork, DesiredPort
+from lamella.host.network.fabric import Fabric, rules_refused
+from lamella.host.network.names import PORT_PREFIX, bridge_name, port_name
+from lamella.host.network.namespace import Seat
+from lamella.host.network.plan import Element
+from lamella.host.network.publishing import Publisher
+from lamella.model.errors import Conflict, NotFound, Unavailable
+from lamella.model.host import Capability
+from lamella.model.instance import Publish
+
+
+class BridgeDriver:
+    """*netns* is the layer's namespace (default: its room's); the host's is that of whoever calls :meth:`open`.
+
+    ``networks`` and ``ports`` are what was asked of this driver since it was opened.
+    """
+
+    name = "bridge"
+
+    def __init__(self, home: Home, netns: Path | None = None) -> None:
+        self.networks: dict[str, DesiredNetwork] = {}
+        self.ports: dict[str, DesiredPort] = {}
+        self._fabric = Fabric(home, netns)
+        self._publisher = Publisher(self._fabric)
+        self._known: dict[str, Element] = {}
+
+    async def open(self) -> list[Capability]:
+        """Make the uplink and the rules, or find them with what ports there are; then look for what stands in the way.
+
+        :raise Unavailable: when a namespace, a link or a rule cannot be made; the message says which.
+        """
+        await self._fabric.open()
+        host, layer = await self._fabric.elements()
+        self._known = {element.owner: element for element in state.known(layer)}
+        await self._publisher.recall(state.forwards(host, layer))
+        return await self.findings()
+
+    async def close(self) -> None:
+        """Let go; links and rules stay in force."""
+        await self._fabric.close()
+        self._publisher.close()
+
+    async def findings(self) -> list[Capability]:
+        """How the network stands on this host: the uplink, who forbids forwarding, which subnets shadow the host's routes."""
+        return await self._fabric.findings(self.networks.values())
+
+    async def nameservers(self) -> list[str]:
+        """The host's IPv4 resolvers but for those on loopback; empty when it has no other."""
+        return await asyncio.to_thread(resolvers.nameservers)
+
+    # --- networks
+
+    async def ensure_network(self, network: DesiredNetwork) -> None:
+        """Its bridge, with the gateway's address.
+
+        :raise Conflict: when its subnet overlaps another network's or the uplink's.
+        """
+        if self.networks.get(network.id) != network:
+            plan.check_subnet(network, self.networks.values(), self._fabric.transfer)
+        await self._fabric.in_layer(f"make network {network.name}", lambda seat: attach.ensure_bridge(seat, network))
+        self.networks[network.id] = network
+
+    async def delete_network(self, id: str) -> None:
+        """Remove its bridge. :raise Conflict: while ports are on it."""
+        used = sorted(port.id for port in self.ports.values() if port.network == id)
+        if used:
+            raise Conflict(f"network {id} is in use by port {used[0]}", hint="remove its instances first")
+        await self._fabric.sweep(bridge_name(id))
+        self.networks.pop(id, None)
+
+    # --- ports
+
+    async def attach_namespace(self, port: DesiredPort, netns: Path) -> Attachment:
+        """A veth into *netns* as ``eth0``, with address, default route and loopback set up inside.
+
+        :raise NotFound: when the port's network is not here, or no namespace is at *netns*.
+        """
+        network = self._network(port)
+        await self._link(port, lambda seat: attach.join_namespace(seat, port, network, netns))
+        return _attachment(port, network)
+
+    async def attach_tap(self, port: DesiredPort) -> tuple[Attachment, int]:
+        """A TAP that lives as long as the returned descriptor or a copy of it; non-blocking, with virtio-net headers.
+
+        :raise Conflict: when a running machine holds the port's TAP.
+        """
+        network = self._network(port)
+        made: list[int] = []
+        try:
+            await self._link(port, lambda seat: made.append(attach.make_tap(seat, port, network)))
+        except BaseException:
+            for descriptor in made:
+                os.close(descriptor)
+            raise
+        return _attachment(port, network), made[0]
+
+    async def _link(self, port: DesiredPort, make: Callable[[Seat], None]) -> None:
+        """Let the port's packets in and make its link, in one visit of the layer's thread."""
+        element, old = plan.known(port), self._known.get(port.id)
+        table = self._fabric.table
+        self.ports[port.id] = port
+
+        def add(seat: Seat) -> None:
+            if element != old:
+                before = [] if old is None else [old]
+                seat.nft.run("".join([*plan.remove(table, before), *plan.add(table, [element])]))
+            make(seat)
+
+        try:
+            await self._fabric.in_layer(f"attach port {port.id}", add)
+        except Unavailable as error:
+            if not rules_refused(error):
+                raise
+            self._known[port.id] = element
+            await self._restore()
+            await self._fabric.in_layer(f"attach port {port.id}", make)
+        self._known[port.id] = element
+
+    async def detach(self, port: str) -> None:
+        """Remove the port's published ports, its element and its link; gone already is fine."""
+        known = self._known.pop(port, None)
+        gone = [] if known is None else [known]
+        try:
+            await self._publisher.retract(port)
+            await self._fabric.change_layer(plan.remove(self._fabric.table, gone))
+        except Unavailable as error:
+            if not rules_refused(error):
+                raise
+            # The rules were not as we remember: what ought to stay is put in force.
+            self._publisher.forget({forward.owner for forward in self._publisher.forwards} - {port})
+            await self._restore()
+        await self._fabric.sweep(port_name(port))
+        self.ports.pop(port, None)
+
+    async def publish(self, port: DesiredPort) -> list[Publish]:
+        """Make exactly these ports of the host lead to it; a host port of 0 keeps what was chosen for it before.
+
+        :raise Conflict: when a host port is in use; nothing is changed then.
+        :raise Unsupported: when a host address is not IPv4.
+        """
+        try:
+            return await self._publisher.publish(port)
+        except Unavailable as error:
+            if not rules_refused(error):
+                raise
+        await self._restore()
+        return await self._publisher.publish(port)
+
+    async def inventory(self) -> set[str]:
+        """Ids of ports that have a link or a rule here, read from the kernel."""
+        labels = await self._fabric.in_layer(
+            "look for ports",
+            lambda seat: {link.alias for link in seat.route.links() if link.name.startswith(PORT_PREFIX)},
+        )
+        owners = {
+            owner
+            for containers in await self._fabric.elements()
+            for elements in containers.values()
+            for owner, _, _ in elements
+        }
+        return (labels | owners) - {""}
+
+    async def counters(self, port: str) -> tuple[int, int]:
+        """Bytes (received, sent) as the instance sees them, since its link was made.
+
+        :raise NotFound: when the port has no link.
+        """
+        link = await self._fabric.in_layer("read counters", lambda seat: seat.route.link(port_name(port)))
+        if link is None:
+            raise NotFound(f"port {port} has no link on this host", hint="its instance does not run")
+        return link.sent, link.received
+
+    # --- repair and end
+
+    async def repair(self, networks: Iterable[DesiredNetwork], ports: Iterable[DesiredPort]) -> None:
+        """Put everything in force again, whatever somebody did to links and rules; other ports go from the rules."""
+        self.networks = {network.id: network for network in networks}
+        self.ports = {port.id: port for port in ports}
+        self._known = {port.id: plan.known(port) for port in self.ports.values()}
+        self._publisher.forget(set(self.ports))
+        await self._restore()
+        await self._fabric.in_layer("repair links", self._relink)
+        for port in list(self.ports.values()):
+            if port.publish:
+                await self._publisher.publish(port)
+
+    def _relink(self, seat: Seat) -> None:
+        bridges = {network.id: attach.ensure_bridge(seat, network) for network in self.networks.values()}
+        links = {link.name: link for link in seat.route.links()}
+        for port in self.ports.values():
+            link, bridge = links.get(port_name(port.id)), bridges.get(port.network)
+            if link is not None and bridge is not None and (link.master != bridge or not link.up):
+                seat.route.send(rtnetlink.set_link(link.name, master=bridge))
+
+    async def teardown(self) -> None:
+        """Remove everything that bears the mark, the uplink too; works without :meth:`open`."""
+        await self._fabric.teardown()
+        self._publisher.close()
+        self._publisher.forwards = []
+        self.networks, self.ports, self._known = {}, {}, {}
+
+    async def _restore(self) -> None:
+        layer, host = self._publisher.elements()
+        await self._fabric.restore([*self._known.values(), *layer], host)
+
+    def _network(self, port: DesiredPort) -> DesiredNetwork:
+        network = self.networks.get(port.network)
+        if network is None:
+            raise NotFound(f"network {port.network} of port {port.id} is not on this host", hint="ensure it first")
+        return network
+
+
+def _attachment(port: DesiredPort, network: DesiredNetwork) -> Attachment:
+    return Attachment(
+        port=port.id,
+        mac=port.mac,
+        address=port.address,
+        gateway=network.gateway,
+        mtu=network.mtu,
+        interface=attach.INTERFACE,
+    )

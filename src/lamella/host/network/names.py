@@ -1,0 +1,25 @@
+"""The names of the layer's links: at most 15 characters (IFNAMSIZ), each told from an id or the mark by its tail alone.
+
+Ids end in 80 random bits; the last 12 characters carry 60 of them.
+"""
+
+_TAIL = 12
+
+BRIDGE_PREFIX = "lam"
+PORT_PREFIX = "lap"
+
+
+def bridge_name(network: str) -> str:
+    """The bridge of the network with id *network*, in the layer's namespace."""
+    return BRIDGE_PREFIX + network[-_TAIL:]
+
+
+def port_name(port: str) -> str:
+    """The link of the port with id *port* on our side, in the layer's namespace."""
+    return PORT_PREFIX + port[-_TAIL:]
+
+
+def uplink_names(mark: str) -> tuple[str, str]:
+    """(the host's end, the layer's end) of the uplink; of ``lamella-1a2b3c4d`` they are ``la1a2b3c4d-h`` and ``la1a2b3c4d-u``."""
+    short = "la" + mark.rpartition("-")[2][:9]
+    return short + "-h", short + "-u"

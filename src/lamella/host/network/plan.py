@@ -1,0 +1,310 @@
+"""What the rules of the two namespaces say, computed from values alone: the text that nftables is given, and choices of numbers.
+
+Rules are shared by all ports and never change while the layer runs; a port is elements of sets and maps, so that a thousand
+ports cost a packet what one costs. In the layer's namespace, of two tables that bear the mark:
+
+    bridge   set known       link . MAC . IP of every port: whatever else comes in from an instance is dropped
+    ip       map inbound     protocol . port at the uplink -> address . port of an instance
+
+and in the host's, of one:
+
+    ip       map specific    host address . protocol . host port -> the uplink's address . port
+             map wildcard    protocol . host port -> the same
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+import msgspec
+
+from lamella.host.network.driver import DesiredNetwork, DesiredPort
+from lamella.host.network.names import BRIDGE_PREFIX, port_name
+from lamella.model.errors import Conflict, Invalid, NoRoom, Unsupported
+from lamella.model.host import Capability
+from lamella.model.instance import Publish
+
+# Shared address space (RFC 6598), then the benchmarking range (RFC 2544) for hosts where an overlay network took all of it.
+TRANSFER_RANGES = (IPv4Network("100.64.0.0/10"), IPv4Network("198.18.0.0/15"))
+EPHEMERAL = range(32768, 61000)
+ANY = "0.0.0.0"
+PROTOCOLS = {"tcp": 6, "udp": 17}
+
+
+class Transfer(msgspec.Struct, frozen=True):
+    """The /30 between the host and the layer."""
+
+    network: IPv4Network
+
+    @property
+    def host(self) -> IPv4Interface:
+        return IPv4Interface((self.network.network_address + 1, self.network.prefixlen))
+
+    @property
+    def layer(self) -> IPv4Interface:
+        return IPv4Interface((self.network.network_address + 2, self.network.prefixlen))
+
+
+class Forward(msgspec.Struct, kw_only=True, frozen=True):
+    """A published port on its way: host address and port -> port of the uplink -> address and port of an instance."""
+
+    owner: str
+    protocol: str
+    host_address: str
+    host_port: int
+    uplink_port: int
+    address: str
+    port: int
+
+    @property
+    def published(self) -> Publish:
+        return Publish(host_address=self.host_address, host_port=self.host_port, port=self.port, protocol=self.protocol)
+
+
+class Element(msgspec.Struct, kw_only=True, frozen=True):
+    """One element of a set, or with a ``value`` of a map; ``owner`` is the id of its port, kept as the element's comment."""
+
+    family: str
+    container: str
+    key: str
+    value: str = ""
+    owner: str
+
+
+def transfer(mark: str, taken: Iterable[IPv4Network]) -> Transfer:
+    """A /30 that overlaps no network of *taken*; where the search begins depends on the mark, so layers spread.
+
+    :raise NoRoom: when 256 of them are all taken.
+    """
+    occupied = list(taken)
+    start = int.from_bytes(hashlib.sha256(mark.encode()).digest()[:4], "big")
+    for whole in TRANSFER_RANGES:
+        count = whole.num_addresses // 4
+        for step in range(128):
+            first = whole.network_address + 4 * ((start + step * 8191) % count)
+            network = IPv4Network((first, 30))
+            if not any(network.overlaps(other) for other in occupied):
+                return Transfer(network)
+    raise NoRoom(
+        "no free /30 network for the uplink", hint=f"leave some of {' or '.join(map(str, TRANSFER_RANGES))} unrouted"
+    )
+
+
+def host_rules(table: str, uplink: str, between: Transfer) -> str:
+    """The host's table, whole but for elements; running it again changes nothing that is in force.
+
+    Outbound traffic comes masqueraded to the uplink's address from the layer already, so instance subnets never meet the
+    host's routes; here it takes the host's address. ``guard`` makes up for ``route_localnet``, which lets replies to
+    127.0.0.1 come back: nobody may come in by it.
+    """
+    inner = between.layer.ip
+    return f"""
+add table ip {table}
+add map ip {table} specific {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
+add map ip {table} wildcard {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+add chain ip {table} published
+add chain ip {table} guard {{ type filter hook prerouting priority raw; policy accept; }}
+add chain ip {table} prerouting {{ type nat hook prerouting priority dstnat; policy accept; }}
+add chain ip {table} output {{ type nat hook output priority -100; policy accept; }}
+add chain ip {table} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
+flush table ip {table}
+add rule ip {table} guard iifname "{uplink}" ip daddr 127.0.0.0/8 drop
+add rule ip {table} guard iifname "{uplink}" ip saddr != {inner} drop
+add rule ip {table} prerouting fib daddr type local jump published
+add rule ip {table} output fib daddr type local jump published
+add rule ip {table} published dnat ip to ip daddr . meta l4proto . th dport map @specific
+add rule ip {table} published dnat ip to meta l4proto . th dport map @wildcard
+add rule ip {table} postrouting oifname "{uplink}" ip saddr {{ 127.0.0.0/8, {inner} }} masquerade
+add rule ip {table} postrouting oifname != "{uplink}" ip saddr {inner} masquerade
+"""
+
+
+def layer_rules(table: str, uplink: str) -> str:
+    """The layer's two tables, whole but for elements; running it again changes nothing that is in force.
+
+    Instances reach their own network and, masqueraded, whatever the host reaches but for link-local addresses (a cloud's
+    metadata service gives out the host's credentials there); of the layer itself they reach an echo and nothing else.
+    """
+    bridges = f'"{BRIDGE_PREFIX}*"'
+    return f"""
+add table bridge {table}
+add set bridge {table} known {{ type ifname . ether_addr . ipv4_addr; }}
+add chain bridge {table} prerouting {{ type filter hook prerouting priority -200; policy drop; }}
+add table ip {table}
+add map ip {table} inbound {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+add chain ip {table} prerouting {{ type nat hook prerouting priority dstnat; policy accept; }}
+add chain ip {table} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
+add chain ip {table} input {{ type filter hook input priority filter; policy drop; }}
+add chain ip {table} forward {{ type filter hook forward priority filter; policy drop; }}
+flush table bridge {table}
+flush table ip {table}
+add rule bridge {table} prerouting ether type ip iifname . ether saddr . ip saddr @known accept
+add rule bridge {table} prerouting ether type arp iifname . arp saddr ether . arp saddr ip @known \
+iifname . ether saddr . arp saddr ip @known accept
+add rule ip {table} prerouting iifname "{uplink}" dnat ip to meta l4proto . th dport map @inbound
+add rule ip {table} postrouting oifname "{uplink}" masquerade
+add rule ip {table} input iifname "lo" accept
+add rule ip {table} input ct state established,related accept
+add rule ip {table} input icmp type echo-request accept
+add rule ip {table} forward ct state established,related accept
+add rule ip {table} forward ct state invalid drop
+add rule ip {table} forward ip daddr 169.254.0.0/16 drop
+add rule ip {table} forward iifname "{uplink}" ct status dnat accept
+add rule ip {table} forward iifname {bridges} oifname "{uplink}" accept
+"""
+
+
+def known(port: DesiredPort) -> Element:
+    """The element without which nothing that the port sends gets in."""
+    address = IPv4Interface(port.address).ip
+    return Element(
+        family="bridge",
+        container="known",
+        key=f'"{port_name(port.id)}" . {port.mac.lower()} . {address}',
+        owner=port.id,
+    )
+
+
+def host_element(forward: Forward, between: Transfer) -> Element:
+    protocol = PROTOCOLS[forward.protocol]
+    key = f"{protocol} . {forward.host_port}"
+    specific = forward.host_address != ANY
+    return Element(
+        family="ip",
+        container="specific" if specific else "wildcard",
+        key=f"{forward.host_address} . {key}" if specific else key,
+        value=f"{between.layer.ip} . {forward.uplink_port}",
+        owner=forward.owner,
+    )
+
+
+def layer_element(forward: Forward) -> Element:
+    return Element(
+        family="ip",
+        container="inbound",
+        key=f"{PROTOCOLS[forward.protocol]} . {forward.uplink_port}",
+        value=f"{forward.address} . {forward.port}",
+        owner=forward.owner,
+    )
+
+
+def add(table: str, elements: Iterable[Element]) -> Iterator[str]:
+    """Lines that add elements."""
+    for element in elements:
+        value = f" : {element.value}" if element.value else ""
+        yield (
+            f"add element {element.family} {table} {element.container} "
+            f'{{ {element.key} comment "{element.owner}"{value} }}\n'
+        )
+
+
+def remove(table: str, elements: Iterable[Element]) -> Iterator[str]:
+    """Lines that remove elements, each of which has to be there."""
+    for element in elements:
+        yield f"delete element {element.family} {table} {element.container} {{ {element.key} }}\n"
+
+
+def flush(table: str, containers: Iterable[tuple[str, str, str]]) -> Iterator[str]:
+    """Lines that empty sets and maps, given as (family, ``set`` or ``map``, name)."""
+    for family, kind, name in containers:
+        yield f"flush {kind} {family} {table} {name}\n"
+
+
+HOST_CONTAINERS = (("ip", "map", "specific"), ("ip", "map", "wildcard"))
+LAYER_CONTAINERS = (("bridge", "set", "known"), ("ip", "map", "inbound"))
+
+
+def check_subnet(network: DesiredNetwork, others: Iterable[DesiredNetwork], between: Transfer) -> None:
+    """:raise Conflict: when the network's subnet overlaps another network's or the uplink's."""
+    subnet = IPv4Network(network.subnet)
+    taken = {f"network {other.name}": IPv4Network(other.subnet) for other in others if other.id != network.id}
+    for owner, other in {**taken, "the uplink": between.network}.items():
+        if subnet.overlaps(other):
+            raise Conflict(
+                f"subnet {subnet} of network {network.name} overlaps {other} of {owner}",
+                hint="choose another subnet",
+                field="subnet",
+            )
+
+
+def shadowed(network: DesiredNetwork, routes: Iterable[IPv4Network]) -> Capability | None:
+    """What of the host's *routes* the instances of *network* cannot reach, because their own subnet covers it."""
+    subnet = IPv4Network(network.subnet)
+    covered = sorted({str(route) for route in routes if route.overlaps(subnet)})
+    if not covered:
+        return None
+    return Capability(
+        name=f"network.subnet.{network.name}",
+        available=False,
+        value=network.subnet,
+        reason=f"instances cannot reach what this host reaches by {', '.join(covered)}: "
+        f"the subnet of network {network.name} covers it",
+    )
+
+
+def check_publish(publish: list[Publish]) -> None:
+    """:raise Unsupported: for a host address that is not IPv4. :raise Conflict: when two want the same host port."""
+    seen: list[Publish] = []
+    for one in publish:
+        try:
+            address = IPv4Address(one.host_address)
+        except ValueError as error:
+            raise Unsupported(
+                f"cannot publish on host address {one.host_address!r}",
+                hint="use an IPv4 address of the host, or 0.0.0.0 for all of them",
+                field="publish",
+            ) from error
+        if address.is_multicast or address == IPv4Address("255.255.255.255"):
+            raise Invalid(
+                f"{address} is not the address of a host", hint="use an IPv4 address of the host", field="publish"
+            )
+        for other in seen:
+            if one.host_port and overlaps(one, other):
+                raise Conflict(
+                    f"host port {one.host_port}/{one.protocol} is published twice",
+                    hint="choose another",
+                    field="publish",
+                )
+        seen.append(one)
+
+
+def overlaps(one: Publish, other: Publish) -> bool:
+    """Whether a packet could be meant for both."""
+    return (
+        one.protocol == other.protocol
+        and one.host_port == other.host_port
+        and (one.host_address == other.host_address or ANY in (one.host_address, other.host_address))
+    )
+
+
+def uplink_port(taken: set[tuple[str, int]], protocol: str, wanted: int) -> int:
+    """The uplink's port for a host port: the same number, or the next free one when another host address has that already.
+
+    :raise NoRoom: when all are taken.
+    """
+    for step in range(65535):
+        candidate = (wanted - 1 + step) % 65535 + 1
+        if (protocol, candidate) not in taken:
+            return candidate
+    raise NoRoom(f"all 65535 {protocol} ports of the uplink are in use", hint="publish fewer ports")
+
+
+def kept(current: Iterable[Forward], port: DesiredPort) -> tuple[dict[int, Forward], list[int]]:
+    """Which forwards already are what *port* wants: (by the place in ``port.publish``, the places that need a new one).
+
+    A host port of 0 is content with whatever was chosen for it before.
+    """
+    address = str(IPv4Interface(port.address).ip)
+    free = [forward for forward in current if forward.owner == port.id and forward.address == address]
+    found: dict[int, Forward] = {}
+    # Exact wishes choose first, so that a 0 does not take what somebody names.
+    for place, wish in sorted(enumerate(port.publish), key=lambda item: item[1].host_port == 0):
+        for forward in free:
+            have = forward.published
+            if (wish.host_address, wish.protocol, wish.port) == (have.host_address, have.protocol, have.port) and (
+                wish.host_port in (0, have.host_port)
+            ):
+                found[place] = forward
+                free.remove(forward)
+                break
+    return found, [place for place in range(len(port.publish)) if place not in found]
