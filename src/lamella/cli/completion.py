@@ -8,11 +8,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from lamella.cli.parser import Command, Options, Parser
 
-_INSTANCE = (
-    (
-        "show exec shell logs cp top set start stop restart kill pause resume rm contract explain"  # what takes an instance's name
-    ).split()
-)
+# What takes an instance's name.
+_INSTANCE = [
+    *("show", "exec", "shell", "logs", "cp", "top", "set", "contract", "explain"),
+    *("start", "stop", "restart", "kill", "pause", "resume", "rm"),
+]
 _ASK = "lamella ps -a -o name 2>/dev/null"
 
 

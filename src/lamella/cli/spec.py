@@ -25,30 +25,11 @@ def publish(text: str) -> "Json":
 
     :raise Invalid: when *text* is none.
     """
-    body, slash, protocol = text.partition("/")
-    address = ""
-    if body.startswith("["):
-        address, _, body = body[1:].partition("]:")
-    parts = body.split(":")
-    if len(parts) == 3 and not address:
-        address, *parts = parts
-    numbers = [_port(part, least) for part, least in zip(reversed(parts), (1, 0), strict=False)]
-    if len(parts) > 2 or None in numbers or protocol not in (("tcp", "udp") if slash else ("",)):
-        raise _invalid(
-            f"{text!r} is not a port to publish", "write it like 8080:80, 127.0.0.1:8080:80 or 53:53/udp", "publish"
-        )
-    made: Json = {"port": numbers[0], "host_port": numbers[1] if len(numbers) > 1 else 0, "protocol": protocol or "tcp"}
-    if address:
-        made["host_address"] = address
-    return made
+    from lamella.client.ports import parse
 
-
-def _port(text: str, least: int) -> "int | None":
-    """*text* as a port from *least* to 65535; ``None`` when it is none. An empty one is 0."""
-    if not text and not least:
-        return 0
-    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 5 else -1
-    return number if least <= number <= 65535 else None
+    address, outside, inside, protocol = parse(text)
+    made: Json = {"port": inside, "host_port": outside, "protocol": protocol}
+    return {**made, "host_address": address} if address else made
 
 
 def variables(texts: "list[str]", files: "list[str]", here: "Mapping[str, str] | None" = None) -> dict[str, str]:

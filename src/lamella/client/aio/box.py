@@ -1,0 +1,203 @@
+"""One instance, as a person holds it."""
+
+import builtins
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Unpack
+
+from lamella.client import calls, routes, wish
+from lamella.client.aio.streams import Stream, communicate
+from lamella.client.aio.talk import Talk
+from lamella.client.lines import LineReader
+from lamella.client.result import Result
+from lamella.model.contract import Contract
+from lamella.model.errors import Unavailable
+from lamella.model.files import FileInfo
+from lamella.model.instance import Instance, Phase
+from lamella.model.requests import Explanation
+from lamella.model.stream import ExecSpec
+from lamella.model.usage import LogEntry, Usage
+
+DAY = 86400.0
+
+
+class Box:
+    """An instance. ``instance`` is how it was when it was last looked at; :meth:`refresh` looks again.
+
+    Every method may raise what the daemon says was wrong: ``NotFound``, ``Conflict``, ``Unsupported``, ``Unavailable`` …
+    """
+
+    def __init__(self, talk: Talk, instance: Instance) -> None:
+        self._talk = talk
+        self.instance = instance
+
+    @property
+    def id(self) -> str:
+        return self.instance.id
+
+    @property
+    def name(self) -> str:
+        return self.instance.name
+
+    @property
+    def phase(self) -> Phase:
+        return self.instance.status.phase
+
+    def __repr__(self) -> str:
+        return f"<Box {self.name} {self.phase}>"
+
+    async def refresh(self) -> Instance:
+        """Look again."""
+        self.instance = await self._talk.ask(calls.get(self._project, "instance", self.id))
+        return self.instance
+
+    async def exec(
+        self,
+        *command: str,
+        input: bytes | None = None,
+        environment: Mapping[str, str] | None = None,
+        working_directory: str | None = None,
+        user: str | None = None,
+        timeout: float | None = None,
+        check: bool = False,
+    ) -> Result:
+        """Run *command* beside the instance's own, to its end. *timeout* is seconds, after which it exits 124.
+
+        :raise CommandFailed: when *check* is set and it exits with another code than 0.
+        """
+        spec = ExecSpec(
+            command=list(command),
+            environment=dict(environment or {}),
+            working_directory=working_directory,
+            user=user,
+            timeout=timeout,
+            stdin=input is not None,
+        )
+        async with self.stream(spec) as stream:
+            result = await communicate(stream, command, input)
+        return result.check() if check else result
+
+    @asynccontextmanager
+    async def stream(self, spec: ExecSpec | Sequence[str]) -> AsyncGenerator[Stream]:
+        """A process and its streams; it is killed when the block is left before it has ended."""
+        wanted = spec if isinstance(spec, ExecSpec) else ExecSpec(command=list(spec), stdin=True)
+        channel = await self._talk.wire.channel(routes.exec_stream(self._project, self.id))
+        async with Stream(channel) as stream:
+            await channel.send(calls.pack_spec(wanted))
+            yield stream
+
+    @asynccontextmanager
+    async def attach(self, *, start: bool = False) -> AsyncGenerator[Stream]:
+        """The instance's own streams; with *start* its command begins when they are in place."""
+        channel = await self._talk.wire.channel(routes.attach_stream(self._project, self.id, start=start))
+        async with Stream(channel) as stream:
+            yield stream
+
+    async def wait(self, *, timeout: float = DAY) -> int:
+        """The exit code of the instance's own command, when it has ended.
+
+        :raise DeadlineExceeded: when it has not after *timeout* seconds.
+        :raise Unavailable: when it failed without one.
+        """
+        self.instance = await self._talk.ask(calls.wait_for(self._project, self.id, "stopped", timeout))
+        code = self.instance.status.exit_code
+        if code is None:
+            raise (
+                calls.failure(self.instance)
+                if self.phase is Phase.FAILED
+                else Unavailable(f"{self.name} ended, and nobody knows how", hint=f"lamella explain {self.name}")
+            )
+        return code
+
+    async def wait_for(self, condition: calls.Condition, *, timeout: float = 60.0) -> Instance:
+        """:raise DeadlineExceeded: when it does not come to be within *timeout* seconds."""
+        self.instance = await self._talk.ask(calls.wait_for(self._project, self.id, condition, timeout))
+        return self.instance
+
+    async def start(self) -> None:
+        await self._power("start")
+
+    async def stop(self, *, timeout: float | None = None) -> None:
+        """Ask it to end, and force it after *timeout* seconds (left out: its own ``stop_timeout``)."""
+        await self._power("stop", timeout)
+
+    async def restart(self, *, timeout: float | None = None) -> None:
+        await self._power("restart", timeout)
+
+    async def pause(self) -> None:
+        await self._power("pause")
+
+    async def resume(self) -> None:
+        await self._power("resume")
+
+    async def kill(self, signal: str = "KILL") -> None:
+        """Send *signal*, by name or number, to its own command."""
+        self.instance = await self._talk.ask(calls.kill(self._project, self.id, signal))
+
+    async def remove(self, *, force: bool = False) -> None:
+        """Remove it, and wait until nothing is left of it. *force* stops it first."""
+        await self._talk.ask(calls.remove(self._project, "instance", self.id, force=force, wait=calls.SETTLE))
+
+    async def set(self, **changes: Unpack[wish.Changes]) -> Instance:
+        """Change what it was asked to be: ``await box.set(memory="1GiB")``."""
+        self.instance = await self._talk.ask(calls.patch_instance(self._project, self.id, wish.patch(changes)))
+        return self.instance
+
+    async def contract(self) -> Contract:
+        """What isolates it, what it is guaranteed, what limits it."""
+        return await self._talk.ask(calls.contract(self._project, self.id))
+
+    async def explain(self) -> Explanation:
+        """How it came to be as it is."""
+        return await self._talk.ask(calls.explain(self._project, self.id))
+
+    async def usage(self) -> Usage | None:
+        """What it uses now; ``None`` when it does not run."""
+        return (await self._talk.ask(calls.usage(self._project))).get(self.name)
+
+    async def logs(
+        self, *, follow: bool = False, tail: int | None = None, since: datetime | None = None
+    ) -> AsyncIterator[LogEntry]:
+        """What its command has printed, oldest first; with *follow* what it prints from now on, too."""
+        reader = LineReader()
+        async with self._talk.wire.stream(
+            calls.logs(self._project, self.id, follow=follow, tail=tail, since=since)
+        ) as pieces:
+            async for data in pieces:
+                for line in reader.feed(data):
+                    if line:
+                        yield calls.log_entry(line)
+
+    async def stat(self, path: str) -> FileInfo:
+        return await self._talk.ask(calls.file_info(self._project, self.id, path))
+
+    async def list_directory(self, path: str) -> builtins.list[FileInfo]:
+        return await self._talk.ask(calls.list_directory(self._project, self.id, path))
+
+    async def read_file(self, path: str) -> bytes:
+        """The whole of a file. Use :meth:`open_file` for one that does not fit into memory."""
+        return await self._talk.ask(calls.read_file(self._project, self.id, path))
+
+    async def open_file(self, path: str) -> AsyncIterator[bytes]:
+        """A file, piece by piece."""
+        async with self._talk.wire.stream(routes.read_file(self._project, self.id, path)) as pieces:
+            async for data in pieces:
+                yield data
+
+    async def write_file(
+        self, path: str, data: bytes | Iterable[bytes], *, mode: int = 0o644, uid: int = 0, gid: int = 0
+    ) -> None:
+        """Write a file; it is there whole, or not at all."""
+        await self._talk.ask(calls.write_file(self._project, self.id, path, data, mode=mode, uid=uid, gid=gid))
+
+    async def make_directory(self, path: str, *, mode: int = 0o755, uid: int = 0, gid: int = 0) -> None:
+        """Make a directory, and those above it."""
+        await self._talk.ask(calls.make_directory(self._project, self.id, path, mode=mode, uid=uid, gid=gid))
+
+    @property
+    def _project(self) -> str:
+        return self._talk.project
+
+    async def _power(self, verb: calls.PowerVerb, timeout: float | None = None) -> None:
+        self.instance = calls.started(await self._talk.ask(calls.power(self._project, self.id, verb, timeout=timeout)))

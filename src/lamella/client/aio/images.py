@@ -1,0 +1,79 @@
+"""All images of a project, and how they come in."""
+
+import builtins
+from collections.abc import Callable, Sequence
+
+from lamella.client import calls
+from lamella.client.aio.talk import Talk
+from lamella.model.image import Image
+from lamella.model.operation import Operation, OperationPhase, OperationStatus
+from lamella.model.requests import ImageCreate
+
+Progress = Callable[[OperationStatus], None]
+
+
+class Images:
+    """``layer.images``. *progress* is called with where the operation stands, each time that changes."""
+
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+
+    async def list(self) -> builtins.list[Image]:
+        found, _ = await self._talk.find("image")
+        return found
+
+    async def get(self, name: str) -> Image:
+        """:raise NotFound: when there is no such image."""
+        return await self._talk.ask(calls.get(self._talk.project, "image", name))
+
+    async def build(
+        self, source: str, *, packages: Sequence[str] = (), name: str | None = None, progress: Progress | None = None
+    ) -> Image:
+        """Build a distribution's image (``debian:12``) from its packages, with more *packages*."""
+        return await self._bring(ImageCreate(verb="build", source=source, name=name, packages=[*packages]), progress)
+
+    async def pull(
+        self,
+        source: str,
+        *,
+        name: str | None = None,
+        username: str = "",
+        password: str = "",
+        insecure: bool = False,
+        progress: Progress | None = None,
+    ) -> Image:
+        """Fetch ``docker://HOST/NAME:TAG``."""
+        body = ImageCreate(
+            verb="pull", source=source, name=name, username=username, password=password, insecure=insecure
+        )
+        return await self._bring(body, progress)
+
+    async def import_file(self, path: str, *, name: str | None = None, progress: Progress | None = None) -> Image:
+        """Import an OCI layout, a docker archive or a root file system's tar that lies at *path* on the daemon's host."""
+        return await self._bring(ImageCreate(verb="import", source=path, name=name), progress)
+
+    async def remove(self, name: str) -> None:
+        """Forget a name; :meth:`collect` frees what then nothing uses."""
+        await self._talk.ask(calls.remove(self._talk.project, "image", name))
+
+    async def collect(self) -> int:
+        """Remove what no image and no instance uses; bytes that this freed."""
+        return (await self._talk.ask(calls.collect_images())).bytes
+
+    async def _bring(self, body: ImageCreate, progress: Progress | None) -> Image:
+        operation = await self._talk.ask(calls.bring_image(self._talk.project, body))
+        operation = await self._follow(operation, progress)
+        return await self._talk.ask(calls.image(self._talk.project, operation))
+
+    async def _follow(self, operation: Operation, progress: Progress | None) -> Operation:
+        if progress is not None:
+            progress(operation.status)
+        if operation.status.phase is OperationPhase.RUNNING:
+            async for change in self._talk.watch("operation", operation.revision):
+                if change.resource.id == operation.id:
+                    operation = change.resource
+                    if progress is not None:
+                        progress(operation.status)
+                    if operation.status.phase is not OperationPhase.RUNNING:
+                        break
+        return operation

@@ -1,0 +1,95 @@
+"""The layer: the way in, asynchronously."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from types import TracebackType
+from typing import Unpack
+
+from lamella.client import address, calls, wish
+from lamella.client.aio.box import Box
+from lamella.client.aio.images import Images
+from lamella.client.aio.instances import Instances
+from lamella.client.aio.talk import Talk
+from lamella.client.aio.wire import Wire
+from lamella.model.errors import LamellaError, NotFound
+from lamella.model.operation import Event
+from lamella.model.requests import About, Diagnosis
+from lamella.model.usage import Usage
+
+
+class Layer:
+    """One daemon, seen from one project. Use as an async context manager, or :meth:`close` it."""
+
+    def __init__(self, wire: Wire, project: str) -> None:
+        self._talk = Talk(wire, project)
+        self.project = project
+        self.instances = Instances(self._talk)
+        self.images = Images(self._talk)
+
+    @asynccontextmanager
+    async def run(self, image: str, *, keep: bool = False, **wishes: Unpack[wish.Wishes]) -> AsyncGenerator[Box]:
+        """An instance for as long as the block lasts; it is removed afterwards unless *keep* is set.
+
+        :raise LamellaError: as :meth:`lamella.client.aio.instances.Instances.create`; what failed to start is removed, too.
+        """
+        made = await self.instances.create(image, start=False, **wishes)
+        try:
+            await made.start()
+            yield made
+        finally:
+            if not keep:
+                await asyncio.shield(_forget(made))
+
+    async def about(self) -> About:
+        """Which layer answers, and who you are to it."""
+        return await self._talk.ask(calls.about())
+
+    async def doctor(self) -> Diagnosis:
+        """What was looked at on the host, and what to do about what is wrong."""
+        return await self._talk.ask(calls.doctor())
+
+    async def usage(self) -> dict[str, Usage]:
+        """What every running instance uses now, by name."""
+        return await self._talk.ask(calls.usage(self.project))
+
+    async def events(self, *, follow: bool = False) -> AsyncIterator[Event]:
+        """What happened, oldest first; with *follow* what happens from now on, too."""
+        past, revision = await self._talk.find("event")
+        for event in sorted(past, key=lambda event: event.id):
+            yield event
+        if follow:
+            async for change in self._talk.watch("event", revision):
+                if change.action == "created":
+                    yield change.resource
+
+    async def close(self) -> None:
+        """Let go of the connections. Safe to call twice."""
+        await self._talk.wire.close()
+
+    async def __aenter__(self) -> "Layer":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+async def _forget(box: Box) -> None:
+    with suppress(NotFound):
+        try:
+            await box.remove(force=True)
+        except LamellaError as error:
+            error.add_note(f"while {box.name} was being removed")
+            raise
+
+
+def connect(host: str | None = None, *, project: str = "default") -> Layer:
+    """The layer at *host* (``unix:///PATH`` or ``https://HOST:PORT``), else where ``LAMELLA_HOST`` and ``LAMELLA_HOME`` say.
+
+    Nothing is sent yet: an absent daemon is found by the first question.
+
+    :raise Invalid: when *host* is no place where a daemon can be.
+    """
+    return Layer(Wire(address.find(host)), project)

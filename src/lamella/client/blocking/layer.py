@@ -1,0 +1,93 @@
+"""The layer: the way in, synchronously."""
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Unpack
+
+from lamella.client import address, calls, wish
+from lamella.client.blocking.box import Box
+from lamella.client.blocking.images import Images
+from lamella.client.blocking.instances import Instances
+from lamella.client.blocking.talk import Talk
+from lamella.client.blocking.wire import Wire
+from lamella.model.errors import LamellaError, NotFound
+from lamella.model.operation import Event
+from lamella.model.requests import About, Diagnosis
+from lamella.model.usage import Usage
+
+
+class Layer:
+    """One daemon, seen from one project. Use as a context manager, or :meth:`close` it."""
+
+    def __init__(self, wire: Wire, project: str) -> None:
+        self._talk = Talk(wire, project)
+        self.project = project
+        self.instances = Instances(self._talk)
+        self.images = Images(self._talk)
+
+    @contextmanager
+    def run(self, image: str, *, keep: bool = False, **wishes: Unpack[wish.Wishes]) -> Generator[Box]:
+        """An instance for as long as the block lasts; it is removed afterwards unless *keep* is set.
+
+        :raise LamellaError: as :meth:`lamella.client.blocking.instances.Instances.create`; what failed to start is removed, too.
+        """
+        made = self.instances.create(image, start=False, **wishes)
+        try:
+            made.start()
+            yield made
+        finally:
+            if not keep:
+                _forget(made)
+
+    def about(self) -> About:
+        """Which layer answers, and who you are to it."""
+        return self._talk.ask(calls.about())
+
+    def doctor(self) -> Diagnosis:
+        """What was looked at on the host, and what to do about what is wrong."""
+        return self._talk.ask(calls.doctor())
+
+    def usage(self) -> dict[str, Usage]:
+        """What every running instance uses now, by name."""
+        return self._talk.ask(calls.usage(self.project))
+
+    def events(self, *, follow: bool = False) -> Iterator[Event]:
+        """What happened, oldest first; with *follow* what happens from now on, too."""
+        past, revision = self._talk.find("event")
+        yield from sorted(past, key=lambda event: event.id)
+        if follow:
+            for change in self._talk.watch("event", revision):
+                if change.action == "created":
+                    yield change.resource
+
+    def close(self) -> None:
+        """Let go of the connections. Safe to call twice."""
+        self._talk.wire.close()
+
+    def __enter__(self) -> "Layer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _forget(box: Box) -> None:
+    with suppress(NotFound):
+        try:
+            box.remove(force=True)
+        except LamellaError as error:
+            error.add_note(f"while {box.name} was being removed")
+            raise
+
+
+def connect(host: str | None = None, *, project: str = "default") -> Layer:
+    """The layer at *host* (``unix:///PATH`` or ``https://HOST:PORT``), else where ``LAMELLA_HOST`` and ``LAMELLA_HOME`` say.
+
+    Nothing is sent yet: an absent daemon is found by the first question.
+
+    :raise Invalid: when *host* is no place where a daemon can be.
+    """
+    return Layer(Wire(address.find(host)), project)

@@ -1,0 +1,42 @@
+"""Asking one daemon about one project: calls in, answers out."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from lamella.client import calls, routes
+from lamella.client.blocking.wire import Wire
+from lamella.client.call import Call
+from lamella.client.lines import EventReader
+
+AnswerT = TypeVar("AnswerT")
+
+
+class Talk:
+    """``wire`` and the ``project`` that is meant."""
+
+    def __init__(self, wire: Wire, project: str) -> None:
+        self.wire = wire
+        self.project = project
+
+    def ask(self, call: Call[AnswerT]) -> AnswerT:
+        """:raise LamellaError: what the daemon said was wrong, or that it is not there."""
+        return call.read(self.wire.exchange(call.request))
+
+    def find(self, kind: str, labels: Mapping[str, str] | None = None) -> tuple[list[Any], int]:
+        """All of *kind*, and the revision at which a watch goes on."""
+        found: list[Any] = []
+        page = self.ask(calls.find(self.project, kind, labels, ""))
+        revision = page.revision
+        while True:
+            found += page.items
+            if not page.cursor:
+                return found, revision
+            page = self.ask(calls.find(self.project, kind, labels, page.cursor))
+
+    def watch(self, kind: str, since: int | None) -> Iterator[calls.Change[Any]]:
+        """What happens to *kind* after revision *since* (left out: from now on)."""
+        reader = EventReader()
+        with self.wire.stream(routes.watch(self.project, kind, since=since)) as pieces:
+            for data in pieces:
+                for event in reader.feed(data):
+                    yield calls.change(kind, event)

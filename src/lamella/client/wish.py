@@ -1,0 +1,158 @@
+"""What a person writes in Python turned into specs: ``memory="512MiB"``, ``cpu=1.5``, ``publish=["8080:80"]``."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import msgspec
+
+from lamella.model.errors import Invalid
+from lamella.model.instance import Nic, Power, Publish, RestartMode, RestartPolicy
+from lamella.model.quantity import parse_cpu, parse_duration, parse_size
+from lamella.model.requests import InstanceCreate, ResourcePatch
+
+Size = int | str
+Cores = float | str
+
+
+class Wishes(TypedDict, total=False):
+    """What may be said of an instance beside its image.
+
+    ``cpu`` is cores (1.5, ``"250m"``), ``memory`` and ``disk`` bytes or ``"512MiB"``, ``stop_timeout`` seconds or ``"10s"``,
+    ``network`` ``"default"`` or ``"none"``, ``publish`` as ``docker run -p`` has it, ``restart`` as ``--restart``.
+    """
+
+    command: Sequence[str]
+    entrypoint: Sequence[str]
+    isolation: str
+    name: str
+    environment: Mapping[str, str]
+    working_directory: str
+    user: str
+    hostname: str
+    cpu: Cores
+    memory: Size
+    pids: int
+    disk: Size
+    network: str
+    publish: Sequence[str]
+    restart: str
+    stop_signal: str
+    stop_timeout: float | str
+    labels: Mapping[str, str]
+    stdin: bool
+    terminal: bool
+    remove_on_exit: bool
+
+
+def cores(value: Cores, *, field: str = "cpu") -> int:
+    """Milli-cores. :raise Invalid: when *value* is no number of cores."""
+    return parse_cpu(value if isinstance(value, str) else f"{value:f}", field=field)
+
+
+def size(value: Size, *, field: str) -> int:
+    """Bytes. :raise Invalid: when *value* is no size."""
+    return value if isinstance(value, int) else parse_size(value, field=field)
+
+
+def instance(image: str, wishes: Wishes, *, power: Power = Power.RUNNING) -> InstanceCreate:
+    """The request that *wishes* are.
+
+    :raise Invalid: when one of them is not understood; names the field.
+    """
+    spec: dict[str, Any] = {"image": image, "power": power}
+    given: dict[str, Any] = {**wishes}
+    for name in (
+        "isolation",
+        "working_directory",
+        "user",
+        "hostname",
+        "pids",
+        "stop_signal",
+        "stdin",
+        "terminal",
+        "remove_on_exit",
+    ):
+        if name in given:
+            spec[name] = given[name]
+    for name in ("command", "entrypoint"):
+        if name in given:
+            if isinstance(given[name], str):
+                raise Invalid(f"{name} is one string", hint='give a list of words: ["uname", "-r"]', field=name)
+            spec[name] = list(given[name])
+    if "environment" in given:
+        spec["environment"] = dict(given["environment"])
+    if "cpu" in given:
+        spec["cpu"] = cores(given["cpu"])
+    for name in ("memory", "disk"):
+        if name in given:
+            spec[name] = size(given[name], field=name)
+    if "stop_timeout" in given:
+        spec["stop_timeout"] = _seconds(given["stop_timeout"])
+    if "restart" in given:
+        spec["restart"] = restart(given["restart"])
+    network = wishes.get("network", "default")
+    spec["nics"] = (
+        []
+        if network == "none"
+        else [Nic(network=network, publish=[publish(text) for text in wishes.get("publish", ())])]
+    )
+    body = {"name": wishes.get("name"), "labels": dict(wishes.get("labels", {})), "spec": spec}
+    try:
+        # Through the same rules as on the other side, so that a wrong type is found where it was written.
+        return msgspec.convert(msgspec.to_builtins(body), InstanceCreate)
+    except msgspec.ValidationError as error:
+        raise Invalid(f"the instance cannot be asked for: {error}") from error
+
+
+class Changes(TypedDict, total=False):
+    """What may be changed of an instance. ``None`` takes a limit away, or a label."""
+
+    cpu: Cores | None
+    memory: Size | None
+    pids: int
+    restart: str
+    stop_timeout: float | str
+    labels: Mapping[str, str | None]
+
+
+def patch(changes: Changes) -> ResourcePatch:
+    """The merge patch that *changes* are. :raise Invalid: when one of them is not understood."""
+    spec: dict[str, Any] = {}
+    if "cpu" in changes:
+        spec["cpu"] = None if changes["cpu"] is None else cores(changes["cpu"])
+    if "memory" in changes:
+        spec["memory"] = None if changes["memory"] is None else size(changes["memory"], field="memory")
+    if "pids" in changes:
+        spec["pids"] = changes["pids"]
+    if "restart" in changes:
+        spec["restart"] = msgspec.to_builtins(restart(changes["restart"]))
+    if "stop_timeout" in changes:
+        spec["stop_timeout"] = _seconds(changes["stop_timeout"])
+    return ResourcePatch(
+        spec=spec or msgspec.UNSET, labels=dict(changes["labels"]) if "labels" in changes else msgspec.UNSET
+    )
+
+
+def restart(text: str) -> RestartPolicy:
+    """``no``, ``always``, ``unless-stopped``, ``on-failure`` or ``on-failure:N``. :raise Invalid: when *text* is none."""
+    mode, _, count = text.partition(":")
+    if mode not in list(RestartMode) or (count and (mode != RestartMode.ON_FAILURE or not count.isdecimal())):
+        raise Invalid(
+            f"{text!r} is not a restart policy", hint="one of no, always, unless-stopped, on-failure:N", field="restart"
+        )
+    return RestartPolicy(mode=RestartMode(mode), retries=int(count or 0))
+
+
+def publish(text: str) -> Publish:
+    """``[IP:]HOST:PORT[/udp]``, or ``PORT``. :raise Invalid: when *text* is none."""
+    from lamella.client.ports import parse
+
+    address, host_port, port, protocol = parse(text)
+    made = Publish(port=port, host_port=host_port, protocol=protocol)
+    if address:
+        made.host_address = address
+    return made
+
+
+def _seconds(value: float | str) -> float:
+    return parse_duration(value, field="stop_timeout") if isinstance(value, str) else float(value)
