@@ -22,7 +22,9 @@ def find_home(given: str | None) -> Home:
         path = Path.cwd() / path
     path = Path(os.path.normpath(path))
     if any(character in str(path) for character in "\n:,\\"):
-        raise Invalid(f"LAMELLA_HOME {str(path)!r} holds a colon, comma, backslash or line end", hint="choose another directory")
+        raise Invalid(
+            f"LAMELLA_HOME {str(path)!r} holds a colon, comma, backslash or line end", hint="choose another directory"
+        )
     digest = hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()
     return Home(path=path, mark=f"lamella-{digest}")
 

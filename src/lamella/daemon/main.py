@@ -19,8 +19,12 @@ ROLES = ("all", "control", "host")
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lamellad", description="The daemon of a Lamella layer.")
-    parser.add_argument("--role", choices=ROLES, default="all", help="what this daemon is: a whole layer, control, or one host")
-    parser.add_argument("--home", help="directory of all state, sockets and marks (default: $LAMELLA_HOME, /var/lib/lamella)")
+    parser.add_argument(
+        "--role", choices=ROLES, default="all", help="what this daemon is: a whole layer, control, or one host"
+    )
+    parser.add_argument(
+        "--home", help="directory of all state, sockets and marks (default: $LAMELLA_HOME, /var/lib/lamella)"
+    )
     parser.add_argument("--name", default=platform.node() or "host", help="this host's name (default: the machine's)")
     parser.add_argument("--database", help="URL of the store (default: SQLite in the home)")
     parser.add_argument("--listen", metavar="ADDRESS:PORT", help="serve other machines there, with mutual TLS")

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from lamella.api.app import create_app
 from lamella.api.serve import serve
 from lamella.control.layer import Layer
 from lamella.host.compute.driver import Home
-from lamella.store.opening import open_store
+from lamella.store.database import open_store
 
 log = logging.getLogger("lamella.daemon")
 
@@ -34,7 +34,7 @@ class Role(msgspec.Struct, kw_only=True, frozen=True):
 
 
 @asynccontextmanager
-async def compose(home: Home, role: Role) -> AsyncIterator[None]:
+async def compose(home: Home, role: Role) -> AsyncGenerator[None]:
     """Everything up while inside; afterwards nothing of the daemon is, and every instance goes on.
 
     :raise LamellaError: when a part cannot begin.
