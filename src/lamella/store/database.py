@@ -3,9 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime
 from typing import TypeVar
 
@@ -45,12 +45,10 @@ def open_store(url: str) -> Store:
     :raise Unsupported: when it names another kind of database.
     """
     try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError) as error:
-        raise Invalid(
-            f"the store's URL cannot be read: {error}", hint="write it like sqlite:////path", field="store"
-        ) from None
-    return DatabaseStore(_database(parsed))
+        return DatabaseStore(_database(make_url(url)))
+    except (ArgumentError, ValueError, TypeError) as error:
+        hint = "write it like sqlite:////var/lib/lamella/lamella.db"
+        raise Invalid(f"the store's URL cannot be read: {error}", hint=hint, field="store") from error
 
 
 def _database(url: URL) -> Database:
@@ -88,7 +86,7 @@ class DatabaseStore:
         self._writer = Writer(self._database, self._sql, self._head.advance)
 
     def _prepare(self) -> int:
-        with self._explained():
+        try:
             self._database.prepare()
             with opened(self._database, self._database.writer) as session:
                 found = migration.version(session, self._database.has_schema)
@@ -96,6 +94,10 @@ class DatabaseStore:
                 self._migrate()
             with opened(self._database, self._database.writer) as session:
                 return self._revision(session)
+        except LamellaError:
+            raise
+        except Exception as error:
+            raise self._database.explain(error) from error
 
     def _migrate(self) -> None:
         with self._database.writer.connect() as connection:
@@ -143,27 +145,20 @@ class DatabaseStore:
 
     def _look_now(self, look: Callable[[Session], T]) -> T:
         for attempt in range(ATTEMPTS):
+            session: Session | None = None
             try:
                 with opened(self._database, self._database.reader) as session:
                     self._database.begin_read(session)
                     return look(session)
-            except LamellaError:
-                raise
             except Exception as error:
-                if self._database.verdict(error) is Verdict.REFUSED or attempt == ATTEMPTS - 1:
-                    with self._explained():
-                        raise
+                broken = error if session is None else session.failed
+                if broken is None:
+                    # The look's own.
+                    raise
+                if self._database.verdict(broken) is Verdict.REFUSED or attempt == ATTEMPTS - 1:
+                    raise self._database.explain(broken) from broken
                 time.sleep(0.05 * attempt)
         raise AssertionError("the last attempt returns or raises")
-
-    @contextmanager
-    def _explained(self) -> Generator[None]:
-        try:
-            yield
-        except LamellaError:
-            raise
-        except Exception as error:
-            raise self._database.explain(error) from error
 
     # Looks
 

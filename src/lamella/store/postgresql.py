@@ -112,11 +112,12 @@ class Postgresql:
 
 
 def _engine(url: URL, connections: int) -> Engine:
+    options = url.query.get("options", "")
     return create_engine(
         url,
         pool_size=connections,
         max_overflow=0,
-        connect_args={"options": LIMITS, "application_name": "lamella", "connect_timeout": 10},
+        connect_args={"options": f"{LIMITS} {options}", "application_name": "lamella", "connect_timeout": 10},
     )
 
 

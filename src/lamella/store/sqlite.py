@@ -38,10 +38,12 @@ class Sqlite:
     has_schema = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'"
 
     def __init__(self, url: URL) -> None:
-        """:raise Invalid: when *url* names no absolute path."""
-        if not url.database or not url.database.startswith("/"):
+        """:raise Invalid: when *url* is not an absolute path and nothing else."""
+        if not url.database or not url.database.startswith("/") or url.query:
             raise Invalid(
-                f"{url} names no file", hint="write it like sqlite:////var/lib/lamella/lamella.db", field="store"
+                f"{url} names no file by its absolute path alone",
+                hint="write it like sqlite:////var/lib/lamella/lamella.db",
+                field="store",
             )
         self._path = Path(url.database)
         self.writer = _engine(url, 1)
