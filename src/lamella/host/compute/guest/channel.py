@@ -5,7 +5,6 @@ the channel. So a hostile guest costs at most ``MOST_STREAMS`` windows.
 """
 
 import asyncio
-import contextlib
 import os
 import struct
 from collections import deque
@@ -49,6 +48,7 @@ _LARGEST_STALE = 4 << 20
 _LARGEST_REQUEST = 3 << 20
 _PIECE = 32 << 10
 _RESYNC_AFTER = 2.0
+_FLUSH = 0.5
 
 _GUEST_ERRORS: dict[str, type[LamellaError]] = {
     error.code: error
@@ -91,8 +91,7 @@ class Stream:
         if self._owed >= _GRANT and self._result is None and self._failure is None:
             self._window += self._owed
             granted, self._owed = self._owed, 0
-            with contextlib.suppress(Unavailable):
-                await self._channel.send(Frame(self.id, FrameType.CREDIT, _CREDIT.pack(granted)))
+            self._channel.post(Frame(self.id, FrameType.CREDIT, _CREDIT.pack(granted)))
         return frame
 
     async def result(self) -> Fields:
@@ -154,14 +153,13 @@ class Stream:
         self._check_open()
         await self._channel.send(Frame(self.id, FrameType.CONTROL, message))
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Let go: the guest ends what belongs to the stream. Safe to call twice."""
         if self.ended or self._letting_go:
             return
         self._letting_go = True
         self._frames.clear()
-        with contextlib.suppress(LamellaError):
-            await self._channel.send(Frame(self.id, FrameType.CLOSE))
+        self._channel.post(Frame(self.id, FrameType.CLOSE))
 
     @property
     def ended(self) -> bool:
@@ -219,7 +217,6 @@ class Channel:
         self._last = 0
         self._failure: LamellaError | None = None
         self._greeted = asyncio.Event()
-        self._sending = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
@@ -267,18 +264,17 @@ class Channel:
             raise self._failure
         if len(self._streams) >= MOST_STREAMS:
             raise NoRoom("the guest has too many open streams", hint="wait for some to end")
-        async with self._sending:
-            # Under the lock from the number on: the guest wants numbers to grow.
-            if self._failure is not None:
-                raise self._failure
-            self._last += 1
-            stream = Stream(self, self._last)
-            self._streams[stream.id] = stream
-            for start in range(0, len(payload), LARGEST_PAYLOAD):
-                more = MORE if start + LARGEST_PAYLOAD < len(payload) else 0
-                piece = payload[start : start + LARGEST_PAYLOAD]
-                self._writer.write(encode(Frame(stream.id, FrameType.REQUEST, piece, more), self._seal))
+        self._last += 1
+        stream = Stream(self, self._last)
+        self._streams[stream.id] = stream
+        for start in range(0, len(payload), LARGEST_PAYLOAD):
+            more = MORE if start + LARGEST_PAYLOAD < len(payload) else 0
+            self.post(Frame(stream.id, FrameType.REQUEST, payload[start : start + LARGEST_PAYLOAD], more))
+        try:
             await self._drain()
+        except BaseException:
+            stream.close()
+            raise
         return stream
 
     async def call(self, verb: Verb, message: bytes = b"", *, timeout: float = 30.0) -> Fields:
@@ -299,15 +295,19 @@ class Channel:
             ) from None
         finally:
             if stream is not None:
-                await stream.close()
+                stream.close()
 
     async def send(self, frame: Frame) -> None:
         """:raise Unavailable: when the channel is gone."""
-        async with self._sending:
-            if self._failure is not None:
-                raise self._failure
+        if self._failure is not None:
+            raise self._failure
+        self.post(frame)
+        await self._drain()
+
+    def post(self, frame: Frame) -> None:
+        """Send without waiting: for what is small and bounded by what the guest sent or by the number of streams."""
+        if self._failure is None:
             self._writer.write(encode(frame, self._seal))
-            await self._drain()
 
     async def close(self) -> None:
         """End the conversation. Safe to call twice."""
@@ -316,8 +316,13 @@ class Channel:
         if task is not None and task is not asyncio.current_task():
             task.cancel()
             await asyncio.wait([task])
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
+        try:
+            async with asyncio.timeout(_FLUSH):
+                await self._writer.wait_closed()
+        except TimeoutError:
+            self._writer.transport.abort()  # the guest does not read what is left
+        except OSError:
+            pass
 
     async def _drain(self) -> None:
         try:

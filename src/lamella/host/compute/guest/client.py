@@ -250,7 +250,7 @@ class GuestClient:
         try:
             await stream.accepted()
         except BaseException:
-            await stream.close()
+            stream.close()
             raise
         return GuestProcessStream(stream)
 
@@ -260,7 +260,7 @@ class GuestClient:
         try:
             yield stream
         finally:
-            await stream.close()
+            stream.close()
 
 
 def _network(network: GuestNetwork | None) -> _Pairs:

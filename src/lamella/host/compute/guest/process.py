@@ -1,7 +1,5 @@
 """A process in the guest, as the stream of frames that the rest of the layer knows."""
 
-import contextlib
-
 from lamella.host.compute.guest.channel import Stream
 from lamella.host.compute.guest.fields import Fields, Tag, body
 from lamella.host.compute.guest.frames import FrameType
@@ -49,8 +47,7 @@ class GuestProcessStream:
         return Stdout(data) if number == _STDOUT else Stderr(data)
 
     async def close(self) -> None:
-        with contextlib.suppress(LamellaError):
-            await self._stream.close()
+        self._stream.close()
 
 
 def _exit(result: Fields) -> Exit:
