@@ -43,7 +43,7 @@ class Keyboard:
             import tty
 
             self._before = termios.tcgetattr(0)
-            tty.setraw(0)
+            tty.setraw(0, termios.TCSADRAIN)  # what was typed ahead is kept
         return self
 
     def __exit__(
