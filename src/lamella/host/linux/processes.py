@@ -200,6 +200,14 @@ def parent(pid: int) -> int | None:
         return None
 
 
+def command_line(pid: int) -> list[bytes]:
+    """The arguments of *pid*; none when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
 def bears_mark(pid: int, mark: str) -> bool:
     """Whether *pid* was started by the layer of *mark*."""
     try:

@@ -5,6 +5,7 @@ from lamella.host.compute.oci.identity import Identity
 from lamella.host.compute.oci.layout import Place
 from lamella.host.compute.oci.profile import CAPABILITIES, FILESYSTEMS, MASKED, READONLY, SYSCTL
 from lamella.host.compute.oci.spec import (
+    ConsoleSize,
     DeviceRule,
     Linux,
     Mount,
@@ -34,9 +35,11 @@ def bundle(machine: Machine, identity: Identity, place: Place, *, cgroup: str, s
             user=_user(identity),
             capabilities=capabilities(identity),
             terminal=machine.terminal,
+            console_size=ConsoleSize(height=24, width=80) if machine.terminal else None,
             no_new_privileges=True,
         ),
-        root=Root(path=str(place.rootfs)),
+        # Relative to the bundle: the folders above it are closed to the container's ids.
+        root=Root(path=place.rootfs.name),
         hostname=machine.hostname,
         mounts=[*FILESYSTEMS, *(_generated(place, name) for name in GENERATED)],
         linux=Linux(
@@ -64,6 +67,7 @@ def process(machine: Machine, spec: ExecSpec, identity: Identity) -> Process:
         user=_user(identity),
         capabilities=capabilities(identity),
         terminal=spec.terminal,
+        console_size=ConsoleSize(height=spec.rows, width=spec.columns) if spec.terminal else None,
         no_new_privileges=True,
     )
 

@@ -19,7 +19,7 @@ import msgspec
 
 from lamella.host.compute.driver import Changed, Home, Limits, Machine, Observed
 from lamella.host.compute.guest.client import GuestClient
-from lamella.host.compute.oci import bundle, execution, files, identity, logs, mechanisms, probe, rootfs, shim
+from lamella.host.compute.oci import bundle, execution, files, identity, logs, mechanisms, probe, record, rootfs, shim
 from lamella.host.compute.oci.attach import AttachStream
 from lamella.host.compute.oci.layout import LOG_BOUND, Place, Places
 from lamella.host.compute.oci.namespaces import NamespacePool
@@ -86,6 +86,8 @@ class OciDriver:
         tools = shim.Tools(conmon=binaries.tool("conmon"), runtime=binaries.tool("crun", "runc"))
         seccomp = profile(probe.machine())
         await asyncio.to_thread(self._places.make)
+        for id in await self.inventory():
+            await asyncio.to_thread(execution.sweep, self._places.of(id).execs)
         cgroups = Cgroups(ROOT, self._home.mark)
         await asyncio.to_thread(probe.check_cgroups, cgroups)
         await asyncio.to_thread(cgroups.group(SHIMS).create, Limits())
@@ -119,7 +121,7 @@ class OciDriver:
         place = self._places.of(id)
         if not place.bundle.is_dir():
             return None
-        machine = self._machine_or_none(place)
+        machine = record.read(place.machine)
         launched = machine.limits if machine else None
         started = _modified(place.started)
         one = self._shim(place)
@@ -204,8 +206,10 @@ class OciDriver:
 
     def _build(self, place: Place, machine: Machine, seccomp: Seccomp, pin: Pin) -> None:
         """The bundle: namespaces, root, generated files, group, configuration. Blocks for some milliseconds."""
-        place.bundle.mkdir(mode=0o700, exist_ok=True)
-        place.machine.write_bytes(msgspec.json.encode(machine))
+        place.bundle.mkdir(exist_ok=True)
+        # The runtime steps into it as the container's root; the folder above it lets nobody else come so far.
+        place.bundle.chmod(0o711)
+        record.write(place.machine, machine)
         _trim_log(place)
         userns = pin(machine.id_base, place.user_namespace, place.net_namespace)
         try:
@@ -453,7 +457,7 @@ class OciDriver:
 
     async def usage(self, id: str) -> Usage:
         place = self._places.of(id)
-        machine = self._machine_or_none(place)
+        machine = record.read(place.machine)
         if machine is None:
             raise NotFound(f"there is no container {id} on this host")
         now = datetime.now(UTC)
@@ -517,16 +521,10 @@ class OciDriver:
         return self._groups.group(id)
 
     def _machine(self, place: Place) -> Machine:
-        machine = self._machine_or_none(place)
+        machine = record.read(place.machine)
         if machine is None:
             raise NotFound(f"there is no container {place.id} on this host")
         return machine
-
-    def _machine_or_none(self, place: Place) -> Machine | None:
-        try:
-            return msgspec.json.decode(place.machine.read_bytes(), type=Machine)
-        except (OSError, msgspec.DecodeError):
-            return None
 
 
 def signal_number(name: str) -> int:

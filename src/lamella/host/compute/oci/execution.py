@@ -22,7 +22,17 @@ import msgspec
 
 from lamella.host.compute.oci import shim
 from lamella.host.compute.oci.spec import Process
-from lamella.host.linux.processes import Child, environment, first_readable, read_pid, readable, spawn, writable
+from lamella.host.linux.processes import (
+    Child,
+    command_line,
+    environment,
+    first_readable,
+    parent,
+    read_pid,
+    readable,
+    spawn,
+    writable,
+)
 from lamella.model.stream import (
     LARGEST_DATA,
     Exit,
@@ -288,6 +298,18 @@ async def _console(listener: socket.socket) -> int:
         raise OSError("the runtime sent no terminal")
     os.set_inheritable(descriptors[0], False)
     return descriptors[0]
+
+
+def sweep(folder: Path) -> None:
+    """End what a former daemon ran beside a container: nobody holds its streams any more. Blocks shortly."""
+    with suppress(FileNotFoundError):
+        for left in folder.iterdir():
+            pid = read_pid(left / "pid")
+            above = None if pid is None else parent(pid)
+            if pid is not None and above is not None and str(left / "process.json").encode() in command_line(above):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def set_size(terminal: int, rows: int, columns: int) -> None:

@@ -91,6 +91,11 @@ async def agent(
     finally:
         with suppress(OSError):
             ours.close()
+        # The agent ends at the end of its input, and the runtime that waits for it then: killed first, the runtime would
+        # leave a zombie to the container's own process.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                await child.wait()
         await child.end()
         await asyncio.to_thread(_remove, folder)
 

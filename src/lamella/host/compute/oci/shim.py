@@ -15,9 +15,10 @@ from pathlib import Path
 import msgspec
 
 from lamella.host.compute.oci.layout import LOG_BOUND, Place, Places
-from lamella.host.linux.processes import environment, read_all, read_pid, readable, spawn
+from lamella.host.linux.processes import command_line, environment, read_all, read_pid, readable, spawn
 from lamella.model.errors import Internal, Invalid, LamellaError, Unsupported
 
+NOT_RUNNABLE = ("permission denied", "not permitted", "is a directory", "exec format")
 LONGEST_SOCKET_DIRECTORY = 80
 
 
@@ -130,18 +131,18 @@ async def _report(sync: int) -> Report | None:
 
 def refusal(message: str) -> LamellaError:
     """What the runtime's complaint means. The runtimes word it differently; the system's own words are in all of them."""
-    words = " ".join(line.strip() for line in message.splitlines() if line.strip()) or "it gave no reason"
-    low = words.lower()
+    said = " ".join(line.strip() for line in message.splitlines() if line.strip()) or "it gave no reason"
+    low = said.lower()
     about_command = "executable" in low or "exec " in low or "exec:" in low
     if about_command and ("not found" in low or "no such file" in low):
-        return CannotRun(f"the command is not in the instance: {words}", 127)
-    if about_command and ("permission denied" in low or "is a directory" in low or "exec format" in low):
-        return CannotRun(f"the command cannot be run: {words}", 126)
+        return CannotRun(f"the command is not in the instance: {said}", 127)
+    if about_command and (any(words in low for words in NOT_RUNNABLE)):
+        return CannotRun(f"the command cannot be run: {said}", 126)
     if "chdir" in low or "cwd" in low:
         return Invalid(
-            f"the working directory cannot be used: {words}", hint="use one that exists", field="working_directory"
+            f"the working directory cannot be used: {said}", hint="use one that exists", field="working_directory"
         )
-    return Unsupported(f"the container runtime refuses: {words}", hint="lamella doctor says what this host can do")
+    return Unsupported(f"the container runtime refuses: {said}", hint="lamella doctor says what this host can do")
 
 
 class Shim:
@@ -191,7 +192,4 @@ class Shim:
 
 def belongs(pid: int, place: Place) -> bool:
     """Whether *pid* is a living conmon of this bundle."""
-    try:
-        return str(place.bundle).encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
+    return str(place.bundle).encode() in command_line(pid)
