@@ -243,6 +243,27 @@ def test_a_tap_in_use_is_not_given_twice(world: World) -> None:
     world.run(use)
 
 
+def test_a_cancelled_caller_leaves_nothing(world: World) -> None:
+    one = port(2, Publish(host_port=8080, port=80))
+
+    async def use(driver: BridgeDriver) -> None:
+        descriptors = len(list(Path("/proc/self/fd").iterdir()))
+        for verb in (driver.attach_tap, driver.publish):
+            for turns in range(6):
+                task = asyncio.create_task(verb(one))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            await driver.detach(one.id)
+        assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+        assert not any(link.startswith("lap") for link in world.links("layer"))
+        assert await driver.publish(one) == one.publish
+
+    world.run(use)
+
+
 def test_what_is_not_there_is_not_found(world: World) -> None:
     async def use(driver: BridgeDriver) -> None:
         with pytest.raises(NotFound, match="network"):

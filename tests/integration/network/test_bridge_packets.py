@@ -1,7 +1,10 @@
 """Packets go where they should and nowhere else."""
 
+import os
+import select
 import socket
 import subprocess
+from ipaddress import IPv4Interface
 from pathlib import Path
 
 import pytest
@@ -126,9 +129,9 @@ def test_nobody_comes_in_from_outside_unpublished(world: World) -> None:
     world.serve("i0", 80, "private")
     world.in_("internet", "ip", "route", "add", "10.83.0.0/16", "via", "203.0.113.1")
     uplink = next(link for link in world.links("host") if link.endswith("-h"))
-    inner = world.in_("host", "ip", "-br", "-4", "addr", "show", uplink).split()[2].split("/")[0][:-1]
+    ours = IPv4Interface(world.in_("host", "ip", "-br", "-4", "addr", "show", uplink).split()[2])
     world.in_("internet", "ip", "route", "add", "100.64.0.0/10", "via", "203.0.113.1")
-    world.in_("host", "ip", "route", "add", "10.83.0.0/16", "dev", uplink, "via", inner + str(2))
+    world.in_("host", "ip", "route", "add", "10.83.0.0/16", "dev", uplink, "via", str(ours.ip + 1))
     with pytest.raises(OSError):
         world.ask("internet", "10.83.0.2", 80)
 
@@ -168,9 +171,6 @@ def test_a_tap_carries_frames(world: World) -> None:
         return descriptor
 
     descriptor = world.run(use)
-    import os
-    import select
-
     try:
         world.inside("i0", lambda: socket.socket(socket.AF_INET, UDP).sendto(b"x", ("10.83.0.3", 1)))
         poll = select.poll()
@@ -181,3 +181,29 @@ def test_a_tap_carries_frames(world: World) -> None:
     finally:
         os.close(descriptor)
     assert not any(link.startswith("lap") and link.endswith(two.id[-12:]) for link in world.links("layer"))
+
+
+def test_a_udp_client_that_keeps_its_port_follows_what_is_published(world: World) -> None:
+    first, second = (port(number, Publish(host_port=5353, port=53, protocol="udp")) for number in (2, 3))
+    for name in ("i0", "i1"):
+        world.add(name)
+        world.serve(name, 53, name, UDP)
+    client = world.endpoint("internet", UDP)
+    client.bind(("203.0.113.9", 40404))
+
+    def ask() -> str:
+        client.sendto(b"?", ("203.0.113.1", 5353))
+        return client.recv(100).decode().split()[0]
+
+    async def use(driver: BridgeDriver) -> None:
+        await driver.attach_namespace(first, world.path("i0"))
+        await driver.attach_namespace(second, world.path("i1"))
+        with pytest.raises(OSError):
+            ask()
+        await driver.publish(first)
+        assert ask() == "i0"
+        await driver.detach(first.id)
+        await driver.publish(second)
+        assert ask() == "i1"
+
+    world.run(use)

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from lamella.host.compute.driver import Home
 from lamella.host.linux.room import Room
-from lamella.host.network import forwarding, plan, rtnetlink, state, uplink
+from lamella.host.network import forwarding, plan, rtnetlink, rules, state, uplink
 from lamella.host.network.driver import DesiredNetwork
 from lamella.host.network.names import BRIDGE_PREFIX, PORT_PREFIX, uplink_names
 from lamella.host.network.namespace import Namespace, Seat
@@ -65,7 +65,7 @@ class Fabric:
         def in_host(seat: Seat) -> Transfer:
             between = self._choose(seat)
             uplink.connect(seat, layer, self._names, between)
-            seat.nft.run(plan.host_rules(self.table, ours, between))
+            seat.nft.run(rules.host_rules(self.table, ours, between))
             forwarding.switch_on(self._note)
             return between
 
@@ -73,7 +73,7 @@ class Fabric:
 
         def in_layer(seat: Seat) -> None:
             uplink.settle(seat, theirs, between)
-            seat.nft.run(plan.layer_rules(self.table, theirs))
+            seat.nft.run(rules.layer_rules(self.table, theirs))
 
         await self.in_layer("set up the layer's end of the uplink", in_layer)
         self._between = between

@@ -68,10 +68,21 @@ class Namespace:
         self._local.seat = Seat()
 
     async def call(self, function: Callable[[Seat], T]) -> T:
-        """Run *function* in the thread; one at a time, in order. It ends its work even when the caller is cancelled."""
+        """Run *function* in the thread; one at a time, in order.
+
+        A caller who is cancelled waits the few milliseconds until it is done, so that nobody loses what it made.
+        """
         if self._executor is None:
             raise RuntimeError("the namespace is not open")
-        return await asyncio.get_running_loop().run_in_executor(self._executor, lambda: function(self._local.seat))
+        future = asyncio.get_running_loop().run_in_executor(self._executor, lambda: function(self._local.seat))
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            while not future.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([future])
+            future.exception()  # looked at, so that nobody is told of it later
+            raise
 
     async def close(self) -> None:
         executor, self._executor = self._executor, None

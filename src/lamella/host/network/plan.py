@@ -1,7 +1,7 @@
-"""What the rules of the two namespaces say, computed from values alone: the text that nftables is given, and choices of numbers.
+"""What a port is in the two namespaces, computed from values alone: elements of sets and maps, and choices of numbers.
 
-Rules are shared by all ports and never change while the layer runs; a port is elements of sets and maps, so that a thousand
-ports cost a packet what one costs. In the layer's namespace, of two tables that bear the mark:
+The rules (``rules``) are shared by all ports, so that a thousand ports cost a packet what one costs. In the layer's
+namespace, of two tables that bear the mark:
 
     bridge   set known       link . MAC . IP of every port: whatever else comes in from an instance is dropped
     ip       map inbound     protocol . port at the uplink -> address . port of an instance
@@ -13,20 +13,23 @@ and in the host's, of one:
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import msgspec
 
 from lamella.host.network.driver import DesiredNetwork, DesiredPort
-from lamella.host.network.names import BRIDGE_PREFIX, port_name
+from lamella.host.network.names import port_name
 from lamella.model.errors import Conflict, Invalid, NoRoom, Unsupported
 from lamella.model.host import Capability
+from lamella.model.ids import is_id
 from lamella.model.instance import Publish
 
 # Shared address space (RFC 6598), then the benchmarking range (RFC 2544) for hosts where an overlay network took all of it.
 TRANSFER_RANGES = (IPv4Network("100.64.0.0/10"), IPv4Network("198.18.0.0/15"))
 EPHEMERAL = range(32768, 61000)
+_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 ANY = "0.0.0.0"
 PROTOCOLS = {"tcp": 6, "udp": 17}
 
@@ -90,72 +93,9 @@ def transfer(mark: str, taken: Iterable[IPv4Network]) -> Transfer:
     )
 
 
-def host_rules(table: str, uplink: str, between: Transfer) -> str:
-    """The host's table, whole but for elements; running it again changes nothing that is in force.
-
-    Outbound traffic comes masqueraded to the uplink's address from the layer already, so instance subnets never meet the
-    host's routes; here it takes the host's address. ``guard`` makes up for ``route_localnet``, which lets replies to
-    127.0.0.1 come back: nobody may come in by it.
-    """
-    inner = between.layer.ip
-    return f"""
-add table ip {table}
-add map ip {table} specific {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
-add map ip {table} wildcard {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
-add chain ip {table} published
-add chain ip {table} guard {{ type filter hook prerouting priority raw; policy accept; }}
-add chain ip {table} prerouting {{ type nat hook prerouting priority dstnat; policy accept; }}
-add chain ip {table} output {{ type nat hook output priority -100; policy accept; }}
-add chain ip {table} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
-flush table ip {table}
-add rule ip {table} guard iifname "{uplink}" ip daddr 127.0.0.0/8 drop
-add rule ip {table} guard iifname "{uplink}" ip saddr != {inner} drop
-add rule ip {table} prerouting fib daddr type local jump published
-add rule ip {table} output fib daddr type local jump published
-add rule ip {table} published dnat ip to ip daddr . meta l4proto . th dport map @specific
-add rule ip {table} published dnat ip to meta l4proto . th dport map @wildcard
-add rule ip {table} postrouting oifname "{uplink}" ip saddr {{ 127.0.0.0/8, {inner} }} masquerade
-add rule ip {table} postrouting oifname != "{uplink}" ip saddr {inner} masquerade
-"""
-
-
-def layer_rules(table: str, uplink: str) -> str:
-    """The layer's two tables, whole but for elements; running it again changes nothing that is in force.
-
-    Instances reach their own network and, masqueraded, whatever the host reaches but for link-local addresses (a cloud's
-    metadata service gives out the host's credentials there); of the layer itself they reach an echo and nothing else.
-    """
-    bridges = f'"{BRIDGE_PREFIX}*"'
-    return f"""
-add table bridge {table}
-add set bridge {table} known {{ type ifname . ether_addr . ipv4_addr; }}
-add chain bridge {table} prerouting {{ type filter hook prerouting priority -200; policy drop; }}
-add table ip {table}
-add map ip {table} inbound {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
-add chain ip {table} prerouting {{ type nat hook prerouting priority dstnat; policy accept; }}
-add chain ip {table} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
-add chain ip {table} input {{ type filter hook input priority filter; policy drop; }}
-add chain ip {table} forward {{ type filter hook forward priority filter; policy drop; }}
-flush table bridge {table}
-flush table ip {table}
-add rule bridge {table} prerouting ether type ip iifname . ether saddr . ip saddr @known accept
-add rule bridge {table} prerouting ether type arp iifname . arp saddr ether . arp saddr ip @known \
-iifname . ether saddr . arp saddr ip @known accept
-add rule ip {table} prerouting iifname "{uplink}" dnat ip to meta l4proto . th dport map @inbound
-add rule ip {table} postrouting oifname "{uplink}" masquerade
-add rule ip {table} input iifname "lo" accept
-add rule ip {table} input ct state established,related accept
-add rule ip {table} input icmp type echo-request accept
-add rule ip {table} forward ct state established,related accept
-add rule ip {table} forward ct state invalid drop
-add rule ip {table} forward ip daddr 169.254.0.0/16 drop
-add rule ip {table} forward iifname "{uplink}" ct status dnat accept
-add rule ip {table} forward iifname {bridges} oifname "{uplink}" accept
-"""
-
-
 def known(port: DesiredPort) -> Element:
-    """The element without which nothing that the port sends gets in."""
+    """The element without which nothing that the port sends gets in. :raise Invalid: as :func:`check_port`."""
+    check_port(port)
     address = IPv4Interface(port.address).ip
     return Element(
         family="bridge",
@@ -240,6 +180,14 @@ def shadowed(network: DesiredNetwork, routes: Iterable[IPv4Network]) -> Capabili
         reason=f"instances cannot reach what this host reaches by {', '.join(covered)}: "
         f"the subnet of network {network.name} covers it",
     )
+
+
+def check_port(port: DesiredPort) -> None:
+    """:raise Invalid: when its id or MAC is none: both become part of the text of rules."""
+    if not is_id(port.id):
+        raise Invalid(f"{port.id!r} is not the id of a port", field="id")
+    if _MAC.fullmatch(port.mac) is None:
+        raise Invalid(f"{port.mac!r} is not a MAC address", hint="write it as 02:00:00:00:00:01", field="mac")
 
 
 def check_publish(publish: list[Publish]) -> None:

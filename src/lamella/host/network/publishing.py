@@ -1,18 +1,21 @@
 """Published ports: which are in force, for whom, and how they change."""
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from ipaddress import IPv4Interface
 
-from lamella.host.network import plan
+from lamella.host.network import conntrack, plan
 from lamella.host.network.driver import DesiredPort
 from lamella.host.network.fabric import Fabric
 from lamella.host.network.namespace import Seat
 from lamella.host.network.plan import Element, Forward
 from lamella.host.network.reservations import Key, Reservations
-from lamella.model.errors import Conflict, LamellaError
+from lamella.model.errors import Conflict, LamellaError, Unavailable
 from lamella.model.instance import Publish
+
+log = logging.getLogger("lamella.host.network")
 
 
 class Publisher:
@@ -60,6 +63,7 @@ class Publisher:
         :raise Conflict: when a host port is in use; nothing is changed then.
         :raise Unsupported: when a host address is not IPv4.
         """
+        plan.check_port(port)
         plan.check_publish(port.publish)
         async with self._lock:
             kept, missing = plan.kept(self.forwards, port)
@@ -135,8 +139,23 @@ class Publisher:
         except BaseException:
             self.forwards = before
             raise
+        await self._forget_flows([*new, *old])
         for key in {_key(forward) for forward in old} - {_key(forward) for forward in new}:
             self._reservations.release(key)
+
+    async def _forget_flows(self, forwards: list[Forward]) -> None:
+        """Let clients that kept sending from one UDP port meet the new rules; a TCP connection begins anew by itself."""
+        datagrams = [forward for forward in forwards if forward.protocol == "udp"]
+        if not datagrams:
+            return
+        host_ports = {forward.host_port for forward in datagrams}
+        uplink_ports = {forward.uplink_port for forward in datagrams}
+        try:
+            await self._fabric.in_host("forget UDP flows", lambda _: conntrack.forget_udp(host_ports))
+            await self._fabric.in_layer("forget UDP flows", lambda _: conntrack.forget_udp(uplink_ports))
+        except Unavailable as error:
+            # The rules are in force; flows under way follow them when they have been silent for a while.
+            log.warning("%s", error)
 
 
 def _key(forward: Forward) -> Key:

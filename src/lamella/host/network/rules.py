@@ -1,0 +1,68 @@
+"""The text of the rules in the two namespaces. They never change while the layer runs: ports are elements (``plan``)."""
+
+from lamella.host.network.names import BRIDGE_PREFIX
+from lamella.host.network.plan import Transfer
+
+
+def host_rules(table: str, uplink: str, between: Transfer) -> str:
+    """The host's table, whole but for elements; running it again changes nothing that is in force.
+
+    Outbound traffic comes masqueraded to the uplink's address from the layer already, so instance subnets never meet the
+    host's routes; here it takes the host's address. ``guard`` makes up for ``route_localnet``, which lets replies to
+    127.0.0.1 come back: nobody may come in by it.
+    """
+    inner = between.layer.ip
+    return f"""
+add table ip {table}
+add map ip {table} specific {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
+add map ip {table} wildcard {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+add chain ip {table} published
+add chain ip {table} guard {{ type filter hook prerouting priority raw; policy accept; }}
+add chain ip {table} prerouting {{ type nat hook prerouting priority dstnat; policy accept; }}
+add chain ip {table} output {{ type nat hook output priority -100; policy accept; }}
+add chain ip {table} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
+flush table ip {table}
+add rule ip {table} guard iifname "{uplink}" ip daddr 127.0.0.0/8 drop
+add rule ip {table} guard iifname "{uplink}" ip saddr != {inner} drop
+add rule ip {table} prerouting fib daddr type local jump published
+add rule ip {table} output fib daddr type local jump published
+add rule ip {table} published dnat ip to ip daddr . meta l4proto . th dport map @specific
+add rule ip {table} published dnat ip to meta l4proto . th dport map @wildcard
+add rule ip {table} postrouting oifname "{uplink}" ip saddr {{ 127.0.0.0/8, {inner} }} masquerade
+add rule ip {table} postrouting oifname != "{uplink}" ip saddr {inner} masquerade
+"""
+
+
+def layer_rules(table: str, uplink: str) -> str:
+    """The layer's two tables, whole but for elements; running it again changes nothing that is in force.
+
+    Instances reach their own network and, masqueraded, whatever the host reaches but for link-local addresses (a cloud's
+    metadata service gives out the host's credentials there); of the layer itself they reach an echo and nothing else.
+    """
+    bridges = f'"{BRIDGE_PREFIX}*"'
+    return f"""
+add table bridge {table}
+add set bridge {table} known {{ type ifname . ether_addr . ipv4_addr; }}
+add chain bridge {table} prerouting {{ type filter hook prerouting priority -200; policy drop; }}
+add table ip {table}
+add map ip {table} inbound {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+add chain ip {table} prerouting {{ type nat hook prerouting priority dstnat; policy accept; }}
+add chain ip {table} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
+add chain ip {table} input {{ type filter hook input priority filter; policy drop; }}
+add chain ip {table} forward {{ type filter hook forward priority filter; policy drop; }}
+flush table bridge {table}
+flush table ip {table}
+add rule bridge {table} prerouting ether type ip iifname . ether saddr . ip saddr @known accept
+add rule bridge {table} prerouting ether type arp iifname . arp saddr ether . arp saddr ip @known \
+iifname . ether saddr . arp saddr ip @known accept
+add rule ip {table} prerouting iifname "{uplink}" dnat ip to meta l4proto . th dport map @inbound
+add rule ip {table} postrouting oifname "{uplink}" masquerade
+add rule ip {table} input iifname "lo" accept
+add rule ip {table} input ct state established,related accept
+add rule ip {table} input icmp type echo-request accept
+add rule ip {table} forward ct state established,related accept
+add rule ip {table} forward ct state invalid drop
+add rule ip {table} forward ip daddr 169.254.0.0/16 drop
+add rule ip {table} forward iifname "{uplink}" ct status dnat accept
+add rule ip {table} forward iifname {bridges} oifname "{uplink}" accept
+"""
