@@ -8,7 +8,7 @@ import struct
 import time
 
 import pytest
-from hostile import Peer, conversation
+from hostile_peer import Peer, conversation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
