@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import datetime
 from typing import TypeVar
 
@@ -17,7 +16,7 @@ from lamella.model.ids import is_id
 from lamella.model.kinds import AnyResource
 from lamella.store import migration
 from lamella.store.connection import opened
-from lamella.store.dialect import Database, Verdict
+from lamella.store.dialect import READERS, Database, Verdict
 from lamella.store.head import Head
 from lamella.store.rows import change_of, hour, resource_of
 from lamella.store.session import Session
@@ -28,12 +27,13 @@ from lamella.store.writer import Writer
 
 T = TypeVar("T")
 
-READERS = 3
 ATTEMPTS = 3
 # What a watcher holds in memory at most, and what one step of pruning removes while others wait to write.
 WATCH_BATCH = 128
 PRUNE_BATCH = 1000
 LARGEST_PAGE = 10_000
+MOST_LABELS = 64
+NEWEST_REVISION = (1 << 63) - 1
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +77,7 @@ class DatabaseStore:
         self._writer: Writer | None = None
         self._watchers = 0
         self._hearing: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
 
     # Its life
 
@@ -112,16 +113,15 @@ class DatabaseStore:
 
     async def close(self) -> None:
         self._head.close()
-        if self._hearing is not None:
-            await _end(self._hearing)
-            self._hearing = None
+        self._stop_hearing()
+        await asyncio.gather(*self._ending, return_exceptions=True)
         if self._writer is not None:
             await self._writer.close()
             self._writer = None
         await asyncio.to_thread(self._disconnect)
 
     def _disconnect(self) -> None:
-        self._readers.shutdown(cancel_futures=True)
+        self._readers.shutdown()
         self._database.reader.dispose()
         self._database.writer.dispose()
 
@@ -198,9 +198,12 @@ class DatabaseStore:
                 hint="take it from the page before, or leave it out to begin",
                 field="cursor",
             )
-        if not 1 <= limit <= LARGEST_PAGE:
-            raise Invalid(f"a page of {limit} cannot be had", hint=f"ask for 1 to {LARGEST_PAGE}", field="limit")
+        _check_limit(limit)
         pairs = labels or {}
+        if len(pairs) > MOST_LABELS:
+            raise Invalid(
+                f"{len(pairs)} labels are too many to select by", hint=f"name {MOST_LABELS} at most", field="labels"
+            )
         # One more than was asked for tells whether there is a next page.
         parameters: dict[str, object] = {"kind": kind, "cursor": cursor, "limit": limit + 1, "skip": 0}
         if project is not None:
@@ -226,6 +229,10 @@ class DatabaseStore:
         return 0 if row is None or row[0] is None else row[0]
 
     async def changes(self, since: int, *, limit: int = 1000) -> Sequence[Change]:
+        _check_limit(limit)
+        if not 0 <= since <= NEWEST_REVISION:
+            raise Invalid(f"{since} is no revision", hint="take it from a page or a change", field="since")
+
         def look(session: Session) -> Sequence[Change]:
             rows = session.all(self._sql.changes, {"since": since, "limit": limit, "skip": 0})
             if rows and rows[0][0] != since + 1:
@@ -263,8 +270,15 @@ class DatabaseStore:
 
     def _end_hearing(self) -> None:
         self._watchers -= 1
-        if self._watchers == 0 and self._hearing is not None:
+        if self._watchers == 0:
+            self._stop_hearing()
+
+    def _stop_hearing(self) -> None:
+        if self._hearing is not None:
             self._hearing.cancel()
+            # Whoever stopped watching does not wait for its end; who closes the store does.
+            self._ending.add(self._hearing)
+            self._hearing.add_done_callback(self._ending.discard)
             self._hearing = None
 
     async def _hear(self) -> None:
@@ -319,7 +333,6 @@ class DatabaseStore:
         return session.run(self._sql.prune_resources, parameters) == PRUNE_BATCH
 
 
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError, Exception):
-        await task
+def _check_limit(limit: int) -> None:
+    if not 1 <= limit <= LARGEST_PAGE:
+        raise Invalid(f"a page of {limit} cannot be had", hint=f"ask for 1 to {LARGEST_PAGE}", field="limit")

@@ -7,8 +7,11 @@ from typing import Any, Protocol
 from sqlalchemy import Engine, Insert, Table
 from sqlalchemy.sql.expression import ColumnElement, Executable
 
-from lamella.model.errors import LamellaError
+from lamella.model.errors import Invalid, LamellaError
 from lamella.store.session import Session
+
+# Threads that read, and connections for them.
+READERS = 3
 
 
 class Verdict(Enum):
@@ -67,3 +70,10 @@ class Database(Differences, Protocol):
     async def hear(self, look: Callable[[], Awaitable[None]]) -> None:
         """Call *look* soon after another process committed, until cancelled. A call too many does no harm."""
         ...
+
+
+def unfit(error: BaseException) -> LamellaError | None:
+    """What to say when a value never came to the database, because no database could hold it."""
+    if isinstance(error, UnicodeEncodeError | OverflowError):
+        return Invalid(f"this cannot be stored or looked for: {error}")
+    return None

@@ -12,10 +12,9 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.expression import ColumnElement, Executable
 
 from lamella.model.errors import Internal, Invalid, LamellaError, Unavailable
-from lamella.store.dialect import Verdict
+from lamella.store.dialect import READERS, Verdict, unfit
 from lamella.store.session import Session
 
-READERS = 4
 CHANNEL = "lamella_changes"
 # "lamella" in ASCII: the advisory lock of whoever writes. Released by the commit, after what was written can be seen.
 LOCK = 0x6C616D656C6C61
@@ -75,7 +74,7 @@ class Postgresql:
             return Unavailable(f"{where} does not answer: {error}".strip(), hint="look at the database server")
         if isinstance(error, psycopg.DataError):
             return Invalid(f"the database cannot hold this: {error}".strip())
-        return Internal(f"the store failed: {error}".strip())
+        return unfit(error) or Internal(f"the store failed: {error}".strip())
 
     async def hear(self, look: Callable[[], Awaitable[None]]) -> None:
         while True:

@@ -14,10 +14,9 @@ from sqlalchemy.pool import QueuePool
 from sqlalchemy.sql.expression import ColumnElement, Executable
 
 from lamella.model.errors import Corrupt, Internal, Invalid, LamellaError, Unavailable
-from lamella.store.dialect import Verdict
+from lamella.store.dialect import READERS, Verdict, unfit
 from lamella.store.session import Session
 
-READERS = 3
 BUSY_SECONDS = 20.0
 POLL_SECONDS = 0.2
 
@@ -77,7 +76,7 @@ class Sqlite:
             return Unavailable(f"{self._path} cannot be read or written: {error}", hint="look at the disk below it")
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return Corrupt(f"{self._path} is damaged: {error}", hint="restore it from a copy")
-        return Internal(f"the store failed: {error}")
+        return unfit(error) or Internal(f"the store failed: {error}")
 
     async def hear(self, look: Callable[[], Awaitable[None]]) -> None:
         # SQLite tells nobody; a look costs tens of microseconds.

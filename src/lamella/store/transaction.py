@@ -14,6 +14,7 @@ from lamella.store.store import Audit
 class DatabaseTransaction:
     """:class:`Transaction` over one :class:`Session`. ``head`` is the store's newest revision, this transaction's own included.
 
+    ``session`` is for what the store does beside resources: leases, usage, pruning.
     The writer has the log to itself until the commit, so revisions are counted here and rows read before stay true.
     """
 

@@ -157,7 +157,7 @@ class Writer:
                 raise _Refused(self._database.verdict(error), error, in_doubt=False) from error
         assert session is not None and session.failed is not None
         error = session.failed
-        in_doubt = session.committing and self._database.verdict(error) is Verdict.LOST
+        in_doubt = session.committing and self._database.verdict(error) is not Verdict.RETRY
         raise _Refused(self._database.verdict(error), error, in_doubt=in_doubt) from error
 
     def _run(self, job: _Job[Any], session: Session, head: int, several: bool) -> int:
@@ -195,7 +195,7 @@ class Writer:
 
     def _in_doubt(self, refusal: "_Refused") -> LamellaError:
         error = Unavailable(
-            f"the connection broke during a commit, which may have happened or not: {refusal.error}".strip(),
+            f"a commit failed, and what it held may be stored or not: {refusal.error}".strip(),
             hint="look whether it did before doing it again",
         )
         error.__cause__ = refusal.error

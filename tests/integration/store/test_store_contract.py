@@ -331,6 +331,23 @@ async def test_bad_cursors_and_sizes_are_refused_with_a_sentence(store: Store) -
             await store.list("instance", limit=limit)
 
 
+async def test_what_no_database_can_hold_is_refused_with_a_sentence(store: Store) -> None:
+    lone = "\ud800"
+    with pytest.raises(Invalid):
+        await store.get("instance", "default", lone)
+    with pytest.raises(Invalid):
+        await store.list("instance", labels={"a": lone})
+    with pytest.raises(Invalid):
+        await store.list("instance", labels={str(n): "" for n in range(2000)})
+    with pytest.raises(Invalid):
+        await put(store, instance("web", a=lone))
+    with pytest.raises(Invalid):
+        await store.write(lambda tx: tx.claim("space", lone, "owner"))
+    for since in (-1, 1 << 63, 10**30):
+        with pytest.raises(Invalid):
+            await store.changes(since)
+
+
 async def test_labels_and_projects_select(store: Store) -> None:
     odd = {"a.b/c-d": "1", 'quote"s': "it's $", "plain": "%x"}
     made = await put(store, instance("a", **odd))
