@@ -10,6 +10,7 @@
  *   --user N           uid and gid to run as; 0 is refused
  *   --group N          a supplementary group (at most 8)
  *   --limit WHAT=N     lower the resource limit core, nofile, nproc, memlock or fsize to N; one that is lower already stays
+ *   --output FD        an open descriptor that becomes PROGRAM's standard output; without it, standard error does
  *   --keep FD          an open descriptor that PROGRAM shall inherit; all others above 2 are closed
  *
  * PROGRAM becomes process 1 of its own pid namespace, in its own mount, network, IPC, UTS and cgroup namespaces and its own
@@ -59,7 +60,8 @@ static struct {
     int keep[MOST];
     int cgroup_count, bind_count, limit_count, group_count, keep_count;
     uid_t user;
-} want;
+    int output;
+} want = {.output = 2};
 
 static int report = 2; /* where a failure is told: our standard error, in the child the pipe to its parent */
 
@@ -129,7 +131,8 @@ static char **parse(char **arg) {
         } else if (!strcmp(*arg, "--limit")) {
             char *most = split(value, '=');
             want.limits[want.limit_count++] = (struct limit){resource(value), number(most)};
-        } else if (!strcmp(*arg, "--keep")) want.keep[want.keep_count++] = number(value);
+        } else if (!strcmp(*arg, "--output")) want.output = number(value);
+        else if (!strcmp(*arg, "--keep")) want.keep[want.keep_count++] = number(value);
         else usage("unknown option");
     }
     if (!*arg || !arg[1]) usage("no program");
@@ -197,6 +200,7 @@ static void lower_limits(void) {
 }
 
 static void keep_descriptors(void) {
+    if (dup2(want.output, 1) < 0) fail("cannot use descriptor %d", want.output);
     if (syscall(SYS_close_range, 3, ~0U, CLOSE_RANGE_CLOEXEC)) fail("cannot close descriptors");
     for (int i = 0; i < want.keep_count; i++)
         if (fcntl(want.keep[i], F_SETFD, 0)) fail("cannot keep descriptor %d", want.keep[i]);

@@ -1,0 +1,108 @@
+"""The command line of one QEMU, from values alone. Everything that it opens was opened for it: descriptors, and two files of its room."""
+
+import msgspec
+
+from lamella.host.compute.microvm.size import MIB, TRANSLATED, Size
+
+# Where things lie inside the room.
+QEMU = "/usr/bin/qemu-system-x86_64"
+KERNEL = "/boot/kernel"
+INITRAMFS = "/boot/initramfs"
+FIRMWARE = "/usr/share/qemu"
+
+# Descriptors that QEMU inherits. The console of the guest's kernel goes to its standard output.
+CONSOLE, MONITOR, AGENT, ROOT, DATA, TAP = 1, 3, 4, 5, 6, 7
+
+AGENT_PORT = "org.lamella.agent"
+ROOT_SERIAL = "lamella-root"
+DATA_SERIAL = "lamella-data"
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+class Hardware(msgspec.Struct, kw_only=True, frozen=True):
+    """One microVM as QEMU is to make it.
+
+    ``machine`` is ``microvm`` or ``q35``; ``tsc_khz`` the host's time stamp counter, needed for TCG; ``mac`` is set when
+    descriptor ``TAP`` is there.
+    """
+
+    name: str
+    size: Size
+    accelerator: str
+    machine: str = "microvm"
+    tsc_khz: int = 0
+    mac: str | None = None
+
+
+def arguments(hardware: Hardware) -> list[str]:
+    """The argument vector, the program first."""
+    return [
+        QEMU,
+        *("-name", hardware.name),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-sandbox", SANDBOX),
+        *("-L", FIRMWARE),
+        *_board(hardware),
+        *("-kernel", KERNEL, "-initrd", INITRAMFS, "-append", kernel_line(hardware)),
+        *_channels(hardware),
+        *_disk(hardware, "root", ROOT, ROOT_SERIAL, read_only=True),
+        *_disk(hardware, "data", DATA, DATA_SERIAL, read_only=False),
+        *("-device", f"{_device(hardware, 'virtio-rng')}"),
+        *("-device", f"{_device(hardware, 'virtio-balloon')},id=balloon,free-page-reporting=on,deflate-on-oom=off"),
+        *_nic(hardware),
+    ]
+
+
+def kernel_line(hardware: Hardware) -> str:
+    """What the guest's kernel is told.
+
+    Under TCG it cannot calibrate its clock on a busy host and would hang, so it is told; it need not defend itself against
+    speculation that an emulated processor does not do either.
+    """
+    words = ["console=ttyS0", "quiet", "reboot=t", "panic=-1", "random.trust_cpu=on"]
+    if hardware.accelerator == "tcg":
+        words += [f"tsc_early_khz={hardware.tsc_khz}", "no_timer_check", "tsc=reliable", "mitigations=off"]
+    return " ".join(words)
+
+
+def _board(hardware: Hardware) -> list[str]:
+    accelerators = {"kvm": "kvm", "tcg": f"tcg,thread=multi,tb-size={TRANSLATED // MIB}"}
+    boards = {"microvm": "microvm,rtc=on", "q35": "q35,vmport=off,smm=off"}
+    return [
+        *("-machine", boards[hardware.machine], "-accel", accelerators[hardware.accelerator], "-cpu", "max"),
+        *("-smp", str(hardware.size.vcpus), "-m", f"{hardware.size.memory // MIB}M"),
+        *(("-global", "virtio-mmio.force-legacy=false") if hardware.machine == "microvm" else ()),
+    ]
+
+
+def _channels(hardware: Hardware) -> list[str]:
+    return [
+        *("-chardev", f"socket,id=monitor,fd={MONITOR},server=on,wait=off", "-mon", "chardev=monitor,mode=control"),
+        *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
+        *("-device", f"{_device(hardware, 'virtio-serial')},id=serial"),
+        *("-chardev", f"socket,id=agent,fd={AGENT},server=on,wait=off"),
+        *("-device", f"virtserialport,bus=serial.0,chardev=agent,name={AGENT_PORT}"),
+    ]
+
+
+def _disk(hardware: Hardware, name: str, fd: int, serial: str, *, read_only: bool) -> list[str]:
+    access = f"read-only={'on' if read_only else 'off'}"
+    return [
+        *("-add-fd", f"fd={fd},set={fd}"),
+        *("-blockdev", f"driver=file,node-name={name}-file,filename=/dev/fdset/{fd},{access},discard=unmap"),
+        *("-blockdev", f"driver=raw,node-name={name},file={name}-file,{access},discard=unmap"),
+        *("-device", f"{_device(hardware, 'virtio-blk')},id={name}-disk,drive={name},serial={serial}"),
+    ]
+
+
+def _nic(hardware: Hardware) -> list[str]:
+    if hardware.mac is None:
+        return []
+    device = f"{_device(hardware, 'virtio-net')},netdev=net,mac={hardware.mac}"
+    if hardware.machine == "q35":
+        device += ",romfile="
+    return ["-netdev", f"tap,id=net,fd={TAP}", "-device", device]
+
+
+def _device(hardware: Hardware, kind: str) -> str:
+    return f"{kind}-{'device' if hardware.machine == 'microvm' else 'pci'}"

@@ -1,0 +1,494 @@
+"""The isolation level ``microvm``: the same image under a kernel of its own, in a QEMU that is confined to an empty room.
+
+``create`` boots the guest and makes it the instance; ``start`` runs the command. QEMU outlives the daemon: what it is and how
+it ended is written down (places.py), and whoever comes next finds it again (session.py).
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal as signals
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from lamella.host.compute.driver import Changed, Home, Limits, Machine, Observed
+from lamella.host.compute.guest.client import GuestClient
+from lamella.host.compute.guest.setup import GuestNetwork, GuestPhase, GuestProcess, GuestSetup
+from lamella.host.compute.microvm import arguments, disk, launch, mechanisms, places, size
+from lamella.host.compute.microvm.block_image import BlockImages
+from lamella.host.compute.microvm.host import HostParts, look
+from lamella.host.compute.microvm.log import Log
+from lamella.host.compute.microvm.places import Places, ProcessRecord
+from lamella.host.compute.microvm.session import Session, died
+from lamella.host.linux.cgroup import ROOT as CGROUP_ROOT
+from lamella.host.linux.cgroup import Cgroup, Cgroups
+from lamella.host.linux.processes import environment, start_time
+from lamella.model.contract import Mechanism
+from lamella.model.errors import Conflict, Internal, LamellaError, NotFound, Unavailable
+from lamella.model.files import FileInfo
+from lamella.model.host import Capability
+from lamella.model.instance import Phase
+from lamella.model.quantity import format_size
+from lamella.model.signals import signal_number
+from lamella.model.stream import ExecSpec, ProcessStream
+from lamella.model.usage import LogEntry, Usage
+
+logger = logging.getLogger(__name__)
+
+OpenTap = Callable[[str], Awaitable[int]]
+
+GRACE = 15.0
+BALLOON_DEADLINE = 10.0
+
+
+class MicrovmDriver:
+    """:class:`ComputeDriver` for microVMs. ``use_taps`` says where the descriptors of NICs come from."""
+
+    name = "microvm"
+
+    def __init__(self, home: Home, changed: Changed) -> None:
+        self._home = home
+        self._changed = changed
+        self._open_tap: OpenTap | None = None
+        self._sessions: dict[str, Session] = {}
+        self._logs: dict[str, Log] = {}
+        self._verbs: dict[str, asyncio.Lock] = {}
+        self._adopting: dict[str, asyncio.Lock] = {}
+        self._environment = environment(home.mark)
+        self.block_images = BlockImages(home.state / "images-block", self._environment)
+        self._host: HostParts | None = None
+
+    def use_taps(self, open_tap: OpenTap) -> None:
+        """*open_tap* is given a port's id and returns the open descriptor of its TAP, which is ours to close."""
+        self._open_tap = open_tap
+
+    # --- the host
+
+    async def open(self) -> list[Capability]:
+        try:
+            self._host = await look(self._home)
+        except LamellaError as error:
+            return [Capability(name="compute.microvm", available=False, reason=str(error))]
+        return self._host.capabilities()
+
+    async def close(self) -> None:
+        for session in list(self._sessions.values()):
+            await session.close()
+        self._sessions.clear()
+
+    async def inventory(self) -> set[str]:
+        return places.inventory(self._home)
+
+    # --- one instance
+
+    async def observe(self, id: str) -> Observed | None:
+        places = Places(self._home, id)
+        if not places.state.is_dir():
+            return None
+        session = await self._session(id)
+        if session is None:
+            return self._stopped(places)
+        record = session.process
+        phase = Phase.STARTING
+        if record.started_at is None and record.ready:
+            # A daemon that died between starting the command and writing it down left it to us to ask.
+            state = await session.known_state(timeout=5)
+            if state is not None and state.phase in (GuestPhase.RUNNING, GuestPhase.EXITED):
+                record = msgspec.structs.replace(session.process, started_at=state.started_at or datetime.now(UTC))
+                session.write(record)
+        if not record.ready:
+            # Half made, by a daemon that is gone: there is nothing to be had of it.
+            return Observed(phase=Phase.STOPPED)
+        if record.started_at is not None:
+            phase = Phase.PAUSED if session.paused else Phase.RUNNING
+        if session.gone.is_set():
+            return self._stopped(places)
+        return Observed(
+            phase=phase,
+            pid=record.pid,
+            started_at=record.started_at,
+            launched=record.size.limits,
+            accelerator=record.accelerator,
+            accelerator_reason=record.accelerator_reason,
+        )
+
+    async def create(self, machine: Machine) -> None:
+        async with self._lock(machine.id):
+            await self._clear(machine.id)
+            host = self._ready()
+            wanted = size.size_of(machine.limits)
+            image, _ = await asyncio.gather(
+                self.block_images.ensure(machine.rootfs), disk.format_once(machine.disk, self._environment)
+            )
+            places = Places(self._home, machine.id)
+            places.prepare()
+            places.write(machine)
+            log = self._log(machine.id)
+            log.open()
+            log.begin()
+            try:
+                session = await self._boot(host, places, machine, wanted, image)
+                await session.configure(lambda: _setup(machine))
+            except BaseException:
+                await asyncio.shield(self._clear(machine.id))
+                raise
+
+    async def start(self, id: str) -> None:
+        async with self._lock(id):
+            session = await self._running(id)
+            if session.process.started_at is not None:
+                return
+            machine = session.places.machine()
+            if machine is None:
+                raise NotFound(f"nothing is written down of {id}", hint="create it again")
+            guest = await session.guest()
+            state = await guest.start(
+                GuestProcess(
+                    command=machine.command,
+                    environment=machine.environment,
+                    working_directory=machine.working_directory,
+                    user=machine.user,
+                    terminal=machine.terminal,
+                    stdin=machine.stdin,
+                )
+            )
+            started = state.started_at or datetime.now(UTC)
+            session.write(msgspec.structs.replace(session.process, started_at=started))
+
+    async def stop(self, id: str, *, signal: str, timeout: float) -> None:
+        async with self._lock(id):
+            session = await self._session(id)
+            if session is None:
+                return
+            number = signal_number(signal)
+            if session.process.started_at is not None:
+                with contextlib.suppress(LamellaError, TimeoutError):
+                    async with asyncio.timeout(timeout + GRACE):
+                        if session.paused:
+                            await session.resume()
+                        guest = await session.guest(timeout=5)
+                        await guest.shutdown(number, timeout)
+                        await session.gone.wait()
+            session.kill()
+            await session.gone.wait()
+
+    async def kill(self, id: str, signal: int) -> None:
+        session = await self._running(id)
+        forced = signal == signals.SIGKILL
+        if session.paused:
+            if not forced:
+                raise Conflict(f"{id} is paused and takes no signal but KILL", hint="resume it first")
+            session.kill()
+            return
+        try:
+            await (await session.guest(timeout=5)).signal(signal)
+        except Unavailable:
+            if not forced:
+                raise
+            session.kill()
+
+    async def pause(self, id: str) -> None:
+        async with self._lock(id):
+            await (await self._running(id)).pause()
+
+    async def resume(self, id: str) -> None:
+        async with self._lock(id):
+            await (await self._running(id)).resume()
+
+    async def update(self, id: str, limits: Limits) -> None:
+        async with self._lock(id):
+            session = await self._running(id)
+            record = session.process
+            change = size.change(record.size, limits, record.accelerator)
+            held = session.group.read_limits().memory
+            monitor = await session.monitor()
+            if held is None or (change.group.memory or 0) >= held:
+                await asyncio.to_thread(session.group.update, change.group)
+                await monitor.set_memory(change.guest_memory)
+            else:
+                await self._shrink(session, change.guest_memory)
+                await asyncio.to_thread(session.group.update, change.group)
+            session.write(msgspec.structs.replace(record, limits=limits))
+
+    async def remove(self, id: str) -> None:
+        async with self._lock(id):
+            await self._clear(id)
+            log = self._logs.pop(id, None)
+            if log is not None:
+                log.close()
+            await asyncio.to_thread(Places(self._home, id).remove)
+        self._verbs.pop(id, None)
+
+    # --- inside
+
+    async def exec(self, id: str, spec: ExecSpec) -> ProcessStream:
+        return await (await self._agent(id)).exec(spec)
+
+    async def attach(self, id: str) -> ProcessStream:
+        return await (await self._agent(id)).attach()
+
+    async def logs(
+        self, id: str, *, follow: bool = False, tail: int | None = None, since: datetime | None = None
+    ) -> AsyncIterator[LogEntry]:
+        if not Places(self._home, id).state.is_dir():
+            raise NotFound(f"there is no microVM {id} here")
+        await self._session(id)
+        async for entry in self._log(id).read(follow=follow, tail=tail, since=since):
+            yield entry
+
+    async def stat(self, id: str, path: str) -> FileInfo:
+        return await (await self._agent(id)).stat(path)
+
+    async def list_directory(self, id: str, path: str) -> list[FileInfo]:
+        return await (await self._agent(id)).list_directory(path)
+
+    async def read_file(self, id: str, path: str) -> AsyncIterator[bytes]:
+        async for piece in (await self._agent(id)).read_file(path):
+            yield piece
+
+    async def write_file(
+        self, id: str, path: str, data: AsyncIterator[bytes], *, mode: int = 0o644, uid: int = 0, gid: int = 0
+    ) -> None:
+        await (await self._agent(id)).write_file(path, data, mode=mode, uid=uid, gid=gid)
+
+    async def make_directory(self, id: str, path: str, *, mode: int = 0o755, uid: int = 0, gid: int = 0) -> None:
+        await (await self._agent(id)).make_directory(path, mode=mode, uid=uid, gid=gid)
+
+    async def usage(self, id: str) -> Usage:
+        session = await self._running(id)
+        machine = session.places.machine()
+        group = await asyncio.to_thread(session.group.usage)
+        inside: Usage | None = None
+        if not session.paused:
+            with contextlib.suppress(LamellaError, TimeoutError):
+                async with asyncio.timeout(2):
+                    inside = await (await session.guest(timeout=1)).usage()
+        limit = session.process.limits.memory or session.process.size.memory
+        return Usage(
+            at=datetime.now(UTC),
+            cpu_seconds=group.cpu_seconds,
+            memory=group.memory,
+            memory_limit=limit,
+            processes=inside.processes if inside else None,
+            disk_used=_blocks(machine.disk.path) if machine else None,
+            received=inside.received if inside else None,
+            sent=inside.sent if inside else None,
+        )
+
+    async def mechanisms(self, id: str) -> list[Mechanism]:
+        session = await self._session(id)
+        if session is None:
+            return []
+        try:
+            evidence = await asyncio.to_thread(mechanisms.read, session.process.pid)
+        except OSError:
+            return []
+        found = mechanisms.of_process(evidence) + mechanisms.of_group(session.group, session.process.pid)
+        with contextlib.suppress(LamellaError):
+            monitor = await session.monitor()
+            kernel = ""
+            if not session.paused:
+                with contextlib.suppress(LamellaError):
+                    kernel = (await session.guest(timeout=1)).hello.kernel
+            found += mechanisms.of_machine(
+                kvm=await monitor.kvm(),
+                memory=await monitor.memory(),
+                vcpus=session.process.size.vcpus,
+                kernel=kernel,
+            )
+        return found
+
+    # --- how
+
+    async def _boot(self, host: HostParts, places: Places, machine: Machine, wanted: size.Size, image: Path) -> Session:
+        """Start QEMU, inside its group before it allocates anything, and write it down."""
+        group = self._group(machine.id)
+        limits = size.group_limits(machine.limits, wanted, host.accelerator.name)
+        await asyncio.to_thread(group.create, limits)
+        hardware = arguments.Hardware(
+            name=machine.id,
+            size=wanted,
+            accelerator=host.accelerator.name,
+            tsc_khz=host.accelerator.tsc_khz,
+            mac=machine.nic.mac if machine.nic else None,
+        )
+        with contextlib.ExitStack() as stack:
+
+            def own(fd: int) -> int:
+                stack.callback(os.close, fd)
+                return fd
+
+            console = own(launch.sealed("console", launch.CONSOLE_SIZE))
+            errors = own(launch.sealed("errors", launch.ERRORS_SIZE))
+            files = {
+                arguments.MONITOR: stack.enter_context(launch.listening(places.run / "monitor")).fileno(),
+                arguments.AGENT: stack.enter_context(launch.listening(places.run / "agent")).fileno(),
+                arguments.ROOT: own(os.open(image, os.O_RDONLY | os.O_CLOEXEC)),
+                arguments.DATA: own(os.open(machine.disk.path, os.O_RDWR | os.O_CLOEXEC)),
+            }
+            if machine.nic is not None:
+                if self._open_tap is None:
+                    raise Internal("nobody said where TAPs come from", hint="call use_taps before create")
+                files[arguments.TAP] = own(await self._open_tap(machine.nic.port))
+            pid = await launch.launch(
+                launch.Launch(hardware, host.boot, host.accelerator, host.qemu),
+                places,
+                user=machine.id_base,
+                procs_files=group.procs_files(),
+                files=files,
+                console=console,
+                errors=errors,
+                mark=self._home.mark,
+            )
+            record = ProcessRecord(
+                pid=pid,
+                started=start_time(pid) or 0,
+                boot=host.accelerator.boot,
+                accelerator=host.accelerator.name,
+                accelerator_reason=host.accelerator.reason,
+                size=wanted,
+                limits=machine.limits,
+            )
+            places.write(record)
+            try:
+                session = await self._new_session(places, record)
+                await session.monitor()
+            except LamellaError as error:
+                raise Unavailable(f"QEMU did not start: {launch.tail(errors) or error.message}") from error
+            return session
+
+    async def _new_session(self, places: Places, record: ProcessRecord) -> Session:
+        """Take hold of a QEMU that runs.
+
+        :raise Unavailable: when it is gone already.
+        """
+
+        def ended() -> None:
+            if self._sessions.get(places.id) is session:
+                del self._sessions[places.id]
+            self._changed(places.id)
+
+        session = Session(places, record, self._group(places.id), self._log(places.id), ended)
+        await session.open()
+        self._sessions[places.id] = session
+        return session
+
+    async def _session(self, id: str) -> Session | None:
+        """The session of *id*, made anew for a QEMU that another daemon started; ``None`` when none runs."""
+        async with self._adopting.setdefault(id, asyncio.Lock()):
+            session = self._sessions.get(id)
+            if session is not None:
+                return None if session.gone.is_set() else session
+            places = Places(self._home, id)
+            record = places.process()
+            if record is None or not record.alive():
+                return None
+            try:
+                session = await self._new_session(places, record)
+            except Unavailable:
+                return None
+            with contextlib.suppress(Unavailable):
+                await session.monitor()
+            return session
+
+    async def _running(self, id: str) -> Session:
+        session = await self._session(id)
+        if session is None:
+            if not Places(self._home, id).state.is_dir():
+                raise NotFound(f"there is no microVM {id} here")
+            raise Conflict(f"the microVM {id} does not run", hint="start it first")
+        return session
+
+    async def _agent(self, id: str) -> GuestClient:
+        session = await self._running(id)
+        if session.paused:
+            raise Conflict(f"the microVM {id} is paused", hint="resume it first")
+        return await session.guest()
+
+    async def _clear(self, id: str) -> None:
+        """Whatever runs is killed and what belonged to the run removed; what is durable stays."""
+        session = self._sessions.get(id)
+        if session is not None:
+            session.kill()
+            await session.gone.wait()
+        await asyncio.to_thread(self._group(id).remove)
+        places = Places(self._home, id)
+        await asyncio.to_thread(places.remove_run)
+
+    async def _shrink(self, session: Session, memory: int) -> None:
+        monitor = await session.monitor()
+        before = await monitor.memory()
+        await monitor.set_memory(memory)
+        try:
+            async with asyncio.timeout(BALLOON_DEADLINE):
+                while await monitor.memory() > memory:  # noqa: ASYNC110 - QEMU tells of it once a second at most
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            await monitor.set_memory(before)
+            raise Conflict(
+                f"the guest did not give memory back down to {format_size(memory)} within {BALLOON_DEADLINE:g} s",
+                hint="it is in use; free some inside, or ask for more",
+            ) from None
+
+    def _stopped(self, places: Places) -> Observed:
+        record = places.process()
+        end = places.exit()
+        if end is None and record is not None and record.started_at is not None:
+            end = died(record, None, "")
+            places.write(end)
+        if record is None:
+            return Observed(phase=Phase.STOPPED)
+        return Observed(
+            phase=Phase.STOPPED,
+            exit_code=end.exit_code if end else None,
+            started_at=end.started_at if end else None,
+            finished_at=end.finished_at if end else None,
+            launched=record.size.limits,
+            accelerator=record.accelerator,
+            accelerator_reason=record.accelerator_reason,
+        )
+
+    def _ready(self) -> HostParts:
+        if self._host is None:
+            raise Unavailable("microVMs are not available on this host", hint="lamella doctor says why")
+        return self._host
+
+    def _group(self, id: str) -> Cgroup:
+        return Cgroups(CGROUP_ROOT, self._home.mark).group(id)
+
+    def _log(self, id: str) -> Log:
+        return self._logs.setdefault(id, Log(Places(self._home, id).state))
+
+    def _lock(self, id: str) -> asyncio.Lock:
+        return self._verbs.setdefault(id, asyncio.Lock())
+
+
+def _setup(machine: Machine) -> GuestSetup:
+    """What the guest is told of itself. Pure, but for the time and fresh randomness."""
+    nic = machine.nic
+    network = (
+        GuestNetwork(mac=nic.mac, address=nic.address, gateway=nic.gateway, mtu=nic.mtu, interface=nic.interface)
+        if nic is not None
+        else None
+    )
+    return GuestSetup(
+        hostname=machine.hostname,
+        root_serial=arguments.ROOT_SERIAL,
+        data_serial=arguments.DATA_SERIAL,
+        network=network,
+        nameservers=machine.nameservers,
+        pids=machine.limits.pids,
+        entropy=os.urandom(64),
+        time=datetime.now(UTC),
+    )
+
+
+def _blocks(path: Path) -> int | None:
+    try:
+        return path.stat().st_blocks * 512
+    except OSError:
+        return None

@@ -1,0 +1,130 @@
+"""Starting one QEMU: everything that it needs is opened for it, then the jailer puts it into its room and lets go."""
+
+import fcntl
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+from lamella.host.compute.microvm import arguments
+from lamella.host.compute.microvm.accelerator import DEVICE, Accelerator
+from lamella.host.compute.microvm.boot import BootFiles
+from lamella.host.compute.microvm.places import Places
+from lamella.host.linux import binaries
+from lamella.host.linux.processes import environment, read_all, spawn
+from lamella.model.errors import Unavailable
+
+# The most that QEMU and the guest's console can write: sealed memory, charged to the group that they are in.
+CONSOLE_SIZE = 256 << 10
+ERRORS_SIZE = 64 << 10
+
+# Where the jailer finds what becomes QEMU's standard output; its own tells the pid.
+OUTPUT = 9
+
+# Nothing may be raised, and a QEMU needs little.
+RESOURCE_LIMITS = ("core=0", "nofile=1024", "memlock=65536")
+
+# The room shows the libraries of the distribution, which everybody may read, and no configuration, user or other program.
+_LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
+_LOADER = Path("/lib64/ld-linux-x86-64.so.2")
+_FIRMWARE = (Path("/usr/share/qemu"), Path("/usr/share/seabios"))
+
+
+class Launch:
+    """What one QEMU is given. ``files`` maps its descriptors to ours, which stay ours to close."""
+
+    def __init__(self, hardware: arguments.Hardware, boot: BootFiles, accelerator: Accelerator, qemu: Path) -> None:
+        self.hardware = hardware
+        self.boot = boot
+        self.accelerator = accelerator
+        self.qemu = qemu
+
+    def jailer(self, places: Places, user: int, procs_files: list[Path], descriptors: list[int]) -> list[str]:
+        """The argument vector of the jailer, QEMU's after it."""
+        options: list[str] = []
+        for file in procs_files:
+            options += ["--cgroup", str(file)]
+        options += ["--room", str(places.room), "--user", str(user)]
+        shown = {self.qemu: Path(arguments.QEMU), _LIBRARIES: _LIBRARIES, _LOADER.resolve(): _LOADER}
+        shown |= {path: path for path in _FIRMWARE if path.is_dir()}
+        shown |= {self.boot.kernel: Path(arguments.KERNEL), self.boot.initramfs: Path(arguments.INITRAMFS)}
+        for source, target in shown.items():
+            options += ["--bind", f"{source}:{target}"]
+        if self.accelerator.name == "kvm":
+            options += ["--device", f"{DEVICE}:{DEVICE}"]
+            if self.accelerator.group is not None:
+                options += ["--group", str(self.accelerator.group)]
+        for limit in RESOURCE_LIMITS:
+            options += ["--limit", limit]
+        for number in descriptors:
+            options += ["--keep", str(number)]
+        options += ["--output", str(OUTPUT)]
+        return [str(binaries.own("lamella-jailer")), *options, "--", *arguments.arguments(self.hardware)]
+
+
+async def launch(
+    plan: Launch,
+    places: Places,
+    *,
+    user: int,
+    procs_files: list[Path],
+    files: Mapping[int, int],
+    console: int,
+    errors: int,
+    mark: str,
+) -> int:
+    """Start QEMU in its room, with *files* (its descriptors: ours); returns its pid. It is nobody's child and outlives us.
+
+    :raise Unavailable: when the jailer could not do it; its words are in the error.
+    """
+    argv = plan.jailer(places, user, procs_files, sorted(files))
+    read_end, write_end = os.pipe()
+    try:
+        child = spawn(
+            argv,
+            environment={**environment(mark), "LD_LIBRARY_PATH": str(_LIBRARIES)},
+            files={1: write_end, 2: errors, OUTPUT: console, **files},
+        )
+    except BaseException:
+        os.close(read_end)
+        raise
+    finally:
+        os.close(write_end)
+    try:
+        text = await read_all(read_end)
+        code = await child.wait()
+    finally:
+        await child.end()
+    if code or not text.strip().isdigit():
+        raise Unavailable(f"QEMU could not be started: {tail(errors) or f'the jailer ended with {code}'}")
+    return int(text)
+
+
+def listening(path: Path) -> socket.socket:
+    """A Unix socket that listens at *path*, however long that is."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            server.bind(f"/proc/self/fd/{directory}/{path.name}")
+            server.listen(4)
+        except BaseException:
+            server.close()
+            raise
+        return server
+    finally:
+        os.close(directory)
+
+
+def sealed(name: str, size: int) -> int:
+    """Anonymous memory of *size* bytes that cannot grow: whoever writes more gets an error."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+    return fd
+
+
+def tail(fd: int, size: int = 600) -> str:
+    """The last of what was written into sealed memory, as text."""
+    data = os.pread(fd, CONSOLE_SIZE, 0).rstrip(b"\0")[-size:]
+    return data.decode(errors="replace").replace("\r", "").strip()
