@@ -85,7 +85,8 @@ class Door(Litestar):
         if scope["type"] != "lifespan":
             raw_path = cast("bytes", scope["raw_path"])
             try:
-                scope.setdefault("state", {})["who"] = self._identity.of(scope["state"].get("peer"))
+                state = scope.setdefault("state", {})
+                state["who"] = self._identity.of(state.get("peer"))
                 scope["path"] = canonical(raw_path)
             except LamellaError as error:
                 await _refuse(problems.answer_of(error, raw_path.decode("latin-1")), scope, receive, send)

@@ -11,9 +11,10 @@ from litestar.connection import ASGIConnection
 from litestar.exceptions import InternalServerException
 
 from lamella.api.face import LayerFace
-from lamella.model.errors import Invalid, Unavailable
+from lamella.model.errors import Invalid, NotFound, Unavailable
 from lamella.model.ids import check_image_name, check_name, check_project, is_id
 from lamella.model.requests import Principal
+from lamella.wire.pump import Gone
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 QueryT = TypeVar("QueryT", bound=msgspec.Struct)
@@ -47,6 +48,10 @@ class Call(Generic[QueryT]):
     def path(self) -> str:
         """The path as it was asked, percent-encoded."""
         return self.connection.scope["path"]
+
+    def gone(self) -> bool:
+        """Whether a WebSocket's client hung up, as far as its server can tell."""
+        return cast("Gone", self.connection.scope["state"].get("gone", bool))()
 
     def header(self, name: str) -> str | None:
         """A request header's value; the first when there are several."""
@@ -134,10 +139,8 @@ def read_json(data: bytes, type: type[BodyT]) -> BodyT:
 def invalid(message: str, what: str) -> Invalid:
     """msgspec's ``Expected `int`, got `str` - at `$.spec.cpu``` as an :class:`Invalid` whose ``field`` is ``spec.cpu``."""
     sentence, _, place = message.partition(" - at `")
-    place = place.removesuffix("`")
-    if place.startswith("key"):
-        # "key in `$.labels`": the path follows in a pair of backticks of its own
-        place = place.partition("`")[2].removesuffix("`")
+    # Of a dict's key it says "at `key` in `$.labels`".
+    place = place.removesuffix("`").removeprefix("key` in `")
     field = place.removeprefix("$").removeprefix(".")
     return Invalid(f"{what} is not valid: {sentence}" + (f", in {field}" if field else ""), field=field)
 
@@ -206,8 +209,11 @@ def canonical(raw_path: bytes) -> str:
     """The path as the router matches it: every segment in one and the same percent-encoding, so that ``%2F`` stays in its segment.
 
     :raise Invalid: when it is not UTF-8 underneath.
+    :raise NotFound: when a segment is empty: an empty name must not make one thing's path into another's.
     """
     path = raw_path.partition(b"?")[0].decode("latin-1")
+    if "//" in path:
+        raise NotFound("there is an empty part in this path", hint="look whether a name is missing")
     if "%" not in path and path.isascii():
         return path
     return "/".join(quote(segment(part), safe="-._~:@!$&'()*+,;=") for part in path.split("/"))

@@ -13,6 +13,8 @@ from lamella.wire.problem import MEDIA_TYPE, Problem, title_of
 Json = dict[str, Any]
 
 _REF = "#/components/schemas/{name}"
+# "Resource[PoolSpec, PoolStatus]" is for the compiler; people and generated clients call it Pool.
+_KIND = re.compile(rb"Resource(?:_|\[)(\w+?)Spec(?:__|, )\1Status(?:_|\])")
 _PARAMETER = re.compile(r"\{(\w+):str\}")
 # Every request can be refused so: not valid, nobody known, not allowed, too large, a defect of ours, not now.
 _ALWAYS = (400, 401, 403, 405, 500, 503)
@@ -35,7 +37,7 @@ def document(routes: list[AnyRoute]) -> bytes:
     for route in routes:
         path = _PARAMETER.sub(r"{\1}", route.path)
         paths.setdefault(path, {})[route.method.lower()] = _operation(route, known, components)
-    return msgspec.json.encode(
+    text = msgspec.json.encode(
         {
             "openapi": "3.1.0",
             "info": {
@@ -50,6 +52,7 @@ def document(routes: list[AnyRoute]) -> bytes:
             "components": {"schemas": {name: components[name] for name in sorted(components) if name not in queries}},
         }
     )
+    return _KIND.sub(rb"\1", text)
 
 
 def _types(routes: list[AnyRoute]) -> list[Any]:

@@ -26,6 +26,7 @@ ItemT = TypeVar("ItemT")
 _decode_frame = msgspec.msgpack.Decoder(FromProcess).decode
 # Removing what is not used from a large library takes its time.
 _COLLECT_SECONDS = 600.0
+_PIECE = 1 << 20
 
 
 class RemoteAgent:
@@ -74,7 +75,7 @@ class RemoteAgent:
             try:
                 # Whoever refuses does so while we still send: its answer counts, not our broken pipe.
                 await asyncio.wait({sending, answer}, return_when=asyncio.FIRST_COMPLETED)
-                if not answer.done():
+                if sending.done():
                     sending.result()
                 await answer
             finally:
@@ -150,7 +151,20 @@ class RemoteProcess:
 
 
 async def _send_chunks(socket: WebSocket, data: AsyncIterator[bytes]) -> None:
+    """Until the end of *data*, or until the party takes no more: its answer tells why.
+
+    :raise Exception: whatever *data* raises.
+    """
     async for chunk in data:
-        for start in range(0, len(chunk), 1 << 20):
-            await socket.send(chunk[start : start + (1 << 20)])
-    await socket.send(b"")
+        for start in range(0, len(chunk), _PIECE):
+            if not await _sent(socket, chunk[start : start + _PIECE]):
+                return
+    await _sent(socket, b"")
+
+
+async def _sent(socket: WebSocket, data: bytes) -> bool:
+    try:
+        await socket.send(data)
+    except LamellaError:
+        return False
+    return True

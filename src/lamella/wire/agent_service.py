@@ -10,8 +10,8 @@ from lamella.model.assignment import HostAgent
 from lamella.model.stream import ProcessStream
 from lamella.wire import listener, verbs
 from lamella.wire.certificates import Bundle
-from lamella.wire.pump import Receive, Send, converse, encode
-from lamella.wire.service import Call, Service, Stream, call, receive_chunks, send_items, stream
+from lamella.wire.pump import converse, encode
+from lamella.wire.service import Call, Ends, Service, Stream, call, receive_chunks, send_items, stream
 
 PIECE = 1 << 20
 
@@ -69,26 +69,26 @@ def _calls(agent: HostAgent) -> dict[str, Call]:
 
 
 def _streams(agent: HostAgent) -> dict[str, Stream]:
-    async def exec(asked: verbs.Exec, receive: Receive, send: Send) -> None:
-        await _process(receive, send, await agent.exec(asked.id, asked.spec))
+    async def exec(asked: verbs.Exec, ends: Ends) -> None:
+        await _process(ends, await agent.exec(asked.id, asked.spec))
 
-    async def attach(asked: verbs.Attach, receive: Receive, send: Send) -> None:
-        await _process(receive, send, await agent.attach(asked.id, start=asked.start))
+    async def attach(asked: verbs.Attach, ends: Ends) -> None:
+        await _process(ends, await agent.attach(asked.id, start=asked.start))
 
-    async def logs(asked: verbs.Logs, receive: Receive, send: Send) -> None:
+    async def logs(asked: verbs.Logs, ends: Ends) -> None:
         entries = agent.logs(asked.id, follow=asked.follow, tail=asked.tail, since=asked.since)
-        await send_items(receive, send, _encoded(entries))
+        await send_items(ends, _encoded(entries))
 
-    async def read_file(asked: verbs.AtPath, receive: Receive, send: Send) -> None:
-        await send_items(receive, send, _pieces(agent.read_file(asked.id, asked.path)))
+    async def read_file(asked: verbs.AtPath, ends: Ends) -> None:
+        await send_items(ends, _pieces(agent.read_file(asked.id, asked.path)))
 
-    async def write_file(asked: verbs.MakeAtPath, receive: Receive, send: Send) -> None:
-        chunks = receive_chunks(receive)
+    async def write_file(asked: verbs.MakeAtPath, ends: Ends) -> None:
+        chunks = receive_chunks(ends.receive)
         await agent.write_file(asked.id, asked.path, chunks, mode=asked.mode, uid=asked.uid, gid=asked.gid)
-        await send({"type": "websocket.close", "code": 1000, "reason": ""})
+        await ends.send({"type": "websocket.close", "code": 1000, "reason": ""})
 
-    async def image(asked: verbs.BringImage, receive: Receive, send: Send) -> None:
-        await send_items(receive, send, _encoded(agent.image(asked.request)))
+    async def image(asked: verbs.BringImage, ends: Ends) -> None:
+        await send_items(ends, _encoded(agent.image(asked.request)))
 
     return {
         "exec": stream(verbs.Exec, exec),
@@ -100,13 +100,13 @@ def _streams(agent: HostAgent) -> dict[str, Stream]:
     }
 
 
-async def _process(receive: Receive, send: Send, process: ProcessStream) -> None:
+async def _process(ends: Ends, process: ProcessStream) -> None:
     try:
-        await send({"type": "websocket.send", "bytes": b""})
+        await ends.send({"type": "websocket.send", "bytes": b""})
     except BaseException:
         await process.close()
         raise
-    await converse(receive, send, process)
+    await converse(ends.receive, ends.send, process, ends.gone)
 
 
 async def _pieces(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

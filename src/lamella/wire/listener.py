@@ -1,7 +1,7 @@
 """uvicorn inside a loop that is already running, telling the application who the peer is.
 
 Every scope's ``state`` carries ``peer`` (a :class:`Peer` or ``None``) and ``closing`` (an event that is set when the server
-stops, so that open streams end).
+stops, so that open streams end); a WebSocket's also ``gone``, a function that says whether its client hung up.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import contextlib
 import errno
 import grp
 import os
+import select
 import socket
 import ssl
 import struct
@@ -75,7 +76,17 @@ class PeerWebSocket(WSProtocol):
 
     def handle_connect(self, event: events.Request) -> None:
         super().handle_connect(event)
-        cast("dict[str, Any]", self.scope)["state"]["peer"] = peer_of(self.transport)
+        state = cast("dict[str, Any]", self.scope)["state"]
+        state["peer"] = peer_of(self.transport)
+        state["gone"] = self._gone
+
+    def _gone(self) -> bool:
+        """Whether the client hung up, or the server stops: seen on the socket, so that it is true while reading is paused."""
+        if self.transport.is_closing() or self.app_state["closing"].is_set():
+            return True
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
 
 
 class _Server(uvicorn.Server):

@@ -19,6 +19,9 @@ from lamella.wire.problem import problem_of
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Gone = Callable[[], bool]
+
+_LOOK_SECONDS = 0.5
 
 log = logging.getLogger("lamella.wire")
 
@@ -26,25 +29,34 @@ encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(ToProcess).decode
 
 
-async def converse(receive: Receive, send: Send, stream: ProcessStream) -> None:
+async def converse(receive: Receive, send: Send, stream: ProcessStream, gone: Gone) -> None:
     """Carry frames both ways until the process ends (close 1000 after ``Exit``), or the client goes; lets go of *stream*.
+
+    *gone* says whether the client hung up, also when nothing is read from it (the listener puts one into a scope's state).
 
     :raise LamellaError: when the stream breaks off, or the client sends what is no frame.
     """
     up = asyncio.create_task(_up(receive, stream), name="stream-up")
     down = asyncio.create_task(_down(send, stream), name="stream-down")
+    watch = asyncio.create_task(_until(gone), name="stream-watch")
     try:
-        await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
-        # A process that closed its input while it still writes is no reason to stop: what it says decides.
+        await asyncio.wait({up, down, watch}, return_when=asyncio.FIRST_COMPLETED)
+        # What the process says decides, where both have something to tell.
         for task in (down, up):
             if task.done():
                 task.result()
                 return
     finally:
-        for task in (up, down):
+        for task in (up, down, watch):
             task.cancel()
-        await asyncio.gather(up, down, return_exceptions=True)
+        await asyncio.gather(up, down, watch, return_exceptions=True)
         await stream.close()
+
+
+async def _until(gone: Gone) -> None:
+    # While a process does not read, nothing is read from its client either: no event would tell that it went.
+    while not gone():  # noqa: ASYNC110
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def _up(receive: Receive, stream: ProcessStream) -> None:

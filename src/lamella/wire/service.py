@@ -14,7 +14,7 @@ import msgspec
 from lamella.model.errors import Internal, Invalid, LamellaError, NotFound, Unavailable
 from lamella.wire.identity import require
 from lamella.wire.problem import MEDIA_TYPE, problem_of
-from lamella.wire.pump import Receive, Send, encode, guarded, next_message
+from lamella.wire.pump import Gone, Receive, Send, encode, guarded, next_message
 
 log = logging.getLogger("lamella.wire")
 
@@ -25,7 +25,15 @@ _MSGPACK = b"application/msgpack"
 
 # Both are given the caller's name, as its certificate says.
 Call = Callable[[str, bytes], Awaitable[Any]]
-Stream = Callable[[str, bytes, Receive, Send], Awaitable[None]]
+Stream = Callable[[str, bytes, "Ends"], Awaitable[None]]
+
+
+class Ends(msgspec.Struct, frozen=True):
+    """An accepted WebSocket."""
+
+    receive: Receive
+    send: Send
+    gone: Gone
 
 
 def call(type: type[ArgumentsT], answer: Callable[[str, ArgumentsT], Awaitable[Any]]) -> Call:
@@ -37,11 +45,11 @@ def call(type: type[ArgumentsT], answer: Callable[[str, ArgumentsT], Awaitable[A
     return decoded
 
 
-def stream(type: type[ArgumentsT], converse: Callable[[ArgumentsT, Receive, Send], Awaitable[None]]) -> Stream:
+def stream(type: type[ArgumentsT], converse: Callable[[ArgumentsT, Ends], Awaitable[None]]) -> Stream:
     """A verb that takes *type* and then talks."""
 
-    async def decoded(_caller: str, data: bytes, receive: Receive, send: Send) -> None:
-        await converse(_arguments(data, type), receive, send)
+    async def decoded(_caller: str, data: bytes, ends: Ends) -> None:
+        await converse(_arguments(data, type), ends)
 
     return decoded
 
@@ -60,7 +68,7 @@ class Service:
         if scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.accept"})
-            await guarded(send, self._converse(peer, verb, receive, send))
+            await guarded(send, self._converse(peer, verb, Ends(receive, send, scope["state"]["gone"])))
             return
         status, media_type, body = 200, _MSGPACK, b""
         try:
@@ -81,16 +89,16 @@ class Service:
             raise NotFound(f"there is no verb {verb!r}", hint="both ends should have the same version")
         return await self._calls[verb](caller, await _body(receive))
 
-    async def _converse(self, peer: Any, verb: str, receive: Receive, send: Send) -> None:
+    async def _converse(self, peer: Any, verb: str, ends: Ends) -> None:
         caller = require(peer, self._role)
         if verb not in self._streams:
             raise NotFound(f"there is no stream {verb!r}", hint="both ends should have the same version")
-        data = await next_message(receive)
+        data = await next_message(ends.receive)
         if data is not None:
-            await self._streams[verb](caller, data, receive, send)
+            await self._streams[verb](caller, data, ends)
 
 
-async def send_items(receive: Receive, send: Send, items: AsyncIterator[bytes]) -> None:
+async def send_items(ends: Ends, items: AsyncIterator[bytes]) -> None:
     """Send every item as a message, then close; stop when the caller goes.
 
     :raise LamellaError: what *items* raises.
@@ -98,11 +106,11 @@ async def send_items(receive: Receive, send: Send, items: AsyncIterator[bytes]) 
 
     async def deliver() -> None:
         async for item in items:
-            await send({"type": "websocket.send", "bytes": item})
-        await send({"type": "websocket.close", "code": 1000, "reason": ""})
+            await ends.send({"type": "websocket.send", "bytes": item})
+        await ends.send({"type": "websocket.close", "code": 1000, "reason": ""})
 
     async def gone() -> None:
-        while await next_message(receive) is not None:
+        while await next_message(ends.receive) is not None:
             pass
 
     tasks = {asyncio.create_task(deliver()), asyncio.create_task(gone())}

@@ -42,7 +42,9 @@ class WebSocket:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await socket._write(events.Request(host=party.authority, target=f"/{verb}"))
                 await socket._accepted()
-            await socket.send(msgspec.msgpack.encode(arguments))
+            # A party that refuses the caller may close before it has heard what is asked: receive() tells why.
+            with contextlib.suppress(LamellaError):
+                await socket.send(msgspec.msgpack.encode(arguments))
         except (OSError, TimeoutError, RemoteProtocolError) as error:
             socket.abort()
             raise party.failure(error) from error

@@ -39,12 +39,12 @@ async def exec(call: Call[Any], receive: Receive, send: Send) -> None:
         spec = msgspec.msgpack.decode(data, type=ExecSpec)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise invalid(str(error), "the process to run") from error
-    await converse(receive, send, await call.layer.exec(call.who, call.project, call.name, spec))
+    await converse(receive, send, await call.layer.exec(call.who, call.project, call.name, spec), call.gone)
 
 
 async def attach(call: Call[AttachQuery], receive: Receive, send: Send) -> None:
     stream = await call.layer.attach(call.who, call.project, call.name, start=call.query.start)
-    await converse(receive, send, stream)
+    await converse(receive, send, stream, call.gone)
 
 
 async def upgrade(call: Call[Any]) -> answer.Answer:
