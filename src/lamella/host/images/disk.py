@@ -194,7 +194,7 @@ class DiskLibrary:
                 fetching.add(layer.size)
                 unpacking.add(layer.size)
                 return
-            async with gate, self._turns.of(layer.digest):
+            async with gate, self._turns.of(f"blob {layer.digest}"):
                 blob = self._content.blob(layer.digest)
                 if blob.exists():
                     fetching.add(layer.size)

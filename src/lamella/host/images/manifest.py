@@ -87,8 +87,8 @@ class Kind(msgspec.Struct, rename="camel"):
 
     media_type: str = ""
     schema_version: int = 2
-    manifests: msgspec.Raw | None = None
-    layers: msgspec.Raw | None = None
+    manifests: list[msgspec.Raw] | None = None
+    layers: list[msgspec.Raw] | None = None
 
 
 def digest_of(data: bytes) -> str:

@@ -20,7 +20,8 @@ from lamella.host.images.reference import Reference, is_loopback
 from lamella.model.errors import Corrupt, Forbidden, LamellaError, NotFound, Unavailable
 
 _TIMEOUT = httpx.Timeout(60, connect=10)
-_ATTEMPTS = 5
+_FIRST_ATTEMPTS = 3
+_ATTEMPTS = 5  # once something came: then there is something to lose
 _LARGEST_ERROR = 64 << 10
 _PIECE = 256 << 10
 T = TypeVar("T")
@@ -250,7 +251,7 @@ class Registry:
             except (httpx.TransportError, _Again) as error:
                 tries = 1 if moved() > before else tries + 1
                 before = moved()
-                if tries >= _ATTEMPTS:
+                if tries >= (_ATTEMPTS if before else _FIRST_ATTEMPTS):
                     told = str(error) or type(error).__name__
                     raise Unavailable(
                         f"{self._reference.host} does not answer: {told}",

@@ -1,0 +1,41 @@
+"""Debian made of packages, from the mirror that this host's apt uses."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lamella.host.images.disk import DiskLibrary
+from lamella.host.images.library import Progress
+from lamella.model.errors import Invalid
+
+pytestmark = pytest.mark.root
+Report = Callable[[Progress], None]
+
+
+@pytest.mark.timeout(600)
+async def test_debian_is_built(library: DiskLibrary, report: Report, told: list[Progress], tmp_path: Path) -> None:
+    status = await library.build("debian:12", report, packages=["netbase"])
+    assert status.config.command == ["bash"]
+    (root,) = (await library.rootfs(status.digest)).layers
+    assert 'VERSION_ID="12"' in (root / "etc/os-release").read_text()
+    assert (root / "usr/bin/bash").exists() and (root / "etc/protocols").exists()
+    assert not list((root / "var/lib/apt/lists").glob("*Packages*")) and not list(
+        (root / "usr/share/man").glob("man*/*")
+    )
+    assert not (root / "etc/apt/apt.conf.d/99mmdebstrap").exists()
+    assert not [path for path in (root / "dev").iterdir() if path.is_char_device() and not path.is_symlink()]
+    assert "bookworm-security" in (root / "etc/apt/sources.list").read_text()
+    assert {"downloading packages with apt", "installing essential packages", "unpacking"} <= {one.step for one in told}
+    assert not list((tmp_path / "images/scratch").iterdir())
+
+
+@pytest.mark.timeout(300)
+async def test_unknown_packages_are_refused(
+    library: DiskLibrary, report: Report, nothing_left: Callable[[], list[str]]
+) -> None:
+    with pytest.raises(Invalid, match="no-such-package-anywhere"):
+        await library.build("debian:12", report, packages=["no-such-package-anywhere"])
+    with pytest.raises(Invalid, match=r"cannot be built.*debian:12"):
+        await library.build("fedora:40", report, packages=[])
+    assert nothing_left() == []
