@@ -81,7 +81,9 @@ class Child:
 def spawn(
     argv: Sequence[str], *, environment: Mapping[str, str], files: Mapping[int, int], session: bool = False
 ) -> Child:
-    """Start *argv* with exactly the descriptors of *files* (theirs: ours); 0, 1 and 2 are /dev/null when not named.
+    """Start *argv* with the descriptors of *files* (theirs: ours); 0, 1 and 2 are /dev/null when not named.
+
+    Others of ours stay ours: Python makes them so, and :func:`keep_descriptors` does it for those that we were born with.
 
     :raise OSError: when the program cannot be run.
     """
@@ -108,6 +110,14 @@ def spawn(
         setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGCHLD],
     )
     return Child(pid)
+
+
+def keep_descriptors() -> None:
+    """Let no descriptor that this process inherited go on to its children, but the standard three. Once, at the start."""
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        if int(entry.name) > 2:
+            with suppress(OSError):
+                os.set_inheritable(int(entry.name), False)
 
 
 async def first_readable(fds: Iterable[int]) -> None:

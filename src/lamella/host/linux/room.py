@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lamella.host.compute.driver import Home
 from lamella.host.linux import binaries, cgroup, mounts, syscalls
-from lamella.host.linux.processes import all_pids, bears_mark, environment, spawn, start_time
+from lamella.host.linux.processes import all_pids, bears_mark, environment, keep_descriptors, spawn, start_time
 from lamella.model.errors import Internal, Unsupported
 
 CGROUP = cgroup.ROOT
@@ -118,12 +118,13 @@ class Room:
             raise Unsupported(f"the room cannot be made: {said}", hint="boot the host with cgroup version 2 alone")
 
     def join(self) -> None:
-        """Make the room's mount namespace this process's own. Before any thread.
+        """Make the room's mount namespace this process's own, and its inherited descriptors too. Before any thread.
 
         :raise Internal: when the process has threads already, or there is no room.
         """
         if len(list(Path("/proc/self/task").iterdir())) > 1:
             raise Internal("the room must be joined before any thread is started")
+        keep_descriptors()
         here = Path.cwd()
         enter(self._living())
         with suppress(OSError):

@@ -125,6 +125,9 @@ class OciDriver:
         launched = machine.limits if machine else None
         started = _modified(place.started)
         one = self._shim(place)
+        if one is None and not place.exit.exists():
+            # Its shim is gone and told nothing: what still runs there has no streams and nobody who will wait for it.
+            await asyncio.to_thread(self._end_orphans, id)
         if one is None or place.exit.exists():
             return Observed(
                 phase=Phase.STOPPED,
@@ -138,6 +141,12 @@ class OciDriver:
             return Observed(phase=Phase.STARTING, pid=pid, launched=launched)
         phase = Phase.PAUSED if self._group(id).is_frozen() else Phase.RUNNING
         return Observed(phase=phase, pid=pid, started_at=started, launched=launched)
+
+    def _end_orphans(self, id: str) -> None:
+        group = self._group(id)
+        with suppress(LamellaError, OSError):
+            if group.pids():
+                group.kill_all()
 
     def _exit_code(self, place: Place) -> int | None:
         try:
@@ -361,6 +370,10 @@ class OciDriver:
             place.exit.unlink(missing_ok=True)
             shutil.rmtree(place.runtime, ignore_errors=True)
             return
+        if not place.exit.exists():
+            # Nothing ended in order, so a daemon may have died between starting a shim and hearing of it.
+            shim.end_strays(place)
+            group.remove()
         rootfs.dismantle(place.bundle)
         shutil.rmtree(place.runtime, ignore_errors=True)
         place.exit.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ Facts about it come from its source, release 2.1.6. It tells the result of ``cre
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,8 +16,17 @@ from pathlib import Path
 import msgspec
 
 from lamella.host.compute.oci.layout import LOG_BOUND, Place, Places
-from lamella.host.linux.processes import command_line, environment, read_all, read_pid, readable, spawn
-from lamella.model.errors import Internal, Invalid, LamellaError, Unsupported
+from lamella.host.linux.processes import (
+    all_pids,
+    command_line,
+    environment,
+    read_all,
+    read_pid,
+    readable,
+    spawn,
+    start_time,
+)
+from lamella.model.errors import Internal, Invalid, LamellaError, Unavailable, Unsupported
 
 NOT_RUNNABLE = ("permission denied", "not permitted", "is a directory", "exec format")
 LONGEST_SOCKET_DIRECTORY = 80
@@ -190,6 +200,21 @@ class Shim:
             self._pidfd = -1
 
 
+def end_strays(place: Place, timeout: float = 5.0) -> None:
+    """Kill every conmon and runtime that still works on this bundle, whether a file names it or not. Blocks until they are gone.
+
+    :raise Unavailable: when one does not go.
+    """
+    deadline = time.monotonic() + timeout
+    while strays := [pid for pid in all_pids() if belongs(pid, place) and start_time(pid) is not None]:
+        if time.monotonic() > deadline:
+            raise Unavailable(f"processes {strays} of {place.id} do not end", hint="they wait in the kernel: see dmesg")
+        for pid in strays:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.005)
+
+
 def belongs(pid: int, place: Place) -> bool:
-    """Whether *pid* is a living conmon of this bundle."""
+    """Whether *pid* was started with this bundle as an argument: its conmon, or a runtime at work on it."""
     return str(place.bundle).encode() in command_line(pid)

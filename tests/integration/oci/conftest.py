@@ -1,0 +1,101 @@
+"""Each test of this folder runs in a process of its own that joins a room of its own: the machine's namespaces stay untouched."""
+
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from _pytest.runner import runtestprotocol
+from oci_lab import Lab, busybox
+
+from lamella.host.compute.driver import Home
+from lamella.host.compute.oci.driver import OciDriver
+from lamella.host.linux import mounts
+from lamella.host.linux.cgroup import ROOT, Cgroups
+from lamella.host.linux.processes import marked
+from lamella.host.linux.room import Room
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+    """Run the test in a child and bring its reports back."""
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in _in_child(item):
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def _in_child(item: pytest.Item) -> list[Any]:
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            reports = runtestprotocol(item, nextitem=None, log=False)
+            rows = [item.config.hook.pytest_report_to_serializable(config=item.config, report=one) for one in reports]
+            with os.fdopen(write_end, "w") as file:
+                json.dump(rows, file, default=str)
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    try:
+        with os.fdopen(read_end) as file:
+            text = file.read()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert text, f"{item.nodeid} ended without a report"
+    make = item.config.hook.pytest_report_from_serializable
+    return [make(config=item.config, data=row) for row in json.loads(text)]
+
+
+def names(folder: Path) -> list[str]:
+    """What is in *folder*, but for the runtime's cache of seccomp filters."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.name != ".cache") if folder.is_dir() else []
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    """A room of its own, entered; at the end nothing may be left in it."""
+    home = Home(tmp_path / "home", f"lamella-test-{os.getpid()}")
+    home.state.mkdir(parents=True)
+    home.path.chmod(0o700)
+    room = Room(home)
+    room.ensure()
+    room.join()
+    lower, upper = home.state / "layers" / "lower", home.state / "layers" / "upper"
+    busybox(lower)
+    upper.mkdir()
+    (upper / "hello").write_text("from the upper layer\n")
+    yield Lab(home, [upper, lower])
+    cgroups = Cgroups(ROOT, home.mark)
+    left = {
+        "groups": cgroups.ids() - {"shims"},
+        "mounts": [entry.point for entry in mounts.below(home.path)],
+        "processes": marked(home.mark) - {room.holder(), os.getpid()},
+        "bundles": names(home.run / "oci"),
+        "exits": names(home.run / "oci-exits"),
+        "states": names(home.run / "oci-runtime"),
+        "logs": names(home.state / "oci-logs"),
+    }
+    cgroups.remove()
+    mounts.release(home.path)
+    room.destroy()
+    assert {name: value for name, value in left.items() if value} == {}
+
+
+@pytest_asyncio.fixture
+async def driver(lab: Lab) -> AsyncIterator[OciDriver]:
+    """An open driver; whatever the test leaves running is removed."""
+    driver = lab.driver()
+    capabilities = await driver.open()
+    assert capabilities[0].name == "compute.container"
+    assert capabilities[0].available, capabilities[0].reason
+    yield driver
+    for id in await driver.inventory():
+        await driver.remove(id)
+    await driver.close()
