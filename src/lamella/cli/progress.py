@@ -62,7 +62,7 @@ class Progress:
             self._write(f"lamella: {self._text()}, {int(time.monotonic() - self._begun)} s so far\n")
             return
         try:
-            columns = os.get_terminal_size(2).columns
+            columns = os.get_terminal_size(2).columns or 80
         except OSError:
             columns = 80
         self._write(f"\r{_SPINNER[self._ticks % 4]} {self._text()}"[: columns - 1] + "\x1b[K")

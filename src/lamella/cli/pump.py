@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
-    from lamella.client.blocking.wire import Channel
+    from lamella.client.blocking.channel import Channel
 
 _PIECE = 32 << 10
 _QUEUE = 256 << 10  # what may wait to be sent before the keyboard has to

@@ -273,7 +273,8 @@ class ProcessLayer:
                 if change.project == project and kind in (None, change.kind):
                     yield change
             async with self.wakeup:
-                await self.wakeup.wait_for(lambda: self.revision > since)
+                if self.revision <= since:
+                    await self.wakeup.wait()
 
     async def _event(self, row: Any, type: str, message: str) -> None:
         spec = EventSpec(type=type, subject=row.id, subject_name=f"instance/{row.name}", message=message)

@@ -6,7 +6,7 @@ from contextlib import suppress
 from types import TracebackType
 
 from lamella.client import calls
-from lamella.client.blocking.wire import Channel
+from lamella.client.blocking.channel import Channel
 from lamella.client.result import Collector, Result
 from lamella.model.errors import Unavailable
 from lamella.model.stream import LARGEST_DATA, Exit, FromProcess, Stderr, Stdin, StdinEnd, Stdout, ToProcess
