@@ -82,7 +82,7 @@ def test_what_was_cut_short_is_made_anew(lab: Lab) -> None:
 
 
 async def test_a_create_that_is_cancelled_leaves_nothing(lab: Lab, driver: OciDriver) -> None:
-    for seconds in (0.0, 0.002, 0.005, 0.01, 0.02, 0.04):
+    for seconds in (0.0, 0.001, 0.002, 0.003, 0.005, 0.008, 0.01, 0.015, 0.02, 0.03, 0.04):
         machine = lab.machine("sleep", "1000")
         making = asyncio.create_task(driver.create(machine))
         await asyncio.sleep(seconds)

@@ -26,6 +26,7 @@ from lamella.host.compute.oci.namespaces import NamespacePool
 from lamella.host.compute.oci.seccomp import profile
 from lamella.host.compute.oci.spec import Seccomp
 from lamella.host.linux import binaries, processes
+from lamella.host.linux.blocking import blocking
 from lamella.host.linux.cgroup import ROOT, Cgroup, Cgroups
 from lamella.model.contract import Mechanism
 from lamella.model.errors import Conflict, Invalid, LamellaError, NotFound, Unavailable, Unsupported
@@ -85,15 +86,15 @@ class OciDriver:
         probe.check_home(self._home)
         tools = shim.Tools(conmon=binaries.tool("conmon"), runtime=binaries.tool("crun", "runc"))
         seccomp = profile(probe.machine())
-        await asyncio.to_thread(self._places.make)
+        await blocking(self._places.make)
         for id in await self.inventory():
-            await asyncio.to_thread(execution.sweep, self._places.of(id).execs)
+            await blocking(execution.sweep, self._places.of(id).execs)
         cgroups = Cgroups(ROOT, self._home.mark)
-        await asyncio.to_thread(probe.check_cgroups, cgroups)
-        await asyncio.to_thread(cgroups.group(SHIMS).create, Limits())
+        await blocking(probe.check_cgroups, cgroups)
+        await blocking(cgroups.group(SHIMS).create, Limits())
         pair = await self._pool.take()
         try:
-            await asyncio.to_thread(probe.check_filesystem, pair, self._home)
+            await blocking(probe.check_filesystem, pair, self._home)
         finally:
             await pair.drop()
         self._tools, self._seccomp, self._cgroups = tools, seccomp, cgroups
@@ -113,7 +114,7 @@ class OciDriver:
         await self._pool.close()
 
     async def inventory(self) -> set[str]:
-        return await asyncio.to_thread(self._places.ids)
+        return await blocking(self._places.ids)
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
@@ -127,7 +128,7 @@ class OciDriver:
         one = self._shim(place)
         if one is None and not place.exit.exists():
             # Its shim is gone and told nothing: what still runs there has no streams and nobody who will wait for it.
-            await asyncio.to_thread(self._end_orphans, id)
+            await blocking(self._end_orphans, id)
         if one is None or place.exit.exists():
             return Observed(
                 phase=Phase.STOPPED,
@@ -200,16 +201,23 @@ class OciDriver:
             place.exit.write_text(str(error.exit_code))
             raise
         except BaseException:
-            await asyncio.shield(self._clear(place))
+            await asyncio.shield(self._undo(place))
             raise
         self._settle_shim(place)
         if self._shim(place) is None:
             raise Unavailable(f"the shim of {machine.id} died as it was made", hint="try again")
 
+    async def _undo(self, place: Place) -> None:
+        """Take back a create that failed; a log with nothing in it is no log."""
+        await self._clear(place)
+        with suppress(OSError):
+            if place.log.stat().st_size == 0:
+                place.log.unlink()
+
     async def _prepare(self, place: Place, machine: Machine, seccomp: Seccomp) -> None:
         pair = await self._pool.take()
         try:
-            await asyncio.to_thread(self._build, place, machine, seccomp, pair.pin)
+            await blocking(self._build, place, machine, seccomp, pair.pin)
         finally:
             await pair.drop()
 
@@ -294,7 +302,7 @@ class OciDriver:
     async def _force(self, place: Place, one: shim.Shim) -> None:
         """Kill everything inside, and see that the shim gets to write down the end."""
         self._signal(place, signals.SIGKILL)
-        await asyncio.to_thread(self._group(place.id).kill_all)
+        await blocking(self._group(place.id).kill_all)
         if await _within(1.0, one.ended):
             return
         # A client that does not read keeps conmon from going on: it has to go.
@@ -309,7 +317,7 @@ class OciDriver:
         place = await self._need(id, *LIVING)
         self._signal(place, signal)
         if signal == signals.SIGKILL:
-            await asyncio.to_thread(self._group(id).thaw)
+            await blocking(self._group(id).thaw)
 
     def _signal(self, place: Place, number: int) -> None:
         one, pid = self._shim(place), processes.read_pid(place.pid)
@@ -327,16 +335,16 @@ class OciDriver:
     async def pause(self, id: str) -> None:
         if await self._phase(id) != Phase.PAUSED:
             await self._need(id, Phase.RUNNING)
-            await asyncio.to_thread(self._group(id).freeze)
+            await blocking(self._group(id).freeze)
 
     async def resume(self, id: str) -> None:
         if await self._phase(id) != Phase.RUNNING:
             await self._need(id, Phase.PAUSED)
-            await asyncio.to_thread(self._group(id).thaw)
+            await blocking(self._group(id).thaw)
 
     async def update(self, id: str, limits: Limits) -> None:
         await self._need(id, *LIVING)
-        await asyncio.to_thread(self._group(id).update, limits)
+        await blocking(self._group(id).update, limits)
 
     async def remove(self, id: str) -> None:
         place = self._places.of(id)
@@ -355,7 +363,7 @@ class OciDriver:
         for stream in list(self._streams.pop(place.id, ())):
             await stream.close()
         self._disk_used.pop(place.id, None)
-        await asyncio.to_thread(self._wipe, place, keep_bundle)
+        await blocking(self._wipe, place, keep_bundle)
 
     def _settle_end(self, one: shim.Shim) -> None:
         one.close()
@@ -386,7 +394,7 @@ class OciDriver:
     async def exec(self, id: str, spec: ExecSpec) -> ProcessStream:
         place = await self._need(id, Phase.RUNNING)
         machine = self._machine(place)
-        who = await asyncio.to_thread(_identify, place, machine.user if spec.user is None else spec.user)
+        who = await blocking(_identify, place, machine.user if spec.user is None else spec.user)
         process = bundle.process(machine, spec, who)
         stream = await execution.execute(self._runtime(id), process, self._exec_folder(place), stdin=spec.stdin)
         stream.limit(spec.timeout)
@@ -496,7 +504,7 @@ class OciDriver:
         """Counting walks the tree, so an answer serves for ten seconds."""
         known = self._disk_used.get(id)
         if known is None or time.monotonic() - known[0] > 10:
-            known = (time.monotonic(), await asyncio.to_thread(rootfs.disk_used, disk))
+            known = (time.monotonic(), await blocking(rootfs.disk_used, disk))
             self._disk_used[id] = known
         return known[1]
 

@@ -1,0 +1,23 @@
+"""Blocking work in a thread, with an end that the caller can rely on."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def blocking(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """*work* in a thread. A caller that is cancelled waits for it to end first: a thread cannot be stopped, and whatever cleans up
+    after the caller must not run beside it.
+    """
+    task = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with suppress(asyncio.CancelledError, Exception):
+                await asyncio.shield(task)
+        raise
