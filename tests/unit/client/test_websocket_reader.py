@@ -12,7 +12,7 @@ from lamella.client.http1 import WireError
 SIZES = st.one_of(st.integers(0, 200), st.sampled_from([125, 126, 127, 65535, 65536, 70000]))
 
 
-@given(st.lists(SIZES, max_size=4), st.integers(1, 5000))
+@given(st.lists(SIZES, max_size=4), st.integers(500, 50_000))
 def test_wsproto_reads_what_is_written(sizes: list[int], step: int) -> None:
     wanted = [bytes([size % 251]) * size for size in sizes]
     server = Connection(ConnectionType.SERVER)
@@ -32,7 +32,7 @@ def test_wsproto_reads_what_is_written(sizes: list[int], step: int) -> None:
     assert got == wanted
 
 
-@given(st.lists(st.tuples(SIZES, st.booleans()), max_size=4), st.integers(1, 5000))
+@given(st.lists(st.tuples(SIZES, st.booleans()), max_size=4), st.integers(500, 50_000))
 def test_reads_what_wsproto_writes(messages: list[tuple[int, bool]], step: int) -> None:
     server = Connection(ConnectionType.SERVER)
     data = b""
