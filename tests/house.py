@@ -41,7 +41,7 @@ class LayerUnderTest:
                 start_new_session=True,
             )
         deadline = time.monotonic() + 60
-        while self.lamella("version", check=False).returncode != 0:
+        while self.lamella("ps", "-q", check=False).returncode != 0:
             if self.daemon.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"the daemon does not answer:\n{self.log()}")
             time.sleep(0.05)

@@ -1,6 +1,6 @@
 """The contract of one instance, from what was asked and what its host read from the running thing. Pure."""
 
-from lamella.model.contract import Contract, Line, Mechanism
+from lamella.model.contract import LIMIT, Contract, Line, Mechanism
 from lamella.model.instance import Instance, Isolation, Phase
 from lamella.model.quantity import format_cpu, format_size
 from lamella.model.resource import now
@@ -45,7 +45,7 @@ def contract_of(instance: Instance, mechanisms: list[Mechanism]) -> Contract:
         level=f"{spec.isolation}: {LEVELS[spec.isolation]}",
         driver=status.driver,
         observed=running and bool(mechanisms),
-        isolation=[item for item in mechanisms if not item.name.startswith("limit.")],
+        isolation=[item for item in mechanisms if not item.name.startswith(LIMIT)],
         guarantees=_guarantees(instance),
         limits=_limits(instance, read),
         accelerator=status.accelerator or "none needed: instructions run on the host's processor",
@@ -87,7 +87,7 @@ def _limits(instance: Instance, read: dict[str, Mechanism]) -> list[Line]:
     }
     lines: list[Line] = []
     for subject, wanted in asked.items():
-        seen = read.get(f"limit.{subject}")
+        seen = read.get(f"{LIMIT}{subject}")
         if seen is not None and seen.in_force:
             lines.append(Line(subject=subject, value=seen.value, enforced_by=seen.evidence, asked=wanted))
         elif wanted:

@@ -5,6 +5,10 @@ from datetime import datetime
 import msgspec
 
 
+# A mechanism that holds one of the limits of a request is named by it: ``limit.cpu``, ``limit.memory``, ``limit.pids``, ``limit.disk``.
+LIMIT = "limit."
+
+
 class Mechanism(msgspec.Struct, kw_only=True):
     """One thing in force around a running instance. ``evidence`` says where it was read (a file of /proc, a QMP answer)."""
 

@@ -278,8 +278,8 @@ async def test_limits_are_the_kernels(lab: Lab, driver: OciDriver) -> None:
     await driver.update(machine.id, Limits(cpu=500, memory=128 << 20, pids=30))
     assert (await driver.usage(machine.id)).memory_limit == 128 << 20
     values = {mechanism.name: mechanism.value for mechanism in await driver.mechanisms(machine.id)}
-    assert values["cpu limit"] == "500 milli-cores"
-    assert values["pids limit"] == "30 processes"
+    assert values["limit.cpu"] == "0.5 cores"
+    assert values["limit.pids"] == "30 processes"
 
 
 async def test_a_memory_hog_is_killed(lab: Lab, driver: OciDriver) -> None:

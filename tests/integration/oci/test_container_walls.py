@@ -74,11 +74,11 @@ async def test_the_mechanisms_are_read_from_the_running_thing(lab: Lab, driver: 
         "masked paths",
         "read-only paths",
         "read-only /sys",
-        "pids limit",
+        "limit.pids",
     ):
         assert found[name].in_force, found[name]
         assert found[name].evidence.startswith("/")
-    assert not found["memory limit"].in_force
+    assert not found["limit.memory"].in_force
     assert "sys_admin" not in found["capabilities"].value
     assert "/proc/keys" in found["masked paths"].value
     netns = await driver.netns(machine.id)

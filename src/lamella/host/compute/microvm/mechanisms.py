@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from lamella.host.linux.cgroup import Cgroup
-from lamella.model.contract import Mechanism
+from lamella.model.contract import LIMIT, Mechanism
 from lamella.model.errors import LamellaError
 from lamella.model.quantity import format_cpu, format_size
 
@@ -100,19 +100,18 @@ def of_group(group: Cgroup, pid: int) -> list[Mechanism]:
     files = group.procs_files()
     inside = all(str(pid) in file.read_text().split() for file in files)
     place = f"{files[0].parent}" if files else ""
+    among = f" and {len(files) - 1} more hierarchies" if len(files) > 1 else ""
     found = [
-        Mechanism(
-            name="control group", value=group.name, evidence=", ".join(str(file) for file in files), in_force=inside
-        )
+        Mechanism(name="control group", value=group.name, evidence=f"{files[0] if files else '-'}{among}", in_force=inside)
     ]
     words = [
-        ("cpu limit", "cpu", None if limits.cpu is None else f"{format_cpu(limits.cpu)} cores"),
+        (f"{LIMIT}cpu", "cpu", None if limits.cpu is None else f"{format_cpu(limits.cpu)} cores"),
         (
-            "memory limit",
+            "QEMU's memory limit",
             "memory",
-            None if limits.memory is None else f"{format_size(limits.memory)}, QEMU's own included",
+            None if limits.memory is None else f"{format_size(limits.memory)}, the guest's included",
         ),
-        ("threads limit", "pids", None if limits.pids is None else str(limits.pids)),
+        ("QEMU's threads limit", "pids", None if limits.pids is None else str(limits.pids)),
     ]
     for name, controller, value in words:
         with suppress(LamellaError):
@@ -135,5 +134,5 @@ def of_machine(*, kvm: bool, memory: int, vcpus: int, kernel: str) -> list[Mecha
             value=f"{vcpus} virtual, {'by hardware virtualization' if kvm else 'emulated by QEMU (TCG)'}",
             evidence="QMP query-kvm",
         ),
-        Mechanism(name="memory", value=format_size(memory), evidence="QMP query-balloon"),
+        Mechanism(name=f"{LIMIT}memory", value=format_size(memory), evidence="QMP query-balloon"),
     ]

@@ -8,7 +8,8 @@ from lamella.host.compute.oci.profile import CAPABILITIES
 from lamella.host.linux import mounts
 from lamella.host.linux.cgroup import Cgroup
 from lamella.host.linux.mounts import MountEntry
-from lamella.model.contract import Mechanism
+from lamella.model.contract import LIMIT, Mechanism
+from lamella.model.quantity import format_cpu, format_size
 
 NAMESPACES = ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup")
 SECCOMP_MODES = {"0": "off", "1": "strict", "2": "filter"}
@@ -190,19 +191,16 @@ def _covers(entry: MountEntry) -> bool:
 def _limits(group: Cgroup) -> list[Mechanism]:
     limits = group.read_limits()
     lines = (
-        ("cpu limit", "cpu", limits.cpu, "milli-cores"),
-        ("memory limit", "memory", limits.memory, "bytes, swap included"),
-        ("pids limit", "pids", limits.pids, "processes"),
+        ("cpu", None if limits.cpu is None else f"{format_cpu(limits.cpu)} cores"),
+        ("memory", None if limits.memory is None else f"{format_size(limits.memory)}, swap included"),
+        ("pids", None if limits.pids is None else f"{limits.pids} processes"),
     )
-    found: list[Mechanism] = []
-    for name, controller, value, unit in lines:
-        where = os.fspath(group.path(controller))
-        found.append(
-            Mechanism(
-                name=name,
-                value="none" if value is None else f"{value} {unit}",
-                evidence=where,
-                in_force=value is not None,
-            )
+    return [
+        Mechanism(
+            name=f"{LIMIT}{subject}",
+            value=value or "none",
+            evidence=os.fspath(group.path(subject)),
+            in_force=value is not None,
         )
-    return found
+        for subject, value in lines
+    ]
