@@ -1,6 +1,8 @@
 """The API on its sockets: a Unix socket for this machine, TCP with mutual TLS for others."""
 
 import asyncio
+import contextlib
+import socket
 import ssl
 from pathlib import Path
 
@@ -31,19 +33,25 @@ async def serve(
     """
     if tcp is not None and (tls is None or tls.verify_mode is not ssl.CERT_REQUIRED):
         raise Invalid("the API is not served over TCP without mutual TLS", hint="give it a certificate bundle")
-    sockets = [
-        *([(listener.bind_unix(uds, group=group), None)] if uds else []),
-        *([(listener.bind_tcp(*tcp), tls)] if tcp else []),
-    ]
-    started = [asyncio.Event() for _ in sockets]
-    try:
+    with contextlib.ExitStack() as held:
+        doors: list[tuple[socket.socket, ssl.SSLContext | None]] = []
+        if uds is not None:
+            doors.append((held.enter_context(listener.bind_unix(uds, group=group)), None))
+            held.callback(_remove, uds, uds.stat().st_ino)
+        if tcp is not None:
+            doors.append((held.enter_context(listener.bind_tcp(*tcp)), tls))
+        started = [asyncio.Event() for _ in doors]
         async with asyncio.TaskGroup() as servers:
-            for (sock, context), event in zip(sockets, started, strict=True):
+            for (sock, context), event in zip(doors, started, strict=True):
                 servers.create_task(listener.serve(app, sock, tls=context, ready=event, deadline=deadline))
             for event in started:
                 await event.wait()
             if ready is not None:
                 ready.set()
-    finally:
-        if uds is not None:
-            await asyncio.to_thread(uds.unlink, missing_ok=True)
+
+
+def _remove(uds: Path, inode: int) -> None:
+    """Remove our socket's file, unless the next daemon has put its own there already."""
+    with contextlib.suppress(FileNotFoundError):
+        if uds.stat().st_ino == inode:
+            uds.unlink()

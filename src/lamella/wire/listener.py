@@ -17,6 +17,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.wsproto_impl import WSProtocol
@@ -24,6 +25,7 @@ from wsproto import events
 
 from lamella.model.errors import Conflict, Invalid
 from lamella.wire.identity import Peer, peer_of_certificate
+from lamella.wire.problem import MEDIA_TYPE, problem_of
 
 LARGEST_MESSAGE = 4 << 20
 _LONGEST_SOCKET_PATH = 107
@@ -65,6 +67,13 @@ class PeerHttp(HttpToolsProtocol):
         super().connection_made(transport)
         keep_alive(transport)
         self.peer = peer_of(transport)
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP at all gets a problem too, and the connection is closed."""
+        body = msgspec.json.encode(problem_of(Invalid("this is no HTTP request", hint="speak HTTP/1.1")))
+        head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: %s\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        self.transport.write(head % (MEDIA_TYPE.encode(), len(body)) + body)
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -1,15 +1,11 @@
 """The API on a real Unix socket, over the in-memory layer."""
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from fake_layer import FakeLayer
 
 from lamella.api.app import create_app

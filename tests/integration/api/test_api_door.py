@@ -133,6 +133,17 @@ async def test_a_stale_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path, 
     await stop(server)
 
 
+async def test_what_cannot_be_served_whole_leaves_nothing(tmp_path: Path, layer: FakeLayer) -> None:
+    bundle = Authority.open(tmp_path / "authority").issue("control", "main")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(Conflict, match="cannot listen"):
+            where = {"uds": tmp_path / "api.sock", "tcp": taken.getsockname()}
+            await serve(create_app(layer), tls=bundle.server_context(), **where)
+    assert not (tmp_path / "api.sock").exists()
+
+
 async def test_a_file_in_the_way_is_not_removed(tmp_path: Path, layer: FakeLayer) -> None:
     uds = tmp_path / "api.sock"
     uds.write_text("precious")

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,21 @@ import pytest
 from fake_layer import FakeLayer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from server_thread import serving
 
 from lamella.api.app import create_app
+from lamella.api.serve import serve
 from lamella.wire.identity import Peer
 
 INSTANCES = b"/v1/projects/default/instances"
+
+
+@pytest.fixture(scope="module")
+def uds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One server for all of it: what one test sends must not hurt the next."""
+    path = tmp_path_factory.mktemp("hostile") / "api.sock"
+    with serving(lambda ready: serve(create_app(FakeLayer()), uds=path, ready=ready, deadline=1)):
+        yield path
 
 
 async def ask(uds: Path, request: bytes) -> tuple[int, bytes]:
@@ -150,6 +161,8 @@ async def test_a_wrong_method(uds: Path, method: bytes) -> None:
 async def test_what_is_hardly_http(uds: Path, request_bytes: bytes) -> None:
     answered, text = await ask(uds, request_bytes)
     assert answered < 500, text
+    if answered == 400 and b"websocket" not in request_bytes:
+        assert json.loads(text)["code"] == "invalid"
     assert (await ask(uds, get(b"/v1")))[0] == 200
 
 
