@@ -32,7 +32,7 @@ class Machine:
                 file.truncate(128 << 20)
             subprocess.run(["mke2fs", "-q", "-t", "ext4", self.data], check=True, timeout=60)
         line = (
-            f"console=ttyS0 quiet reboot=t panic=-1 tsc_early_khz={tsc_khz} no_timer_check tsc=reliable mitigations=off"
+            f"console=ttyS0 quiet reboot=t panic=-1 tsc_early_khz={tsc_khz} no_timer_check tsc=reliable mitigations=off cryptomgr.notests=1"
         )
         self.qemu = subprocess.Popen(
             [
