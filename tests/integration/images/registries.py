@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cryptography import x509
@@ -256,3 +256,34 @@ class BrokenLine:
             await asyncio.gather(*both, return_exceptions=True)
             out.transport.abort()
             writer.transport.abort()
+
+
+class Asked(http.server.ThreadingHTTPServer):
+    """A web server on loopback that answers every GET as *answer* says (status, headers) and remembers who asked how."""
+
+    def __init__(self, answer: Callable[[str, str], tuple[int, dict[str, str]]]) -> None:
+        asked = self.asked = list[tuple[str, str]]()
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                authorization = self.headers.get("Authorization", "")
+                asked.append((self.path, authorization))
+                status, headers = answer(self.path, authorization)
+                self.send_response(status)
+                for name, value in {"Content-Length": "0", **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.host = f"127.0.0.1:{self.server_port}"
+
+    def __enter__(self) -> "Asked":
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()

@@ -1,5 +1,6 @@
 """Debian made of packages, from the mirror that this host's apt uses."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,3 +40,33 @@ async def test_unknown_packages_are_refused(
     with pytest.raises(Invalid, match=r"cannot be built.*debian:12"):
         await library.build("fedora:40", report, packages=[])
     assert nothing_left() == []
+
+
+@pytest.mark.timeout(120)
+async def test_a_cancelled_build_leaves_nothing(library: DiskLibrary, nothing_left: Callable[[], list[str]]) -> None:
+    """No file, no process, no mount: apt and dpkg below it too."""
+    begun = asyncio.Event()
+
+    def hear(progress: Progress) -> None:
+        if progress.step.startswith("extracting"):
+            begun.set()
+
+    build = asyncio.create_task(library.build("debian:12", hear, packages=[]))
+    hearing = asyncio.create_task(begun.wait())
+    await asyncio.wait({build, hearing}, return_when=asyncio.FIRST_COMPLETED)
+    assert begun.is_set()
+    await asyncio.sleep(1)
+    build.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await build
+    assert nothing_left() == []
+    path = str(library.path)
+    assert path not in Path("/proc/self/mounts").read_text()
+    assert not [found for found in Path("/proc").glob("[0-9]*/environ") if path in readable(found)]
+
+
+def readable(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", "replace")
+    except OSError:
+        return ""

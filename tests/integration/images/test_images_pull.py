@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import tarballs
-from registries import BrokenLine, TokenService, certificate, put, put_manifest, registry, stored_blob
+from registries import Asked, BrokenLine, TokenService, certificate, put, put_manifest, registry, stored_blob
 from tarballs import folder, hardlink, member, names, symlink, tar, tool
 
 from lamella.host.images.disk import DiskLibrary
@@ -254,6 +254,30 @@ async def test_plain_http_only_where_allowed(
         await library.pull(name, report)
     with pytest.raises(NotFound):
         await library.pull(name, report, insecure=True)
+
+
+async def test_redirects_carry_no_password_and_lead_to_no_plain_http(library: DiskLibrary, report: Report) -> None:
+    target = [""]
+
+    def guard(path: str, authorization: str) -> tuple[int, dict[str, str]]:
+        if not authorization:
+            return 401, {"WWW-Authenticate": 'Basic realm="here"'}
+        return (302, {"Location": f"http://{target[0]}/elsewhere"}) if "manifests" in path else (200, {})
+
+    with Asked(lambda _path, _authorization: (404, {})) as other, Asked(guard) as first:
+        secret = Credentials(username="anna", password="open sesame")
+        target[0] = other.host
+        with pytest.raises(NotFound):
+            await library.pull(f"docker://{first.host}/a:1", report, credentials=secret)
+        assert any(authorization.startswith("Basic ") for _, authorization in first.asked)
+        assert other.asked == [("/elsewhere", "")]
+        target[0] = other.host.replace("127.0.0.1", "0.0.0.0")
+        with pytest.raises(Forbidden, match="leads to plain HTTP"):
+            await library.pull(f"docker://{first.host}/a:1", report, credentials=secret)
+        assert len(other.asked) == 1
+        target[0] = f"{first.host}/v2/x/manifests"
+        with pytest.raises(Unavailable, match="in a circle"):
+            await library.pull(f"docker://{first.host}/a:1", report, credentials=secret)
 
 
 async def test_absent_and_unreachable(

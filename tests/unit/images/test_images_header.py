@@ -27,7 +27,7 @@ def members(draw: st.DrawFn) -> tuple[tarfile.TarInfo, bytes]:
     info.size = len(data)
     info.mode = draw(st.integers(0, 0o7777))
     info.uid, info.gid = draw(st.integers(0, 2**32 - 2)), draw(st.integers(0, 2**32 - 2))
-    info.mtime = draw(st.integers(0, 2**34))
+    info.mtime = draw(st.integers(0, 2**33))
     info.linkname = draw(NAMES) if info.type in (tarfile.SYMTYPE, tarfile.LNKTYPE) else ""
     return info, data
 

@@ -14,6 +14,7 @@ Whatever is in its place is whole: it was written elsewhere, made durable, and r
 """
 
 import os
+import secrets
 import subprocess
 import tempfile
 from pathlib import Path
@@ -82,13 +83,15 @@ class Content:
 
     def _complete(self, digest: str) -> bool:
         try:
-            return all(self.has_layer(layer.diff_id) for layer in self.image(digest).layers)
+            return self.blob(digest).exists() and all(
+                self.has_layer(layer.diff_id) for layer in self.image(digest).layers
+            )
         except (Corrupt, NotFound):
             return False
 
-    def make_scratch(self) -> Path:
-        """A directory for work in hand, on the same filesystem as everything; for the caller to remove."""
-        return Path(tempfile.mkdtemp(dir=self._scratch))
+    def scratch_path(self) -> Path:
+        """Where a directory for work in hand may be made, on the same filesystem as everything; for the caller to make and remove."""
+        return self._scratch / secrets.token_hex(8)
 
     # Blobs
 
@@ -148,8 +151,8 @@ class Content:
     def remove_layer(self, diff_id: str) -> int:
         """Out of its place first: a layer half removed would be taken for a whole one."""
         size = self.layer_record(diff_id).size
-        scratch = self.make_scratch()
-        self.layer(diff_id).rename(scratch / "layer")
+        scratch = self.scratch_path()
+        self.layer(diff_id).rename(scratch)
         self.layer(diff_id).with_suffix(".json").unlink(missing_ok=True)
         remove(scratch)
         return size

@@ -42,6 +42,7 @@ class DiskLibrary:
     """
 
     def __init__(self, path: Path, *, bounds: Bounds | None = None, grace: float = 60.0, mark: str = "") -> None:
+        self.path = path
         self._content = Content(path)
         self._bounds = bounds or Bounds()
         self._mark = mark
@@ -200,7 +201,7 @@ class DiskLibrary:
                     fetching.add(layer.size)
                 else:
                     await registry.download(layer, self._content.partial(layer.digest), fetching.add)
-                    await asyncio.to_thread(self._content.commit_partial, layer.digest)
+                    await stoppable(lambda _stop: self._content.commit_partial(layer.digest))
                 async with self._scratch() as scratch:
                     done = await stoppable(
                         lambda stop: self._unpack(_whole(blob), scratch, stop, unpacking.add, diff_id=diff_id)
@@ -282,7 +283,7 @@ class DiskLibrary:
             self._content.write_blob(manifest.digest_of(configuration), configuration)
             self._content.write_image(status)
 
-        await asyncio.shield(asyncio.to_thread(write))
+        await stoppable(lambda _stop: write())
         return self._here(digest)
 
     def _here(self, digest: str) -> ImageStatus:
@@ -385,11 +386,12 @@ class DiskLibrary:
 
     @contextlib.asynccontextmanager
     async def _scratch(self) -> AsyncGenerator[Path, None]:
-        path = await asyncio.to_thread(self._content.make_scratch)
+        path = self._content.scratch_path()
         try:
+            await stoppable(lambda _stop: path.mkdir(0o700))
             yield path
         finally:
-            await asyncio.shield(asyncio.to_thread(remove, path))
+            await stoppable(lambda _stop: remove(path))
 
 
 def _explained(error: OSError, path: Path) -> LamellaError:

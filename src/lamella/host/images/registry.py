@@ -17,12 +17,13 @@ from lamella.host.images.download import Arriving
 from lamella.host.images.library import Credentials
 from lamella.host.images.manifest import Descriptor
 from lamella.host.images.reference import Reference, is_loopback
+from lamella.host.images.thread import stoppable
 from lamella.model.errors import Corrupt, Forbidden, LamellaError, NotFound, Unavailable
 
 _TIMEOUT = httpx.Timeout(60, connect=10)
 _FIRST_ATTEMPTS = 3
 _ATTEMPTS = 5  # once something came: then there is something to lose
-_LARGEST_ERROR = 64 << 10
+_LARGEST_ANSWER = 64 << 10
 _PIECE = 256 << 10
 T = TypeVar("T")
 
@@ -84,7 +85,7 @@ class Registry:
 
     async def _greet(self) -> None:
         try:
-            answer = await self._client.get(f"{self._base}/v2/", timeout=15)
+            answer, _ = await self._small(f"{self._base}/v2/")
         except httpx.ConnectError as error:
             tls = _cause(error, ssl.SSLError)
             if isinstance(tls, ssl.SSLCertVerificationError):
@@ -94,7 +95,7 @@ class Registry:
                 ) from error
             if tls is not None and self._plain and self._base.startswith("https:"):
                 self._base = f"http://{self._reference.host}"
-                answer = await self._client.get(f"{self._base}/v2/", timeout=15)
+                answer, _ = await self._small(f"{self._base}/v2/")
             elif tls is not None:
                 raise Unavailable(
                     f"{self._reference.host} does not speak TLS", hint="allow plain HTTP for this pull with --insecure"
@@ -140,7 +141,7 @@ class Registry:
         :raise Unavailable: when the connection broke too often; *path* keeps what came.
         """
         for turn in range(2):
-            arriving = await asyncio.to_thread(Arriving, path, descriptor)
+            arriving = await stoppable(lambda _stop: Arriving(path, descriptor))
             begun = arriving.size
             progress(begun)
             try:
@@ -149,7 +150,7 @@ class Registry:
                         lambda a=arriving: self._continue(a, descriptor, progress), moved=lambda a=arriving: a.arrived
                     )
             finally:
-                await asyncio.shield(asyncio.to_thread(arriving.close))
+                await stoppable(lambda _stop, a=arriving: a.close())
             try:
                 arriving.check()
                 return
@@ -166,11 +167,11 @@ class Registry:
             )
             if arriving.size and not continues:
                 progress(-arriving.size)
-                await asyncio.to_thread(arriving.restart)
+                await stoppable(lambda _stop: arriving.restart())
                 if answer.status_code != 200:
                     raise _Again("it does not continue where it stopped")
             async for piece in answer.aiter_raw(_PIECE):
-                await asyncio.to_thread(arriving.take, piece)
+                await stoppable(lambda _stop, p=piece: arriving.take(p))
                 progress(len(piece))
             if arriving.size < descriptor.size and "Content-Length" not in answer.headers:
                 raise _Again("it stopped too early")
@@ -231,16 +232,26 @@ class Registry:
         auth = httpx.BasicAuth(self._credentials.username, self._credentials.password) if self._credentials else None
         try:
             realm = httpx.URL(challenge.realm)
-            answer = await self._client.get(realm, params={**realm.params, **parameters}, auth=auth)
+            answer, data = await self._small(str(realm.copy_merge_params(parameters)), auth)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise Unavailable(
                 f"{self._reference.host} names no token service: {challenge.realm!r}", hint="is it a registry?"
             ) from error
         if answer.status_code in (400, 401, 403):
             raise self._refused()
-        if answer.status_code != 200 or len(answer.content) > _LARGEST_ERROR:
+        if answer.status_code != 200:
             raise _Again(f"its token service answered {answer.status_code}")
-        return read_token(answer.content)
+        return read_token(data)
+
+    async def _small(self, url: str, auth: httpx.BasicAuth | None = None) -> tuple[httpx.Response, bytes]:
+        """An answer of a few words; of a longer one only the beginning is read."""
+        async with self._client.stream("GET", url, auth=auth, timeout=15) as answer:
+            data = bytearray()
+            async for piece in answer.aiter_raw():
+                data += piece
+                if len(data) > _LARGEST_ANSWER:
+                    break
+            return answer, bytes(data)
 
     async def _retry(self, attempt: Callable[[], Awaitable[T]], *, moved: Callable[[], int] = lambda: 0) -> T:
         """Try again what a network may cure, a little later each time. An attempt that brought something on counts as the first."""
