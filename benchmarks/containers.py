@@ -52,7 +52,9 @@ def against_crun(made: LayerUnderTest, runs: int) -> Row:
         client = api(made)
 
         def bare() -> float:
-            command = in_room(made, "crun", "--root", f"{bundle}/state", "--cgroup-manager=cgroupfs", "run", "-b", bundle)
+            command = in_room(
+                made, "crun", "--root", f"{bundle}/state", "--cgroup-manager=cgroupfs", "run", "-b", bundle
+            )
             # nsenter's own start is not crun's: it is measured and taken off.
             empty = timed(lambda: quiet(*in_room(made, "true")))
             return timed(lambda: quiet(*command, uuid.uuid4().hex)) - empty + timed(lambda: quiet("true"))
@@ -138,7 +140,9 @@ def against_incus(made: LayerUnderTest, incus: Incus | None, runs: int) -> list[
                     bar="4 ×",
                     aim="2.5 ×",
                 ),
-                compared("`lamella ps`, against `incus list`", *pairs(listing, incus.list, runs=runs), bar="5 ×", aim="2 ×"),
+                compared(
+                    "`lamella ps`, against `incus list`", *pairs(listing, incus.list, runs=runs), bar="5 ×", aim="2 ×"
+                ),
                 compared(
                     "GET one instance (p50 of 50), against Incus's API",
                     *pairs(get, lambda: incus.get(name), runs=runs),

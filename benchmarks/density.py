@@ -6,9 +6,10 @@ from pathlib import Path
 from benchmarks.containers import AT
 from benchmarks.house import api, holder
 from benchmarks.measure import Row
+from tests.house import LayerUnderTest
+
 from lamella.daemon.home import find_home
 from lamella.host.linux.processes import all_pids, bears_mark
-from tests.house import LayerUnderTest
 
 MIB = 1 << 20
 
@@ -76,6 +77,13 @@ def rows(made: LayerUnderTest, instances: int) -> list[Row]:
             pass
     return [
         Row("daemon, idle: RSS", f"{idle / MIB:.0f} MiB", "–", None, "150 MiB", "90 MiB"),
-        Row(f"PSS added by each of {instances} running containers", f"{each / MIB:.2f} MiB", "–", None, "3 MiB", "1.5 MiB"),
+        Row(
+            f"PSS added by each of {instances} running containers",
+            f"{each / MIB:.2f} MiB",
+            "–",
+            None,
+            "3 MiB",
+            "1.5 MiB",
+        ),
         Row(f"daemon killed and started again: {instances} adopted", f"{adopted:.2f} s", "–", None, "5 s", "2 s"),
     ]

@@ -36,7 +36,12 @@ class Incus:
 
     def command(self, *arguments: str) -> None:
         subprocess.run(
-            ["incus", *arguments], env=self._environment, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=120
+            ["incus", *arguments],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+            timeout=120,
         )
 
     def prepare(self, scratch: Path) -> None:
@@ -67,7 +72,12 @@ class Incus:
             raise RuntimeError(f"incus: {result}")
 
     def _make(self, name: str) -> None:
-        body = {"name": name, "type": "container", "source": {"type": "image", "fingerprint": self._fingerprint}, "start": True}
+        body = {
+            "name": name,
+            "type": "container",
+            "source": {"type": "image", "fingerprint": self._fingerprint},
+            "start": True,
+        }
         self._done(self.client.call("POST", "/1.0/instances", body))
 
     def _remove(self, name: str) -> None:
@@ -104,7 +114,10 @@ def running() -> Iterator[Incus | None]:
     if not Path("/usr/libexec/incus/incusd").exists() and shutil.which("incusd") is None:
         yield None
         return
-    with tempfile.TemporaryDirectory(prefix="lamella-incus-", dir="/var/tmp") as scratch, named_netns("lamella-incus") as netns:
+    with (
+        tempfile.TemporaryDirectory(prefix="lamella-incus-", dir="/var/tmp") as scratch,
+        named_netns("lamella-incus") as netns,
+    ):
         directory = Path(scratch) / "var"
         directory.mkdir()
         incus = Incus(directory)
@@ -122,7 +135,12 @@ def running() -> Iterator[Incus | None]:
         finally:
             with open(os.devnull, "wb") as nowhere:
                 subprocess.run(
-                    ["incus", "admin", "shutdown"], env=incus._environment, stdout=nowhere, stderr=nowhere, check=False, timeout=60
+                    ["incus", "admin", "shutdown"],
+                    env=incus._environment,
+                    stdout=nowhere,
+                    stderr=nowhere,
+                    check=False,
+                    timeout=60,
                 )
             try:
                 daemon.wait(15)

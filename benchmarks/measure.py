@@ -14,7 +14,7 @@ class Series:
     """Seconds, one a run."""
 
     name: str
-    seconds: list[float] = field(default_factory=lambda: [])
+    seconds: list[float] = field(default_factory=list)
 
     @property
     def median(self) -> float:

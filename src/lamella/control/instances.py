@@ -13,7 +13,7 @@ from lamella.control.placement import Placement, place
 from lamella.model.errors import Conflict, DeadlineExceeded, Invalid, NotFound, Unsupported
 from lamella.model.ids import check_name
 from lamella.model.image import Image
-from lamella.model.instance import Decision, Instance, InstanceSpec, Phase, Power
+from lamella.model.instance import Decision, Instance, InstanceSpec, Isolation, Phase, Power
 from lamella.model.network import Network
 from lamella.model.requests import InstanceCreate, Principal, ResourcePatch, ResourcePut
 from lamella.model.resource import Resource, now
@@ -23,6 +23,8 @@ PowerVerb = Literal["start", "stop", "restart", "pause", "resume"]
 
 # What cannot change after an instance was made, and what to do instead.
 FIXED = ("image", "isolation", "nics", "disk", "remove_on_exit", "stdin", "terminal")
+# Levels that cannot grow beyond the size that they started with.
+FIXED_SIZE = frozenset({Isolation.MICROVM})
 KEPT = ("epoch", "attach_epoch", "grace", "power")
 
 
@@ -147,7 +149,8 @@ class Instances:
 
     def _refuse_growth(self, instance: Instance, wanted: InstanceSpec) -> None:
         """A microVM cannot be made larger than it booted; said now, before anything is written."""
-        if instance.status.phase not in (Phase.RUNNING, Phase.PAUSED):
+        grows = instance.spec.isolation not in FIXED_SIZE
+        if grows or instance.status.phase not in (Phase.RUNNING, Phase.PAUSED):
             return
         for field, launched in (("memory", instance.status.launched_memory), ("cpu", instance.status.launched_cpu)):
             asked = getattr(wanted, field)

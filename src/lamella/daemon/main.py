@@ -45,7 +45,7 @@ def main() -> int:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
         stream=sys.stderr,
     )
-    for noisy in ("asyncio", "pyroute2", "uvicorn.access", "qemu"):
+    for noisy in ("asyncio", "alembic", "uvicorn", "qemu"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         return run(args)
