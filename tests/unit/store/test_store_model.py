@@ -233,5 +233,5 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.do(self.store.read(lambda tx, space=space: tx.claims(space))) == held
 
 
-StoreMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=15, deadline=None)
+StoreMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=12, deadline=None)
 TestStoreMachine = StoreMachine.TestCase
