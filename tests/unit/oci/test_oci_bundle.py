@@ -66,6 +66,8 @@ def test_every_container_stands_behind_every_wall(machine: Machine, identity: Id
     assert {one["type"] for one in linux["namespaces"]} == {"user", "pid", "mount", "network", "ipc", "uts", "cgroup"}
     joined = {one["type"]: one["path"] for one in linux["namespaces"] if "path" in one}
     assert joined == {"user": str(PLACE.user_namespace), "network": str(PLACE.net_namespace)}
+    assert linux["uidMappings"] == [{"containerID": 0, "hostID": machine.id_base, "size": 65536}]
+    assert linux["gidMappings"] == linux["uidMappings"]
     assert spec["process"]["noNewPrivileges"] is True
     held = spec["process"]["capabilities"]
     assert set(held["bounding"]) == set(CAPABILITIES)

@@ -7,6 +7,7 @@ from lamella.host.compute.oci.profile import CAPABILITIES, FILESYSTEMS, MASKED, 
 from lamella.host.compute.oci.spec import (
     ConsoleSize,
     DeviceRule,
+    IdMapping,
     Linux,
     Mount,
     Namespace,
@@ -20,12 +21,14 @@ from lamella.host.compute.oci.spec import (
 )
 from lamella.model.stream import ExecSpec
 
+RANGE = 65536
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 GENERATED = ("hosts", "hostname", "resolv.conf")
 
 
 def bundle(machine: Machine, identity: Identity, place: Place, *, cgroup: str, seccomp: Seccomp) -> Spec:
     """The configuration of *machine*'s own process; namespaces for users and network are made already and joined."""
+    mapping = IdMapping(container_id=0, host_id=machine.id_base, size=RANGE)
     return Spec(
         oci_version="1.0.2",
         process=Process(
@@ -48,6 +51,9 @@ def bundle(machine: Machine, identity: Identity, place: Place, *, cgroup: str, s
                 Namespace(type="network", path=str(place.net_namespace)),
                 *(Namespace(type=kind) for kind in ("pid", "mount", "ipc", "uts", "cgroup")),
             ],
+            # The same as the joined namespace has: runc wants to be told, crun reads the namespace.
+            uid_mappings=[mapping],
+            gid_mappings=[mapping],
             cgroups_path=cgroup,
             resources=Resources(devices=[DeviceRule(allow=False)]),
             masked_paths=MASKED,

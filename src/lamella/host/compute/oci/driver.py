@@ -85,8 +85,10 @@ class OciDriver:
     async def _open(self) -> str:
         probe.check_home(self._home)
         tools = shim.Tools(conmon=binaries.tool("conmon"), runtime=binaries.tool("crun", "runc"))
-        seccomp = profile(probe.machine())
         await blocking(self._places.make)
+        if tools.runtime_name == "runc":
+            probe.check_path(self._places.instances)
+        seccomp = profile(probe.machine())
         for id in await self.inventory():
             await blocking(execution.sweep, self._places.of(id).execs)
         cgroups = Cgroups(ROOT, self._home.mark)
@@ -224,7 +226,7 @@ class OciDriver:
     def _build(self, place: Place, machine: Machine, seccomp: Seccomp, pin: Pin) -> None:
         """The bundle: namespaces, root, generated files, group, configuration. Blocks for some milliseconds."""
         place.bundle.mkdir(exist_ok=True)
-        # The runtime steps into it as the container's root; the folder above it lets nobody else come so far.
+        # The runtime steps into it as the container's root.
         place.bundle.chmod(0o711)
         record.write(place.machine, machine)
         _trim_log(place)
@@ -256,7 +258,7 @@ class OciDriver:
         group = self._group(machine.id)
         group.create(machine.limits)
         spec = bundle.bundle(machine, who, place, cgroup=group.name, seccomp=seccomp)
-        place.config.write_bytes(msgspec.json.encode(spec))
+        record.write_private(place.config, msgspec.json.encode(spec))
 
     def _settle_shim(self, place: Place) -> None:
         """The shim does not live off the instance's limits, nor in whatever group the daemon is in."""
@@ -393,6 +395,8 @@ class OciDriver:
 
     async def exec(self, id: str, spec: ExecSpec) -> ProcessStream:
         place = await self._need(id, Phase.RUNNING)
+        if spec.terminal and self._needed_tools.runtime_name == "runc":
+            raise Unsupported("runc gives a terminal to no process that it also waits for", hint="install crun")
         machine = self._machine(place)
         who = await blocking(_identify, place, machine.user if spec.user is None else spec.user)
         process = bundle.process(machine, spec, who)

@@ -17,6 +17,8 @@ class Places:
     def make(self) -> None:
         for place in (self.instances, self.exits, self.runtime, self.logs):
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Bundles may be stepped into, if LAMELLA_HOME lets anybody come so far; what is secret in them is closed by itself.
+        self.instances.chmod(0o711)
 
     def ids(self) -> set[str]:
         """Every instance of which anything is left, known by the shape of its name."""

@@ -9,11 +9,11 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from lamella.host.compute.oci.bundle import RANGE
 from lamella.host.linux import binaries, syscalls
 from lamella.host.linux.processes import Child, environment, read_all, readable, spawn
 from lamella.model.errors import Unsupported
 
-RANGE = 65536
 SYSCTL = "net/ipv4/ip_unprivileged_port_start=0"
 
 

@@ -25,6 +25,19 @@ def check_home(home: Home) -> None:
         )
 
 
+def check_path(place: Path) -> None:
+    """runc enters the root of a container by its whole path, with the container's ids.
+
+    :raise Unsupported: when a folder on the way lets nobody else through.
+    """
+    closed = [folder for folder in (place, *place.parents) if not folder.stat().st_mode & 0o001]
+    if closed:
+        raise Unsupported(
+            f"runc cannot reach containers below {closed[-1]}, which only its owner may enter",
+            hint=f"install crun, which can, or chmod o+x {closed[-1]}",
+        )
+
+
 def check_cgroups(cgroups: Cgroups) -> None:
     """:raise Unsupported: when a limit cannot be held here."""
     group = cgroups.group("probe")

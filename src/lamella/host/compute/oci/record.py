@@ -1,5 +1,6 @@
 """The machine as it was given, kept beside its bundle: what a new daemon needs to know of a container that it did not make."""
 
+import os
 from pathlib import Path, PurePath
 
 import msgspec
@@ -9,8 +10,14 @@ from lamella.host.compute.driver import Machine
 
 def write(path: Path, machine: Machine) -> None:
     """Write it whole or not at all."""
+    write_private(path, msgspec.json.encode(machine, enc_hook=_encode))
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Whole or not at all, and for us alone: environments hold secrets."""
     new = path.with_suffix(".new")
-    new.write_bytes(msgspec.json.encode(machine, enc_hook=_encode))
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(data)
     new.rename(path)
 
 

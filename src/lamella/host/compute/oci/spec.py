@@ -52,6 +52,12 @@ class Namespace(_Camel):
     path: str | None = None
 
 
+class IdMapping(_Camel, omit_defaults=False):
+    container_id: int = msgspec.field(default=0, name="containerID")
+    host_id: int = msgspec.field(default=0, name="hostID")
+    size: int = 0
+
+
 class SyscallArgument(_Camel, omit_defaults=False):
     index: int
     value: int
@@ -84,6 +90,8 @@ class Resources(_Camel):
 
 class Linux(_Camel):
     namespaces: list[Namespace]
+    uid_mappings: list[IdMapping]
+    gid_mappings: list[IdMapping]
     cgroups_path: str
     resources: Resources
     masked_paths: list[str]
