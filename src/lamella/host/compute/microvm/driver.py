@@ -13,8 +13,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-import msgspec
-
 from lamella.host.compute.driver import Changed, Home, Limits, Machine, Observed
 from lamella.host.compute.guest.client import GuestClient
 from lamella.host.compute.guest.setup import GuestNetwork, GuestPhase, GuestProcess, GuestSetup
@@ -22,6 +20,7 @@ from lamella.host.compute.microvm import arguments, disk, launch, mechanisms, pl
 from lamella.host.compute.microvm.block_image import BlockImages
 from lamella.host.compute.microvm.host import HostParts, look
 from lamella.host.compute.microvm.log import Log
+from lamella.host.compute.microvm.monitor import Monitor
 from lamella.host.compute.microvm.places import Places, ProcessRecord
 from lamella.host.compute.microvm.session import Session, died
 from lamella.host.linux.cgroup import ROOT as CGROUP_ROOT
@@ -92,14 +91,15 @@ class MicrovmDriver:
         session = await self._session(id)
         if session is None:
             return self._stopped(places)
+        await session.look()
         record = session.process
         phase = Phase.STARTING
         if record.started_at is None and record.ready:
             # A daemon that died between starting the command and writing it down left it to us to ask.
             state = await session.known_state(timeout=5)
             if state is not None and state.phase in (GuestPhase.RUNNING, GuestPhase.EXITED):
-                record = msgspec.structs.replace(session.process, started_at=state.started_at or datetime.now(UTC))
-                session.write(record)
+                await session.write(started_at=state.started_at or datetime.now(UTC))
+                record = session.process
         if not record.ready:
             # Half made, by a daemon that is gone: there is nothing to be had of it.
             return Observed(phase=Phase.STOPPED)
@@ -125,10 +125,14 @@ class MicrovmDriver:
                 self.block_images.ensure(machine.rootfs), disk.format_once(machine.disk, self._environment)
             )
             places = Places(self._home, machine.id)
-            places.prepare()
-            places.write(machine)
             log = self._log(machine.id)
-            log.open()
+
+            def prepare() -> None:
+                places.prepare()
+                places.write(machine)
+                log.open()
+
+            await asyncio.to_thread(prepare)
             log.begin()
             try:
                 session = await self._boot(host, places, machine, wanted, image)
@@ -156,8 +160,7 @@ class MicrovmDriver:
                     stdin=machine.stdin,
                 )
             )
-            started = state.started_at or datetime.now(UTC)
-            session.write(msgspec.structs.replace(session.process, started_at=started))
+            await session.write(started_at=state.started_at or datetime.now(UTC))
 
     async def stop(self, id: str, *, signal: str, timeout: float) -> None:
         async with self._lock(id):
@@ -208,11 +211,11 @@ class MicrovmDriver:
             monitor = await session.monitor()
             if held is None or (change.group.memory or 0) >= held:
                 await asyncio.to_thread(session.group.update, change.group)
-                await monitor.set_memory(change.guest_memory)
+                await _resize(monitor, change.guest_memory)
             else:
-                await self._shrink(session, change.guest_memory)
+                await _resize(monitor, change.guest_memory)
                 await asyncio.to_thread(session.group.update, change.group)
-            session.write(msgspec.structs.replace(record, limits=limits))
+            await session.write(limits=limits)
 
     async def remove(self, id: str) -> None:
         async with self._lock(id):
@@ -353,7 +356,7 @@ class MicrovmDriver:
                 size=wanted,
                 limits=machine.limits,
             )
-            places.write(record)
+            await asyncio.to_thread(places.write, record)
             try:
                 session = await self._new_session(places, record)
                 await session.monitor()
@@ -419,21 +422,6 @@ class MicrovmDriver:
         places = Places(self._home, id)
         await asyncio.to_thread(places.remove_run)
 
-    async def _shrink(self, session: Session, memory: int) -> None:
-        monitor = await session.monitor()
-        before = await monitor.memory()
-        await monitor.set_memory(memory)
-        try:
-            async with asyncio.timeout(BALLOON_DEADLINE):
-                while await monitor.memory() > memory:  # noqa: ASYNC110 - QEMU tells of it once a second at most
-                    await asyncio.sleep(0.02)
-        except TimeoutError:
-            await monitor.set_memory(before)
-            raise Conflict(
-                f"the guest did not give memory back down to {format_size(memory)} within {BALLOON_DEADLINE:g} s",
-                hint="it is in use; free some inside, or ask for more",
-            ) from None
-
     def _stopped(self, places: Places) -> Observed:
         record = places.process()
         end = places.exit()
@@ -465,6 +453,27 @@ class MicrovmDriver:
 
     def _lock(self, id: str) -> asyncio.Lock:
         return self._verbs.setdefault(id, asyncio.Lock())
+
+
+async def _resize(monitor: Monitor, memory: int) -> None:
+    """Have the balloon leave the guest *memory* bytes, and wait until it does.
+
+    :raise Conflict: when the guest does not give back what it is asked for; it keeps what it had then.
+    """
+    before = await monitor.memory()
+    await monitor.set_memory(memory)
+    try:
+        async with asyncio.timeout(BALLOON_DEADLINE):
+            while await monitor.memory() != memory:  # noqa: ASYNC110 - QEMU tells of it once a second at most
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        if memory > before:
+            return
+        await monitor.set_memory(before)
+        raise Conflict(
+            f"the guest did not give memory back down to {format_size(memory)} within {BALLOON_DEADLINE:g} s",
+            hint="it is in use; free some inside, or ask for more",
+        ) from None
 
 
 def _setup(machine: Machine) -> GuestSetup:

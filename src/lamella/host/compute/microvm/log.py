@@ -89,6 +89,7 @@ class Log:
         self._size = 0
         self._grown = asyncio.Event()
         self._dirty = False
+        self._full: list[int] = []
         self.end = 0
         self.following = False
 
@@ -111,16 +112,22 @@ class Log:
                 self._size = whole
 
     def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        for fd in [*self._full, *([self._fd] if self._fd is not None else [])]:
+            os.close(fd)
+        self._full, self._fd = [], None
         self.finish()
 
     def begin(self) -> None:
         """Another run begins."""
-        self.following = True
+        self.go_on()
         self._write(Frame(0, _now(), _RUN, b""))
         self.end = 0
+
+    def go_on(self) -> None:
+        """The run lives: whoever follows waits for more."""
+        if not self.following:
+            self.following = True
+            self._grown = asyncio.Event()
 
     def append(self, offset: int, entry: LogEntry) -> None:
         """Take in what the guest wrote at *offset*; what the host has already is passed over."""
@@ -142,11 +149,8 @@ class Log:
         end = self.end
         if self._dirty and self._fd is not None:
             self._dirty = False
-            fd = os.dup(self._fd)
-            try:
-                await asyncio.to_thread(os.fdatasync, fd)
-            finally:
-                os.close(fd)
+            fds, self._full = [*self._full, os.dup(self._fd)], []
+            await asyncio.to_thread(_sync_and_close, fds)
         return end
 
     def finish(self) -> None:
@@ -205,9 +209,8 @@ class Log:
 
     def _rotate(self) -> None:
         assert self._fd is not None
-        # What is in the older file is as durable as the newer one, whenever that is synced.
-        os.fdatasync(self._fd)
-        os.close(self._fd)
+        # Synced together with the newer one: nothing is acknowledged before.
+        self._full.append(self._fd)
         self._number += 1
         self._open_current()
         for number in self._numbers()[:-_FILES]:
@@ -227,6 +230,14 @@ class Log:
         except FileNotFoundError:
             return []
         return sorted(int(name[4:]) for name in names if name.startswith("log.") and name[4:].isdigit())
+
+
+def _sync_and_close(fds: list[int]) -> None:
+    for fd in fds:
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
 
 
 def _now() -> int:

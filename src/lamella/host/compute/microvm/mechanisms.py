@@ -102,7 +102,9 @@ def of_group(group: Cgroup, pid: int) -> list[Mechanism]:
     place = f"{files[0].parent}" if files else ""
     among = f" and {len(files) - 1} more hierarchies" if len(files) > 1 else ""
     found = [
-        Mechanism(name="control group", value=group.name, evidence=f"{files[0] if files else '-'}{among}", in_force=inside)
+        Mechanism(
+            name="control group", value=group.name, evidence=f"{files[0] if files else '-'}{among}", in_force=inside
+        )
     ]
     words = [
         (f"{LIMIT}cpu", "cpu", None if limits.cpu is None else f"{format_cpu(limits.cpu)} cores"),

@@ -1,6 +1,7 @@
 """A conversation with one QEMU over QMP: the few commands that a running microVM needs, with deadlines."""
 
 import asyncio
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,8 @@ from qemu.qmp import ConnectError, ExecuteError, QMPClient, QMPError
 from lamella.model.errors import Internal, Unavailable
 
 PATIENCE = 10.0
+# It tells at length of every connection that ends, which here is how microVMs end.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 
 class _Status(msgspec.Struct):

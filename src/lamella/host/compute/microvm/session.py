@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from lamella.host.compute.driver import Limits
 from lamella.host.compute.guest.client import GuestClient
 from lamella.host.compute.guest.setup import GuestSetup, GuestState
 from lamella.host.compute.microvm import launch
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 BOOT_DEADLINE = 90.0
 POWER_OFF_DEADLINE = 10.0
 LOG_INTERVAL = 0.5
+_HOPELESS = ("internal-error", "guest-panicked", "shutdown")
 KILLED = 128 + signal.SIGKILL
 
 
@@ -56,6 +58,8 @@ class Session:
         self._monitor: Monitor | None = None
         self._guest: GuestClient | None = None
         self._meeting = asyncio.Lock()
+        self._writing = asyncio.Lock()
+        self._words = ""
         self._met = asyncio.Event()
         self._runs = asyncio.Event()
         self._ready = asyncio.Event()
@@ -78,8 +82,8 @@ class Session:
             raise Unavailable(f"the QEMU of {self.places.id} is gone") from error
         if self.process.ready:
             self._ready.set()
-        self.log.open()
-        self.log.following = True
+        await asyncio.to_thread(self.log.open)
+        self.log.go_on()
         self._life = asyncio.create_task(self._live(), name=f"microvm {self.places.id}")
 
     async def close(self) -> None:
@@ -97,10 +101,13 @@ class Session:
         async with self._meeting:
             if self._monitor is None:
                 self._monitor = await Monitor.connect(self.places.run / "monitor")
-                self.paused = await self._monitor.status() != "running"
-                if not self.paused:
-                    self._runs.set()
+                await self._read_status(self._monitor)
             return self._monitor
+
+    async def look(self) -> None:
+        """Ask QEMU whether the guest runs. A disk that is full pauses it; what QEMU cannot go on with is ended."""
+        with contextlib.suppress(LamellaError):
+            await self._read_status(await self.monitor())
 
     async def guest(self, timeout: float = 10.0) -> GuestClient:
         """The guest's agent, when it answers.
@@ -125,7 +132,7 @@ class Session:
         """
         guest = await self.guest(BOOT_DEADLINE)
         await guest.configure(setup())
-        self.write(msgspec.structs.replace(self.process, ready=True))
+        await self.write(ready=True)
         self._ready.set()
 
     async def pause(self) -> None:
@@ -147,10 +154,19 @@ class Session:
                 self.guest_state = await (await self.guest(timeout)).state()
         return self.guest_state
 
-    def write(self, process: ProcessRecord) -> None:
-        """Note something new about the process, durably."""
-        self.process = process
-        self.places.write(process)
+    async def write(
+        self, *, ready: bool | None = None, started_at: datetime | None = None, limits: Limits | None = None
+    ) -> None:
+        """Note something new about the run, durably."""
+        async with self._writing:
+            known = self.process
+            self.process = msgspec.structs.replace(
+                known,
+                ready=known.ready if ready is None else ready,
+                started_at=started_at or known.started_at,
+                limits=limits or known.limits,
+            )
+            await asyncio.to_thread(self.places.write, self.process)
 
     def kill(self) -> None:
         """End QEMU at once."""
@@ -161,7 +177,16 @@ class Session:
     def last_words(self) -> str:
         """The end of what QEMU and the guest's kernel wrote."""
         words = [launch.tail(fd) for fd in (self._errors, self._console) if fd >= 0]
-        return "; ".join(text for text in words if text)
+        return "; ".join(text for text in words if text) or self._words
+
+    async def _read_status(self, monitor: Monitor) -> None:
+        status = await monitor.status()
+        if status in _HOPELESS:
+            logger.warning("%s: QEMU says %s", self.places.id, status)
+            self.kill()
+        self.paused = status != "running"
+        if not self.paused:
+            self._runs.set()
 
     # --- its life
 
@@ -177,14 +202,16 @@ class Session:
             if self._monitor is not None:
                 await self._monitor.close()
         await asyncio.to_thread(self._finish)
+        self._close_files()
         self.log.close()
         self.gone.set()
         self._ended()
 
     def _finish(self) -> None:
         """The process is gone: how the run ended must be written down before anything of it is removed."""
+        self._words = self.last_words()
         if self.places.exit() is None and self.process.started_at is not None:
-            self.places.write(died(self.process, self.group, self.last_words()))
+            self.places.write(died(self.process, self.group, self._words))
         try:
             self.group.remove()
         except LamellaError as error:
@@ -193,11 +220,10 @@ class Session:
 
     async def _talk(self) -> None:
         """Keep a conversation with the guest while it runs; one that it breaks off or spoils is begun again, slowly."""
-        with contextlib.suppress(LamellaError):
-            await self.monitor()
         while True:
-            await self._runs.wait()
             try:
+                await self.monitor()
+                await self._runs.wait()
                 await self._converse()
             except LamellaError as error:
                 logger.debug("%s: %s", self.places.id, error)
@@ -218,7 +244,7 @@ class Session:
             self._met.set()
             await self._ready.wait()
             if self.guest_state.started_at is not None and self.process.started_at is None:
-                self.write(msgspec.structs.replace(self.process, started_at=self.guest_state.started_at))
+                await self.write(started_at=self.guest_state.started_at)
             async with asyncio.TaskGroup() as tasks:
                 copying = tasks.create_task(self._copy_log(guest))
                 state = await guest.wait_exit()

@@ -1,0 +1,26 @@
+"""A daemon for a test to kill: makes and starts the microVM that it is told of, says so, and waits for its end."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import msgspec
+
+from lamella.host.compute.driver import Home, Machine
+from lamella.host.compute.microvm.driver import MicrovmDriver
+
+
+async def main(home: str, mark: str, description: str) -> None:
+    machine = msgspec.json.decode(
+        Path(description).read_bytes(), type=Machine, dec_hook=lambda kind, value: kind(value)
+    )
+    driver = MicrovmDriver(Home(Path(home), mark), lambda _: None)
+    await driver.open()
+    await driver.create(machine)
+    await driver.start(machine.id)
+    print("started", flush=True)
+    await asyncio.sleep(3600)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
