@@ -31,9 +31,8 @@ class Machine:
             with self.data.open("wb") as file:
                 file.truncate(128 << 20)
             subprocess.run(["mke2fs", "-q", "-t", "ext4", self.data], check=True, timeout=60)
-        line = (
-            f"console=ttyS0 quiet reboot=t panic=-1 tsc_early_khz={tsc_khz} no_timer_check tsc=reliable mitigations=off cryptomgr.notests=1"
-        )
+        line = "console=ttyS0 quiet reboot=t panic=-1 no_timer_check tsc=reliable mitigations=off cryptomgr.notests=1"
+        line += f" tsc_early_khz={tsc_khz}"
         self.qemu = subprocess.Popen(
             [
                 *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),

@@ -5,8 +5,10 @@ the channel. So a hostile guest costs at most ``MOST_STREAMS`` windows.
 """
 
 import asyncio
+import fcntl
 import os
 import struct
+import termios
 from collections import deque
 from typing import Self
 
@@ -400,6 +402,9 @@ async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             async with asyncio.timeout_at(None if tried_again else again):
                 data = await reader.read(_CHUNK)
         except TimeoutError:
+            again = asyncio.get_running_loop().time() + _RESYNC_AFTER
+            if _waits(writer):
+                continue  # the guest has not come as far as to open its port
             tried_again = True
             nonce = _nonce()
             writer.write(PADDING + greeting(nonce))
@@ -411,6 +416,15 @@ async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     if version != VERSION:
         raise Unsupported(f"the guest's agent speaks version {version} of the protocol, this host {VERSION}")
     return version, nonce & 0xFFFFFFFF, bytes(held[end:])
+
+
+def _waits(writer: asyncio.StreamWriter) -> bool:
+    """Whether what was written lies in the socket, unread: QEMU takes nothing before the guest's port is open."""
+    sock = writer.get_extra_info("socket")
+    if sock is None:
+        return False
+    unread: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]  # SIOCOUTQ, unix(7)
+    return unread > 0
 
 
 def _nonce() -> int:
