@@ -133,7 +133,7 @@ def running() -> Iterator[Incus | None]:
             incus.prepare(Path(scratch))
             yield incus
         finally:
-            with open(os.devnull, "wb") as nowhere:
+            with Path(os.devnull).open("wb") as nowhere:
                 subprocess.run(
                     ["incus", "admin", "shutdown"],
                     env=incus._environment,

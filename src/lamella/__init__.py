@@ -4,7 +4,7 @@
 because the daemon and the command do not need them.
 """
 
-__version__ = "0.1.0"
+from lamella.version import __version__
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

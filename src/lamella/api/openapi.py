@@ -5,9 +5,9 @@ from typing import Any, cast
 
 import msgspec
 
-from lamella import __version__
 from lamella.api.call import NoQuery
 from lamella.api.route import AnyRoute, Success
+from lamella.version import __version__
 from lamella.wire.problem import MEDIA_TYPE, Problem, title_of
 
 Json = dict[str, Any]

@@ -47,8 +47,8 @@ def _doctor(options: "Options") -> int:
 
 
 def _version(options: "Options") -> int:
-    from lamella import __version__
     from lamella.model.errors import LamellaError
+    from lamella.version import __version__
 
     about = None
     failure = None

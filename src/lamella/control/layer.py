@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
 
-import lamella
 from lamella.control.bulletin import Bulletin
 from lamella.control.contract import contract_of
 from lamella.control.defaults import ensure_defaults
@@ -36,6 +35,7 @@ from lamella.model.signals import signal_number
 from lamella.model.stream import ExecSpec, ProcessStream
 from lamella.model.usage import LogEntry, Usage
 from lamella.store.store import Audit, Change, Store, Transaction
+from lamella.version import __version__
 
 SIGKILL = 9
 # Inside the class the name ``list`` is a verb.
@@ -84,7 +84,7 @@ class Layer:
     # --- reading
 
     async def about(self, who: Principal) -> About:
-        return About(version=lamella.__version__, role=self.role, revision=await self.store.revision(), you=who.name)
+        return About(version=__version__, role=self.role, revision=await self.store.revision(), you=who.name)
 
     async def get(self, who: Principal, project: str, kind: str, name: str) -> AnyResource:
         return await self.store.get(kind, project, name)

@@ -9,10 +9,10 @@ import signal
 import sys
 from pathlib import Path
 
-from lamella import __version__
 from lamella.daemon.home import find_home, furnish, lock
 from lamella.host.compute.driver import Home
 from lamella.model.errors import LamellaError
+from lamella.version import __version__
 
 ROLES = ("all", "control", "host")
 

@@ -4,7 +4,6 @@ from datetime import datetime
 
 import msgspec
 
-
 # A mechanism that holds one of the limits of a request is named by it: ``limit.cpu``, ``limit.memory``, ``limit.pids``, ``limit.disk``.
 LIMIT = "limit."
 

@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from lamella.model.resource import Condition, Resource
 
-Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
+Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$(?!\n)")]
 
 
 class ImageConfig(msgspec.Struct, kw_only=True):

@@ -12,7 +12,7 @@ from lamella.model.resource import Condition, Resource
 
 Text = Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00]*$")]
 Argument = Annotated[str, Meta(max_length=131072, pattern=r"^[^\x00]*$")]
-VariableName = Annotated[str, Meta(min_length=1, max_length=1024, pattern=r"^[^=\x00]+$")]
+VariableName = Annotated[str, Meta(min_length=1, max_length=1024, pattern=r"^[^=\x00]+$(?!\n)")]
 TcpPort = Annotated[int, Meta(ge=1, le=65535)]
 
 
@@ -51,7 +51,7 @@ class Publish(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     host_address: str = "0.0.0.0"
     host_port: Annotated[int, Meta(ge=0, le=65535)] = 0
     port: TcpPort
-    protocol: Annotated[str, Meta(pattern="^(tcp|udp)$")] = "tcp"
+    protocol: Annotated[str, Meta(pattern=r"^(tcp|udp)$(?!\n)")] = "tcp"
 
 
 class Nic(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -75,7 +75,7 @@ class InstanceSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     environment: dict[VariableName, Argument] = {}
     working_directory: Text | None = None
     user: Text | None = None
-    hostname: Annotated[str, Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$")] | None = None
+    hostname: Annotated[str, Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$(?!\n)")] | None = None
     terminal: bool = False
     stdin: bool = False
     cpu: Annotated[int, Meta(ge=10, le=1_000_000)] | None = None
@@ -84,7 +84,7 @@ class InstanceSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     disk: Annotated[int, Meta(ge=1 << 20, le=1 << 56)] | None = None
     nics: Annotated[list[Nic], Meta(max_length=1)] = []
     restart: RestartPolicy = msgspec.field(default_factory=RestartPolicy)
-    stop_signal: Annotated[str, Meta(pattern=r"^[A-Z0-9+-]{1,16}$")] | None = None
+    stop_signal: Annotated[str, Meta(pattern=r"^[A-Z0-9+-]{1,16}$(?!\n)")] | None = None
     stop_timeout: Annotated[float, Meta(ge=0, le=86400)] = 10.0
     remove_on_exit: bool = False
     power: Power = Power.RUNNING

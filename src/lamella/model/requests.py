@@ -8,7 +8,7 @@ from msgspec import UNSET, Meta, UnsetType
 from lamella.model.instance import Decision, InstanceSpec
 from lamella.model.kinds import AnyResource
 
-LabelKey = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9./_-]*$")]
+LabelKey = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9./_-]*$(?!\n)")]
 LabelValue = Annotated[str, Meta(max_length=512, pattern=r"^[^\x00]*$")]
 Labels = Annotated[dict[LabelKey, LabelValue], Meta(max_length=64)]
 
@@ -52,17 +52,17 @@ class StopRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class KillRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """``signal`` by name (``TERM``, ``SIGHUP``) or number."""
 
-    signal: Annotated[str, Meta(pattern=r"^[A-Za-z0-9+-]{1,16}$")] = "KILL"
+    signal: Annotated[str, Meta(pattern=r"^[A-Za-z0-9+-]{1,16}$(?!\n)")] = "KILL"
 
 
 class ImageCreate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Bring an image in. ``verb`` is ``pull``, ``import`` or ``build``; ``name`` is what it will be called (left out: from the source)."""
 
-    verb: Annotated[str, Meta(pattern="^(pull|import|build)$")]
+    verb: Annotated[str, Meta(pattern=r"^(pull|import|build)$(?!\n)")]
     source: Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
     name: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
     packages: Annotated[
-        list[Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9+.:-]*$", max_length=128)]], Meta(max_length=1024)
+        list[Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9+.:-]*$(?!\n)", max_length=128)]], Meta(max_length=1024)
     ] = []
     username: str = ""
     password: str = ""

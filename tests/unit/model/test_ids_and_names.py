@@ -71,3 +71,13 @@ def test_signals(text: str, number: int) -> None:
 def test_what_is_no_signal(text: str) -> None:
     with pytest.raises(Invalid):
         signal_number(text)
+
+
+@pytest.mark.parametrize("hostname", ["abc\n", "a b", "-a", "a" * 64])
+def test_a_line_end_after_a_host_name_is_no_host_name(hostname: str) -> None:
+    import msgspec
+
+    from lamella.model.instance import InstanceSpec
+
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"image": "x", "hostname": hostname}, InstanceSpec)

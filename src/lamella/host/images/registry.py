@@ -10,7 +10,6 @@ from typing import Self, TypeVar
 
 import httpx
 
-from lamella import __version__
 from lamella.host.images import manifest
 from lamella.host.images.authentication import Challenge, parse_challenge, read_token
 from lamella.host.images.download import Arriving
@@ -19,6 +18,7 @@ from lamella.host.images.manifest import Descriptor
 from lamella.host.images.reference import Reference, is_loopback
 from lamella.host.images.thread import stoppable
 from lamella.model.errors import Corrupt, Forbidden, LamellaError, NotFound, Unavailable
+from lamella.version import __version__
 
 _TIMEOUT = httpx.Timeout(60, connect=10)
 _FIRST_ATTEMPTS = 3
