@@ -8,7 +8,7 @@ from lamella.host.images import debian, manifest
 from lamella.host.images.authentication import parse_challenge, read_token
 from lamella.host.images.manifest import Descriptor, Index, Manifest, Platform
 from lamella.host.images.reference import is_loopback, parse_reference
-from lamella.model.errors import Corrupt, Invalid, Unavailable, Unsupported
+from lamella.model.errors import Corrupt, Internal, Invalid, Unavailable, Unsupported
 
 DIGEST = f"sha256:{'a' * 64}"
 
@@ -161,3 +161,27 @@ def test_command_of_a_build() -> None:
         "deb http://m/debian bookworm-updates main",
         "deb http://m/debian-security bookworm-security main",
     ]
+
+
+def test_what_a_failed_build_means() -> None:
+    """The lines are mmdebstrap's own, of a package that is not there and of a mirror that does not answer."""
+    absent = debian.failure(
+        debian.RELEASES[0],
+        [
+            "Building dependency tree...",
+            "E: Unable to locate package no-such-package-anywhere",
+            "E: setup failed: E: apt-get --yes install no-such-package-anywhere failed",
+            "E: mmdebstrap failed to run",
+        ],
+    )
+    assert isinstance(absent, Invalid) and absent.message == "debian:12 has no package no-such-package-anywhere"
+    unreachable = debian.failure(
+        debian.RELEASES[1],
+        [
+            "E: Failed to fetch http://127.0.0.1:9/debian/dists/trixie/InRelease  Could not connect to 127.0.0.1:9",
+            "E: Some index files failed to download. They have been ignored, or old ones used instead.",
+            "E: mmdebstrap failed to run",
+        ],
+    )
+    assert isinstance(unreachable, Unavailable) and "Could not connect" in unreachable.message
+    assert isinstance(debian.failure(debian.RELEASES[0], ["E: something else"]), Internal)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from lamella.model.errors import Internal, Invalid, Unavailable, Unsupported
+from lamella.model.errors import Internal, Invalid, LamellaError, Unavailable, Unsupported
 
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*(?::[a-z0-9-]+)?")
 _ARCHIVE = "http://deb.debian.org/debian"
@@ -163,21 +163,25 @@ async def bootstrap(
     finally:
         await asyncio.shield(_end(process))
     if code != 0:
-        raise _failed(wanted, told)
+        raise failure(wanted, told)
 
 
-def _failed(wanted: Release, told: list[str]) -> Exception:
-    errors = [line for line in told if line.startswith(("E: ", "Err:"))] or told[-3:]
-    text = "; ".join(line.removeprefix("E: ") for line in errors)[:1000]
-    if "Unable to locate package" in text or "has no installation candidate" in text:
+def failure(wanted: Release, told: list[str]) -> LamellaError:
+    """What the last lines that mmdebstrap and apt said mean to a person."""
+    text = "\n".join(told)
+    unknown = re.findall(r"E: (?:Unable to locate package |Package ')([^\s']+)", text)
+    if unknown:
+        names = ", ".join(sorted(set(unknown)))
         return Invalid(
-            f"debian:{wanted.number} cannot be built: {text}", hint="write packages as apt knows them", field="packages"
+            f"debian:{wanted.number} has no package {names}", hint="write packages as apt knows them", field="packages"
         )
+    errors = [line.removeprefix("E: ") for line in told if line.startswith("E: ")] or told[-3:]
     if re.search(r"Failed to fetch|Could not resolve|Could not connect|Temporary failure", text):
         return Unavailable(
-            f"debian:{wanted.number} cannot be built: {text}", hint="does `apt-get update` work on this host?"
+            f"debian:{wanted.number} cannot be built: {errors[0][:500]}",
+            hint="does `apt-get update` work on this host?",
         )
-    return Internal(f"debian:{wanted.number} cannot be built: {text}", hint="mmdebstrap(1) said so")
+    return Internal(f"debian:{wanted.number} cannot be built: {'; '.join(errors)[:1000]}", hint="mmdebstrap(1) said so")
 
 
 async def _output(arguments: list[str], environment: dict[str, str]) -> str:
