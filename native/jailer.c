@@ -123,6 +123,7 @@ static char **parse(char **arg) {
         else if (!strcmp(*arg, "--room")) want.room = value;
         else if (!strcmp(*arg, "--bind") || !strcmp(*arg, "--device")) {
             char *to = split(value, ':');
+            if (to[0] != '/' || strstr(to, "/../")) usage("a path in the room is absolute and leads down");
             want.binds[want.bind_count++] = (struct bind){value, to, !strcmp(*arg, "--device")};
         } else if (!strcmp(*arg, "--user")) want.user = number(value);
         else if (!strcmp(*arg, "--group")) {
@@ -165,7 +166,6 @@ static void make_place(char *path, size_t room, int directory) {
 static void show(const struct bind *bind) {
     char path[PATH_MAX];
     struct stat status;
-    if (bind->to[0] != '/' || strstr(bind->to, "/../")) usage("a path in the room is absolute");
     if (stat(bind->from, &status)) fail("cannot look at %s", bind->from);
     if (bind->device != S_ISCHR(status.st_mode)) { errno = EINVAL; fail("%s is of another kind", bind->from); }
     if (snprintf(path, sizeof path, "%s%s", want.room, bind->to) >= (int)sizeof path) usage("a path is too long");

@@ -12,6 +12,7 @@ from microvm_lab import Lab, run, until_stopped
 
 from lamella.host.compute.driver import Machine
 from lamella.host.compute.microvm.driver import MicrovmDriver
+from lamella.host.linux.processes import start_time
 from lamella.model.instance import Phase
 
 pytestmark = pytest.mark.root
@@ -36,7 +37,7 @@ async def start_in_another_daemon(lab: Lab, machine: Machine) -> asyncio.subproc
 
 
 async def test_a_killed_daemon_takes_nothing_with_it(lab: Lab) -> None:
-    script = "i=0; while [ ! -e /tmp/end ]; do echo line $i; i=$((i+1)); sleep 0.02; done; echo over; exit 5"
+    script = "i=0; while [ ! -e /tmp/end ]; do echo line $i; i=$((i+1)); sleep 0.02; done; sleep 1; echo over; exit 5"
     machine = lab.machine("/bin/sh", "-c", script)
     daemon = await start_in_another_daemon(lab, machine)
     await asyncio.sleep(1)
@@ -65,7 +66,7 @@ async def test_a_killed_daemon_takes_nothing_with_it(lab: Lab) -> None:
         await driver.close()
 
         # It ends while there is no daemon: the guest keeps exit code and log until the third has taken them.
-        await asyncio.sleep(2)
+        await asyncio.sleep(3)
         assert Path(f"/proc/{seen.pid}").exists()
         driver = lab.driver()
         await driver.open()
@@ -75,7 +76,7 @@ async def test_a_killed_daemon_takes_nothing_with_it(lab: Lab) -> None:
         lines = (b"".join([entry.data async for entry in driver.logs(machine.id)])).decode().splitlines()
         assert lines[-1] == "over"
         assert lines[:-1] == [f"line {number}" for number in range(len(lines) - 1)]
-        assert len(lines) > 30
+        assert len(lines) > 10
     finally:
         await driver.remove(machine.id)
         await driver.close()
@@ -116,10 +117,7 @@ async def test_a_half_made_one_is_made_again(lab: Lab, driver: MicrovmDriver) ->
     with pytest.raises(asyncio.CancelledError):
         await creating
     record = msgspec.json.decode(description)
-    assert (
-        not Path(f"/proc/{record['pid']}/exe").exists()
-        or b"qemu" not in os.readlink(f"/proc/{record['pid']}/exe").encode()
-    )
+    assert start_time(record["pid"]) != record["started"]
     seen = await driver.observe(machine.id)
     assert seen is not None and seen.phase is Phase.STOPPED and seen.exit_code is None
     await driver.create(machine)

@@ -36,9 +36,15 @@ def jail(
     )
 
 
+def spoken(*argv: str) -> str:
+    """What a program prints; it must end well."""
+    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=30).stdout
+
+
 def test_a_jailed_program_has_nothing(tmp_path: Path) -> None:
-    script = "id -u; id -G; echo $$; ls -a / /bin; hostname; ls /proc; echo x > /made; mount -t tmpfs x /bin; ulimit -c; ulimit -n"
-    with open("/etc/passwd") as secret:
+    script = "id -u; id -G; echo $$; ls -a / /bin; hostname; ls /proc; echo x > /made"
+    script += "; /bin/busybox mount -t tmpfs x /bin; ulimit -c; ulimit -n"
+    with Path("/etc/passwd").open() as secret:
         os.set_inheritable(secret.fileno(), True)
         done = jail(tmp_path / "room", "sh", "-c", script, options=("--limit", "core=0", "--limit", "nofile=64"))
     assert done.returncode == 0 and done.stdout.strip().isdigit()
@@ -112,13 +118,13 @@ async def test_a_block_image_is_built_once_and_collected(lab: Lab, tmp_path: Pat
     found = await asyncio.gather(*(builder.ensure(rootfs) for builder in [*builders, *builders]))
     assert len(set(found)) == 1 and [path.name for path in directory.iterdir()] == [found[0].name]
     assert found[0].stat().st_mode & 0o777 == 0o400
+    owned = spoken("dump.erofs", "--path=/owned", str(found[0]))
+    assert "Uid: 1000   Gid: 1001  Access: 4750" in owned and "Xattr size: 0" not in owned
     written = found[0].stat().st_ino
     assert (await builders[0].ensure(rootfs)).stat().st_ino == written
     single = Rootfs(digest="sha256:" + "b" * 64, layers=lab.layers[1:], config=ImageConfig())
     alone = await builders[0].ensure(single)
-    listed = subprocess.run(
-        ["dump.erofs", "--ls", "--path=/etc", alone], capture_output=True, text=True, check=True
-    ).stdout
+    listed = spoken("dump.erofs", "--ls", "--path=/etc", str(alone))
     assert "gone" in listed and "never" not in listed
     half = directory / ".build-0000000000000000"
     half.mkdir()
@@ -148,7 +154,7 @@ async def test_a_disk_is_formatted_once_and_whole(tmp_path: Path) -> None:
         file.write(os.urandom(4 << 20))
     await disk.format_once(volume, environment("lamella-test"))
     assert disk.is_made(path) and path.stat().st_blocks * 512 < 4 << 20
-    subprocess.run(["e2fsck", "-fn", path], check=True, capture_output=True, timeout=30)
+    spoken("e2fsck", "-fn", str(path))
     before = path.read_bytes()
     await disk.format_once(volume, environment("lamella-test"))
     assert path.read_bytes() == before

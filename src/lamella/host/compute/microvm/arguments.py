@@ -61,7 +61,13 @@ def kernel_line(hardware: Hardware) -> str:
     """
     words = ["console=ttyS0", "quiet", "reboot=t", "panic=-1", "random.trust_cpu=on"]
     if hardware.accelerator == "tcg":
-        words += [f"tsc_early_khz={hardware.tsc_khz}", "no_timer_check", "tsc=reliable", "mitigations=off", "cryptomgr.notests=1"]
+        words += [
+            f"tsc_early_khz={hardware.tsc_khz}",
+            "no_timer_check",
+            "tsc=reliable",
+            "mitigations=off",
+            "cryptomgr.notests=1",
+        ]
     return " ".join(words)
 
 

@@ -10,6 +10,7 @@ import asyncio
 import os
 import secrets
 import shutil
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from lamella.host.compute.driver import Rootfs
 from lamella.host.compute.microvm.places import sync_directory
 from lamella.host.linux import binaries, mounts, syscalls
 from lamella.host.linux.processes import run
-from lamella.model.errors import Internal, Unsupported
+from lamella.model.errors import Corrupt, Internal, Unsupported
 
 DEADLINE = 900.0
 # Names of open directories are short, however deep the library lies: the options of a mount fit into one page.
 _LONGEST_OPTIONS = 4095
+_MOST_PHANTOMS = 256
 
 
 class BlockImages:
@@ -39,6 +41,7 @@ class BlockImages:
         """The block image of *rootfs*, made now if there is none.
 
         :raise Unsupported: when the image has more layers than one overlay takes.
+        :raise Corrupt: when its whiteouts make no sense.
         :raise Internal: when ``mkfs.erofs`` fails; its words are in the error.
         """
         path = self.path(rootfs.digest)
@@ -69,7 +72,10 @@ class BlockImages:
 
     async def _make(self, merged: Path, image: Path, digest: str) -> None:
         # Not compressed: it is read from the page cache of all instances, and reading is what booting waits for.
-        argv = [str(binaries.tool("mkfs.erofs")), "--quiet", "--preserve-mtime", str(image), str(merged)]
+        # Attributes lie in the inodes: looking for shared ones would walk the tree once more, past the exclusions.
+        argv = [str(binaries.tool("mkfs.erofs")), "--quiet", "--preserve-mtime", f"-x{(1 << 31) - 1}"]
+        argv += [f"--exclude-path={path}" for path in await asyncio.to_thread(_phantoms, merged, digest)]
+        argv += [str(image), str(merged)]
         code, said = await run(argv, environment=self._environment, timeout=DEADLINE)
         if code:
             raise Internal(f"mkfs.erofs could not build the disk of image {digest}: {said[-400:]}")
@@ -104,6 +110,28 @@ def _merge(layers: list[Path], work: Path) -> None:
     finally:
         for fd in held:
             os.close(fd)
+
+
+def _phantoms(merged: Path, digest: str) -> list[str]:
+    """Names that overlayfs lists and does not have: whiteouts in a directory of one layer alone, which hide nothing.
+
+    :raise Corrupt: when there are more of them than an honest image has.
+    """
+    found: list[str] = []
+    pending = [""]
+    while pending:
+        folder = pending.pop()
+        with os.scandir(merged / folder) as entries:
+            for entry in entries:
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                try:
+                    if stat.S_ISDIR(entry.stat(follow_symlinks=False).st_mode):
+                        pending.append(path)
+                except FileNotFoundError:
+                    found.append(path)
+        if len(found) > _MOST_PHANTOMS:
+            raise Corrupt(f"image {digest} has more than {_MOST_PHANTOMS} whiteouts of nothing")
+    return found
 
 
 def _clear(work: Path) -> None:
