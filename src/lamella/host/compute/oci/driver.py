@@ -376,19 +376,18 @@ class OciDriver:
         group = self._group(place.id)
         if group.exists():
             group.remove()
-        if not place.bundle.exists():
-            place.exit.unlink(missing_ok=True)
-            shutil.rmtree(place.runtime, ignore_errors=True)
-            return
-        if not place.exit.exists():
-            # Nothing ended in order, so a daemon may have died between starting a shim and hearing of it.
-            shim.end_strays(place)
-            group.remove()
-        rootfs.dismantle(place.bundle)
+        if place.bundle.exists():
+            if not place.exit.exists():
+                # Nothing ended in order, so a daemon may have died between starting a shim and hearing of it.
+                shim.end_strays(place)
+                group.remove()
+            rootfs.dismantle(place.bundle)
         shutil.rmtree(place.runtime, ignore_errors=True)
         place.exit.unlink(missing_ok=True)
+        for half_written in place.exit.parent.glob(f"{place.id}.*"):
+            half_written.unlink(missing_ok=True)
         # The directory goes last: as long as it is there, the instance is in the inventory.
-        if not keep_bundle:
+        if not keep_bundle and place.bundle.exists():
             shutil.rmtree(place.bundle)
 
     # -- streams -----------------------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ from lamella.model.stream import (
 )
 
 TIMED_OUT = 124
+PID_WAIT = 5.0
 
 
 class ExecStream:
@@ -90,7 +91,7 @@ class ExecStream:
                 if self._terminal and self._stdin >= 0:
                     set_size(self._stdin, rows, columns)
             case Signal(number=number):
-                self._signal(number)
+                await self._signal(number)
 
     async def _write(self, data: bytes) -> None:
         view = memoryview(data)
@@ -155,15 +156,15 @@ class ExecStream:
 
     async def _force(self) -> None:
         """Kill the process; the runtime above it then ends by itself, and is killed when it does not."""
-        self._signal(signal.SIGKILL)
+        await self._signal(signal.SIGKILL)
         try:
             async with asyncio.timeout(5):
                 await self._child.wait()
         except TimeoutError:
             await self._child.end()
 
-    def _signal(self, number: int) -> None:
-        pid = read_pid(self._folder / "pid")
+    async def _signal(self, number: int) -> None:
+        pid = await self._pid()
         if pid is not None and self._child.running:
             with suppress(ProcessLookupError, PermissionError):
                 if number == signal.SIGKILL and os.getpgid(pid) == pid:
@@ -172,6 +173,15 @@ class ExecStream:
                     os.kill(pid, number)
         elif number == signal.SIGKILL:
             self._child.kill(number)
+
+    async def _pid(self) -> int | None:
+        """The process's pid. The runtime writes it down a moment after the process began, so its first words may be here before."""
+        deadline = time.monotonic() + PID_WAIT
+        while (pid := read_pid(self._folder / "pid")) is None:
+            if self._child.poll() is not None or time.monotonic() > deadline:
+                return None
+            await asyncio.sleep(0.005)
+        return pid
 
     def _result(self) -> tuple[int, str]:
         code = self._child.poll() or 0
