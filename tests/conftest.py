@@ -1,0 +1,47 @@
+"""Every run is watched: what bears our mark afterwards, and did not before, fails it."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from lamella.host.linux.processes import all_pids
+
+PREFIX = "lamella-"
+
+
+def marked() -> set[str]:
+    """Processes, namespaces, links, mounts, groups and rules of this machine that bear any layer's mark."""
+    found: set[str] = set()
+    for pid in all_pids():
+        with suppress(OSError):
+            if b"\0LAMELLA_MARK=" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes():
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if command.strip():
+                    found.add(f"process {pid}: {command[:120]}")
+    with suppress(OSError):
+        found |= {f"netns {path.name}" for path in Path("/run/netns").iterdir() if path.name.startswith(PREFIX)}
+    links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=False).stdout
+    found |= {
+        f"link {line.split()[1]}"
+        for line in links.splitlines()
+        if line.split()[1].startswith("la") and "-" in line.split()[1]
+    }
+    mounts = Path("/proc/self/mounts").read_text().splitlines()
+    found |= {f"mount {line.split()[1]}" for line in mounts if PREFIX in line.split()[1] and "/run/netns" not in line}
+    for top in ("/sys/fs/cgroup", *map(str, Path("/sys/fs/cgroup").glob("*"))):
+        with suppress(OSError):
+            found |= {f"cgroup {path}" for path in Path(top).iterdir() if path.name.startswith(PREFIX)}
+    rules = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False).stdout
+    found |= {f"nft {line}" for line in rules.splitlines() if PREFIX in line}
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    before = marked()
+    yield
+    left = marked() - before
+    assert not left, "left behind:\n" + "\n".join(sorted(left))
