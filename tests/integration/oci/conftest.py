@@ -69,7 +69,11 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     home.path.chmod(0o700)
     room = Room(home)
     room.ensure()
-    room.join()
+    try:
+        room.join()
+    except BaseException:
+        room.destroy()
+        raise
     lower, upper = home.state / "layers" / "lower", home.state / "layers" / "upper"
     busybox(lower)
     upper.mkdir()
