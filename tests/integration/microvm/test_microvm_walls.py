@@ -119,7 +119,7 @@ async def test_a_block_image_is_built_once_and_collected(lab: Lab, tmp_path: Pat
     assert len(set(found)) == 1 and [path.name for path in directory.iterdir()] == [found[0].name]
     assert found[0].stat().st_mode & 0o777 == 0o400
     owned = spoken("dump.erofs", "--path=/owned", str(found[0]))
-    assert "Uid: 1000   Gid: 1001  Access: 4750" in owned and "Xattr size: 0" not in owned
+    assert "Uid: 1000   Gid: 1001  Access: 0750" in owned and "Xattr size: 0" not in owned
     written = found[0].stat().st_ino
     assert (await builders[0].ensure(rootfs)).stat().st_ino == written
     single = Rootfs(digest="sha256:" + "b" * 64, layers=lab.layers[1:], config=ImageConfig())

@@ -195,8 +195,7 @@ class Session:
         try:
             await readable(self._pidfd)
         finally:
-            talk.cancel()
-            await asyncio.gather(talk, return_exceptions=True)
+            await _end(talk)
             if self._guest is not None:
                 await self._guest.close()
             if self._monitor is not None:
@@ -312,6 +311,13 @@ class Session:
             if fd >= 0:
                 os.close(fd)
         self._pidfd = self._errors = self._console = -1
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """Cancel *task* until it has ended: what it waits for may be closing something, and take the first time for its own."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.2)
 
 
 def died(process: ProcessRecord, group: Cgroup | None, words: str) -> ExitRecord:
