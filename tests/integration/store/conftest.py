@@ -1,109 +1,20 @@
-"""The two real databases: a SQLite file, and a PostgreSQL of our own on a Unix socket, run by an unprivileged user."""
+"""The two real databases: a SQLite file, and a PostgreSQL of our own."""
 
-import os
-import shutil
-import signal
-import subprocess
-import tempfile
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
+from tests.postgres import Postgres, postgres_server
 
 from lamella.store.database import open_store
 from lamella.store.store import Store
 
 
-class Postgres:
-    """One cluster in *root*. The path is short: a socket's may have 107 characters."""
-
-    def __init__(self, root: Path) -> None:
-        programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-        if not programs:
-            pytest.fail("PostgreSQL is not installed: apt-get install postgresql")
-        self._bin = programs[-1].parent
-        self._root = root
-        self._numbers = count(1)
-        # The server refuses to run as root.
-        self._as: dict[str, Any] = (
-            {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
-        )
-        if self._as:
-            shutil.chown(root, "nobody", "nogroup")
-        self._server: subprocess.Popen[bytes] | None = None
-        initdb = [
-            self._bin / "initdb",
-            "-D",
-            root / "data",
-            "-U",
-            "lamella",
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-            "--locale=C.UTF-8",
-        ]
-        subprocess.run([*initdb, "--no-sync"], check=True, capture_output=True, cwd=root, timeout=60, **self._as)
-
-    def start(self) -> None:
-        command = [self._bin / "postgres", "-D", self._root / "data", "-k", self._root, "-c", "listen_addresses="]
-        with (self._root / "log").open("ab") as log:
-            self._server = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self._root,
-                start_new_session=True,
-                **self._as,
-            )
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                self.run("SELECT 1")
-                return
-            except psycopg.OperationalError:
-                if time.monotonic() > deadline or self._server.poll() is not None:
-                    pytest.fail(f"PostgreSQL does not start: {(self._root / 'log').read_text()}")
-                time.sleep(0.05)
-
-    def stop(self, how: signal.Signals) -> None:
-        """SIGINT ends it in order, SIGQUIT is a crash: no checkpoint, recovery at the next start."""
-        assert self._server is not None
-        self._server.send_signal(how)
-        self._server.wait(30)
-
-    def run(self, sql: str) -> None:
-        with psycopg.connect(self._url(), autocommit=True) as connection:
-            connection.execute(sql)  # type: ignore[arg-type]
-
-    def _url(self) -> str:
-        return f"postgresql://lamella@/postgres?host={self._root}"
-
-    def new_schema(self) -> str:
-        """Where a store finds nothing: a schema of its own, which is a hundred times cheaper than a database."""
-        name = f"store{next(self._numbers)}"
-        self.run(f"CREATE SCHEMA {name}")
-        return f"{self._url()}&options=-csearch_path%3D{name}"
-
-
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    root = Path(tempfile.mkdtemp(prefix="lamella-pg-", dir="/tmp"))
-    try:
-        server = Postgres(root)
-        server.start()
-        try:
-            yield server
-        finally:
-            # Its files go anyway: no checkpoint.
-            server.stop(signal.SIGQUIT)
-    finally:
-        shutil.rmtree(root)
+    with postgres_server() as server:
+        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
