@@ -41,7 +41,7 @@ def against_crun(made: LayerUnderTest, runs: int) -> Row:
     with tempfile.TemporaryDirectory(prefix="lamella-bench-", dir="/var/tmp") as bundle:
         root = Path(bundle) / "rootfs"
         root.mkdir()
-        layer = next((made.home / "state" / "images" / "layers").iterdir())
+        layer = next(p for p in (made.home / "state" / "images" / "layers").iterdir() if p.is_dir())
         quiet("cp", "-a", f"{layer}/.", str(root))
         subprocess.run(["crun", "spec"], cwd=bundle, check=True)
         spec = json.loads((Path(bundle) / "config.json").read_text())
@@ -79,12 +79,11 @@ def against_podman(made: LayerUnderTest, runs: int) -> Row:
         mine, _ = pairs(ours, lambda: 0.0, runs=runs)
         return absent(what, "podman", mine, bar="1 ×", aim="0.6 ×")
     with tempfile.TemporaryDirectory(prefix="lamella-bench-", dir="/var/tmp") as scratch:
+        # In our room: its view of cgroups lets podman use crun here too, and the mount that it leaves behind goes with the room.
         podman = [
-            "nsenter", f"--net=/run/netns/{made.netns}", "podman", "--root", f"{scratch}/root", "--runroot", f"{scratch}/run",
+            *in_room(made, "podman"), "--root", f"{scratch}/root", "--runroot", f"{scratch}/run",
             "--storage-driver", "overlay", "--cgroup-manager", "cgroupfs", "--events-backend", "file",
         ]  # fmt: skip
-        if not Path("/sys/fs/cgroup/cgroup.controllers").exists():
-            podman += ["--runtime", "runc"] if shutil.which("runc") else []
         root = next((made.home.parent).glob("busybox.tar"))
         quiet(*podman, "import", str(root), "localhost/busybox")
         run = [

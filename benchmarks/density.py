@@ -1,5 +1,6 @@
 """Many containers: what the daemon weighs, what each adds, and how fast a new daemon adopts them all."""
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -71,10 +72,8 @@ def rows(made: LayerUnderTest, instances: int) -> list[Row]:
         client.call("DELETE", f"{AT}/d{number}?force=true")
     for number in range(instances):
         client.call("GET", f"{AT}?limit=1000")
-        try:
+        with contextlib.suppress(RuntimeError):
             client.call("GET", f"{AT}/d{number}/wait?for=removed&timeout=60")
-        except RuntimeError:
-            pass
     return [
         Row("daemon, idle: RSS", f"{idle / MIB:.0f} MiB", "–", None, "150 MiB", "90 MiB"),
         Row(

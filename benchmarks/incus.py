@@ -21,6 +21,11 @@ START = """
 set -e
 mount --make-rprivate /
 umount -l /sys/fs/cgroup/unified 2>/dev/null || true
+# A /sys that shows the links of this network namespace, with the cgroups kept.
+mkdir "$INCUS_DIR/groups"
+mount --rbind /sys/fs/cgroup "$INCUS_DIR/groups"
+mount -t sysfs sysfs /sys
+mount --rbind "$INCUS_DIR/groups" /sys/fs/cgroup
 exec incusd --group root --logfile "$INCUS_DIR/log"
 """
 
@@ -67,8 +72,8 @@ class Incus:
         self._fingerprint = self.client.call("GET", "/1.0/images/aliases/busybox")["metadata"]["target"]
 
     def _done(self, answer: dict[str, str]) -> None:
-        result = self.client.call("GET", f"{answer['operation']}/wait")["metadata"]
-        if result["status_code"] != 200:
+        result = self.client.call("GET", f"{answer['operation']}/wait")
+        if (result.get("metadata") or {}).get("status_code") != 200:
             raise RuntimeError(f"incus: {result}")
 
     def _make(self, name: str) -> None:
@@ -118,6 +123,8 @@ def running() -> Iterator[Incus | None]:
         tempfile.TemporaryDirectory(prefix="lamella-incus-", dir="/var/tmp") as scratch,
         named_netns("lamella-incus") as netns,
     ):
+        # Its containers, of other uids, pass through.
+        Path(scratch).chmod(0o711)
         directory = Path(scratch) / "var"
         directory.mkdir()
         incus = Incus(directory)
