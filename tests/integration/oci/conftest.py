@@ -56,6 +56,11 @@ def _in_child(item: pytest.Item) -> list[Any]:
     return [make(config=item.config, data=row) for row in json.loads(text)]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left() -> None:
+    """In place of the whole run's look at the machine: a session here is one test, and :func:`lab` looks at its own mark alone."""
+
+
 def names(folder: Path) -> list[str]:
     """What is in *folder*, but for the runtime's cache of seccomp filters."""
     return sorted(entry.name for entry in folder.iterdir() if entry.name != ".cache") if folder.is_dir() else []

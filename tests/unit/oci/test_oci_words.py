@@ -39,7 +39,7 @@ def test_users(user: str, identity: Identity) -> None:
     assert resolve(user, PASSWD, GROUP) == identity
 
 
-@pytest.mark.parametrize("user", ["bob", "bad", "ann:nobody", "70000", "huge", "0:70000", "-1", "ann:-2"])
+@pytest.mark.parametrize("user", ["bob", "bad", "ann:nobody", "70000", "huge", "0:70000", "-1", "ann:-2", "²", "ann:²"])
 def test_users_that_are_none(user: str) -> None:
     with pytest.raises(Invalid):
         resolve(user, PASSWD, GROUP)

@@ -18,13 +18,13 @@ def read_text(path: Path) -> str:
 def read_number(path: Path) -> int | None:
     """A number, or ``None`` for ``max``, for an absent file and for what is no number."""
     text = read_text(path).strip()
-    return int(text) if text.lstrip("-").isdigit() else None
+    return int(text) if text.lstrip("-").isdecimal() else None
 
 
 def read_table(path: Path) -> dict[str, int]:
     """``key value`` lines, as of ``memory.stat``."""
     rows = (line.split() for line in read_text(path).splitlines())
-    return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
+    return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdecimal()}
 
 
 def write(path: Path, value: int | str) -> None:

@@ -59,7 +59,7 @@ def _write_memory(path: Path, value: int | None) -> None:
 
 def read_limits(path: Path) -> Limits:
     quota, _, period = read_text(path / "cpu.max").strip().partition(" ")
-    cpu = int(quota) * 1000 // int(period) if quota.isdigit() and period.isdigit() else None
+    cpu = int(quota) * 1000 // int(period) if quota.isdecimal() and period.isdecimal() else None
     return Limits(cpu=cpu, memory=read_number(path / "memory.max"), pids=read_number(path / "pids.max"))
 
 

@@ -233,7 +233,7 @@ def marked(mark: str) -> set[int]:
 
 def all_pids() -> list[int]:
     """Every process of this pid namespace."""
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
 
 
 def read_pid(path: Path) -> int | None:
@@ -242,7 +242,7 @@ def read_pid(path: Path) -> int | None:
         text = path.read_text().strip()
     except OSError:
         return None
-    return int(text) if text.isdigit() and int(text) > 1 else None
+    return int(text) if text.isdecimal() and int(text) > 1 else None
 
 
 def environment(mark: str, **more: str) -> dict[str, str]:

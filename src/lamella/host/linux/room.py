@@ -33,7 +33,7 @@ class Room:
             pid, _, started = self._file.read_text().strip().partition(" ")
         except OSError:
             return None
-        if not pid.isdigit() or start_time(int(pid)) is None or str(start_time(int(pid))) != started:
+        if not pid.isdecimal() or start_time(int(pid)) is None or str(start_time(int(pid))) != started:
             return None
         return int(pid) if bears_mark(int(pid), self._home.mark) else None
 

@@ -557,12 +557,12 @@ def signal_number(name: str) -> int:
     :raise Invalid: when it is no signal.
     """
     text = name.upper().removeprefix("SIG")
-    if text.isdigit() and 1 <= int(text) <= 64:
+    if text.isdecimal() and 1 <= int(text) <= 64:
         return int(text)
     base, sign, offset = text.partition("+") if "+" in text else text.partition("-")
     known = signals.Signals.__members__.get(f"SIG{base}")
-    number = 0 if known is None else known + (int(f"{sign}{offset}") if sign and offset.isdigit() else 0)
-    if not 1 <= number <= 64 or (sign and not offset.isdigit()):
+    number = 0 if known is None else known + (int(f"{sign}{offset}") if sign and offset.isdecimal() else 0)
+    if not 1 <= number <= 64 or (sign and not offset.isdecimal()):
         raise Invalid(
             f"{name!r} is no signal", hint="use a name such as SIGTERM or a number from 1 to 64", field="signal"
         )

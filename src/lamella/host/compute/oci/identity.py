@@ -45,10 +45,10 @@ def resolve(user: str, passwd: str, group: str) -> Identity:
     who, _, which = user.partition(":")
     who = who or "0"
     rows = [row for row in (line.split(":") for line in passwd.splitlines()) if len(row) >= 6]
-    by_name = next((row for row in rows if row[0] == who and row[2].isdigit() and row[3].isdigit()), None)
-    by_number = next((row for row in rows if who.isdigit() and row[2] == who and row[3].isdigit()), None)
+    by_name = next((row for row in rows if row[0] == who and row[2].isdecimal() and row[3].isdecimal()), None)
+    by_number = next((row for row in rows if who.isdecimal() and row[2] == who and row[3].isdecimal()), None)
     row = by_name or by_number
-    if row is None and not who.isdigit():
+    if row is None and not who.isdecimal():
         raise Invalid(
             f"there is no user {who!r} in the instance", hint="use a name of its /etc/passwd, or a number", field="user"
         )
@@ -71,14 +71,14 @@ def resolve(user: str, passwd: str, group: str) -> Identity:
 
 
 def _group_rows(group: str) -> list[list[str]]:
-    return [row for row in (line.split(":") for line in group.splitlines()) if len(row) >= 3 and row[2].isdigit()]
+    return [row for row in (line.split(":") for line in group.splitlines()) if len(row) >= 3 and row[2].isdecimal()]
 
 
 def _group(which: str, group: str) -> int:
     row = next((row for row in _group_rows(group) if row[0] == which), None)
     if row is not None:
         return int(row[2])
-    if which.isdigit():
+    if which.isdecimal():
         return int(which)
     raise Invalid(
         f"there is no group {which!r} in the instance", hint="use a name of its /etc/group, or a number", field="user"
