@@ -20,9 +20,14 @@ from lamella.host.linux.processes import marked
 from lamella.host.linux.room import Room
 
 
+HERE = Path(__file__).parent
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
-    """Run the test in a child and bring its reports back."""
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Run the test in a child and bring its reports back. pytest asks this of every test of a run: others are not ours."""
+    if not item.path.is_relative_to(HERE):
+        return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in _in_child(item):
         item.ihook.pytest_runtest_logreport(report=report)
