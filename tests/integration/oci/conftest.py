@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from _pytest.runner import runtestprotocol
+from _pytest.runner import SetupState, runtestprotocol
 from oci_lab import Lab, busybox
 
 from lamella.host.compute.driver import Home
@@ -18,7 +18,6 @@ from lamella.host.linux import mounts
 from lamella.host.linux.cgroup import ROOT, Cgroups
 from lamella.host.linux.processes import marked
 from lamella.host.linux.room import Room
-
 
 HERE = Path(__file__).parent
 
@@ -41,6 +40,8 @@ def _in_child(item: pytest.Item) -> list[Any]:
     if child == 0:
         # The alarm of pytest-timeout did not come along, its handler did: a test that hangs fails here, and cleans up.
         signal.alarm(90)
+        # What the run has set up belongs to the parent: this child must not take it down when its one test has ended.
+        item.session._setupstate = SetupState()
         try:
             reports = runtestprotocol(item, nextitem=None, log=False)
             rows = [item.config.hook.pytest_report_to_serializable(config=item.config, report=one) for one in reports]
