@@ -215,5 +215,14 @@ class TakesTap(Protocol):
     def use_taps(self, open_tap: Callable[[str], Awaitable[int]]) -> None: ...
 
 
+@runtime_checkable
+class DerivesImages(Protocol):
+    """A driver that makes something of each image once (a block image) and keeps it."""
+
+    async def collect_images(self, keep: set[str]) -> int:
+        """Remove what was made of images whose digest is not in *keep*. Returns bytes freed."""
+        ...
+
+
 Changed = Callable[[str], None]
 DriverFactory = Callable[[Home, Changed], ComputeDriver]

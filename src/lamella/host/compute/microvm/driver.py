@@ -282,6 +282,10 @@ class MicrovmDriver:
             sent=inside.sent if inside else None,
         )
 
+    async def collect_images(self, keep: set[str]) -> int:
+        """Remove block images of images that are gone; returns bytes freed."""
+        return await self.block_images.collect(keep)
+
     async def mechanisms(self, id: str) -> list[Mechanism]:
         session = await self._session(id)
         if session is None:
@@ -303,7 +307,21 @@ class MicrovmDriver:
                 vcpus=session.process.size.vcpus,
                 kernel=kernel,
             )
+            if not session.paused:
+                found += await self._inside(session)
         return found
+
+    async def _inside(self, session: Session) -> list[Mechanism]:
+        """What the guest's own kernel holds its processes to, and how large the disk is that it was given."""
+        guest = await session.guest(timeout=1)
+        most = (
+            b"".join([piece async for piece in guest.read_file(mechanisms.PIDS_MAX)]).decode(errors="replace").strip()
+        )
+        machine = session.places.machine()
+        size = 0
+        if machine is not None:
+            size = (await asyncio.to_thread(machine.disk.path.stat)).st_size
+        return mechanisms.of_guest(most, size)
 
     # --- how
 

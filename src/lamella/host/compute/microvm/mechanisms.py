@@ -138,3 +138,19 @@ def of_machine(*, kvm: bool, memory: int, vcpus: int, kernel: str) -> list[Mecha
         ),
         Mechanism(name=f"{LIMIT}memory", value=format_size(memory), evidence="QMP query-balloon"),
     ]
+
+
+# Where the guest's agent bounds the processes of the instance (cgroup-v2, pids controller), as the guest sees it.
+PIDS_MAX = "/sys/fs/cgroup/instance/pids.max"
+
+
+def of_guest(pids_max: str, disk: int) -> list[Mechanism]:
+    """What bounds the instance inside: its processes, by the guest's own kernel; *disk* is the bytes of its writable disk."""
+    bounded = pids_max.isdecimal()
+    value = f"{pids_max} processes, by the guest's own kernel" if bounded else "none"
+    return [
+        Mechanism(name=f"{LIMIT}pids", value=value, evidence=f"{PIDS_MAX} in the guest", in_force=bounded),
+        Mechanism(
+            name=f"{LIMIT}disk", value=format_size(disk), evidence="the size of its writable disk", in_force=disk > 0
+        ),
+    ]

@@ -37,6 +37,7 @@ from lamella.model.stream import ExecSpec, ProcessStream
 from lamella.model.usage import LogEntry, Usage
 
 SHIMS = "shims"
+SETTLING = 2.0
 KILLED = 128 + signals.SIGKILL
 Pin = Callable[[int, Path, Path], int]
 LIVING = (Phase.STARTING, Phase.RUNNING, Phase.PAUSED)
@@ -515,7 +516,13 @@ class OciDriver:
         if await self._phase(id) not in (Phase.RUNNING, Phase.PAUSED):
             return []
         pid = processes.read_pid(self._places.of(id).pid)
-        return [] if pid is None else mechanisms.read(pid, self._group(id))
+        if pid is None:
+            return []
+        # The runtime puts the filter on as its last act before the command: what is read earlier would be of the runtime.
+        deadline = time.monotonic() + SETTLING
+        while not mechanisms.filtered(pid) and time.monotonic() < deadline:
+            await asyncio.sleep(0.002)
+        return await blocking(mechanisms.read, pid, self._group(id))
 
     async def netns(self, id: str) -> Path:
         """The network namespace of a created instance, as a file that can be joined.

@@ -80,6 +80,14 @@ def read(pid: int, group: Cgroup, proc: Path = Path("/proc")) -> list[Mechanism]
     return found
 
 
+def filtered(pid: int, proc: Path = Path("/proc")) -> bool:
+    """Whether a seccomp filter is in force, or the process is gone: there is nothing to wait for then."""
+    try:
+        return _status((proc / str(pid) / "status").read_text()).get("Seccomp") == "2"
+    except OSError:
+        return True
+
+
 def _status(text: str) -> dict[str, str]:
     rows = (line.partition(":") for line in text.splitlines())
     return {name: value.strip() for name, _, value in rows}
