@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from oci_lab import Lab, collect, run
@@ -285,6 +286,7 @@ async def test_limits_are_the_kernels(lab: Lab, driver: OciDriver) -> None:
 async def test_a_memory_hog_is_killed(lab: Lab, driver: OciDriver) -> None:
     machine = lab.machine("dd", "if=/dev/zero", "of=/dev/null", "bs=128M", "count=1", limits=Limits(memory=16 << 20))
     assert (await run(driver, machine))[0] == 137
+    assert not Path("oom").exists(), "conmon writes this file where it stands"
 
 
 async def test_processes_are_bounded(lab: Lab, driver: OciDriver) -> None:

@@ -37,7 +37,6 @@ from lamella.model.stream import ExecSpec, ProcessStream
 from lamella.model.usage import LogEntry, Usage
 
 SHIMS = "shims"
-SETTLING = 2.0
 KILLED = 128 + signals.SIGKILL
 Pin = Callable[[int, Path, Path], int]
 LIVING = (Phase.STARTING, Phase.RUNNING, Phase.PAUSED)
@@ -518,10 +517,6 @@ class OciDriver:
         pid = processes.read_pid(self._places.of(id).pid)
         if pid is None:
             return []
-        # The runtime puts the filter on as its last act before the command: what is read earlier would be of the runtime.
-        deadline = time.monotonic() + SETTLING
-        while not mechanisms.filtered(pid) and time.monotonic() < deadline:
-            await asyncio.sleep(0.002)
         return await blocking(mechanisms.read, pid, self._group(id))
 
     async def netns(self, id: str) -> Path:

@@ -1,6 +1,7 @@
 """What isolates and limits a running container, read from the kernel: each line with the file it was read from."""
 
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from lamella.model.contract import LIMIT, Mechanism
 from lamella.model.quantity import format_cpu, format_size
 
 NAMESPACES = ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup")
+SETTLING = 2.0
 SECCOMP_MODES = {"0": "off", "1": "strict", "2": "filter"}
 
 # Bits of capabilities(7), linux/capability.h, in order.
@@ -68,7 +70,13 @@ def capability_names(mask: int) -> list[str]:
 
 
 def read(pid: int, group: Cgroup, proc: Path = Path("/proc")) -> list[Mechanism]:
-    """Everything that is in force around *pid*; empty when it is gone."""
+    """Everything that is in force around *pid*; empty when it is gone. Blocks while the container is on its way into the command.
+
+    The runtime puts the filter on as its last act before the command: what is read earlier would be of the runtime.
+    """
+    deadline = time.monotonic() + SETTLING
+    while not _filtered(pid, proc) and time.monotonic() < deadline:
+        time.sleep(0.002)
     try:
         status = _status((proc / str(pid) / "status").read_text())
     except OSError:
@@ -80,7 +88,7 @@ def read(pid: int, group: Cgroup, proc: Path = Path("/proc")) -> list[Mechanism]
     return found
 
 
-def filtered(pid: int, proc: Path = Path("/proc")) -> bool:
+def _filtered(pid: int, proc: Path) -> bool:
     """Whether a seccomp filter is in force, or the process is gone: there is nothing to wait for then."""
     try:
         return _status((proc / str(pid) / "status").read_text()).get("Seccomp") == "2"

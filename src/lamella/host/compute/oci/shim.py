@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from lamella.host.compute.oci.layout import LOG_BOUND, Place, Places
+from lamella.host.linux import binaries
 from lamella.host.linux.processes import (
     all_pids,
     command_line,
@@ -87,7 +88,9 @@ async def create(
     sync, their_sync = os.pipe()
     errors, their_errors = os.pipe()
     short = place.bundle if len(str(place.bundle)) < LONGEST_SOCKET_DIRECTORY else Path("/tmp")
-    argv = arguments(place, places, tools, terminal=terminal, stdin=stdin)
+    # conmon leaves a file named `oom` in its working directory when the memory limit was reached: let that be the bundle.
+    argv = [str(binaries.tool("env")), f"--chdir={place.bundle}"]
+    argv += arguments(place, places, tools, terminal=terminal, stdin=stdin)
     shown = environment(mark, _OCI_SYNCPIPE="3", TMPDIR=str(short))
     try:
         child = spawn(argv, environment=shown, files={2: their_errors, 3: their_sync}, session=True)
