@@ -1,7 +1,7 @@
 """Who waits for what: one watch of the store's log, shared by everybody in this process who waits for a resource to change."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 
 from lamella.model.errors import DeadlineExceeded
@@ -39,17 +39,22 @@ class Bulletin:
         return lambda: self._listeners.discard(listener)
 
     async def until(
-        self, id: str, first: Callable[[], Awaitable[bool]], check: Callable[[Change], bool], *, timeout: float
+        self,
+        ids: Collection[str],
+        first: Callable[[], Awaitable[bool]],
+        check: Callable[[Change], bool],
+        *,
+        timeout: float,
     ) -> None:
-        """Wait until *first* says yes, or ``check(change)`` does for a change of the resource *id*. Listening begins before *first*
-        is asked, so what happens meanwhile is heard.
+        """Wait until *first* says yes, or ``check(change)`` does for a change of one of the resources *ids*. Listening begins
+        before *first* is asked, so what happens meanwhile is heard.
 
         :raise DeadlineExceeded: when *timeout* seconds went by.
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def look(change: Change) -> None:
-            if change.id == id and not done.done() and check(change):
+            if change.id in ids and not done.done() and check(change):
                 done.set_result(None)
 
         stop = self.listen(look)

@@ -1,20 +1,13 @@
 """The doctor: what an operator should know about this layer, from what hosts and the store say. Pure."""
 
-from datetime import datetime, timedelta
-
 from lamella.model.host import Host
 from lamella.model.image import Image
 from lamella.model.instance import Instance, Phase
 from lamella.model.requests import Finding
 from lamella.model.storage import Pool
 
-# A host that was silent for so long is not to be relied on.
-SILENT_AFTER = timedelta(seconds=90)
 
-
-def diagnose(
-    *, hosts: list[Host], pools: list[Pool], images: list[Image], instances: list[Instance], at: datetime
-) -> list[Finding]:
+def diagnose(*, hosts: list[Host], pools: list[Pool], images: list[Image], instances: list[Instance]) -> list[Finding]:
     """Every finding, problems first."""
     findings: list[Finding] = []
     if not hosts:
@@ -24,7 +17,7 @@ def diagnose(
             )
         )
     for host in hosts:
-        findings += _host(host, at)
+        findings += _host(host)
     for pool in pools:
         findings += _pool(pool)
     for instance in instances:
@@ -48,7 +41,18 @@ def diagnose(
     return sorted(findings, key=lambda finding: order[finding.level])
 
 
-def _host(host: Host, at: datetime) -> list[Finding]:
+def _host(host: Host) -> list[Finding]:
+    if host.status.phase == "away":
+        said = next((c for c in host.status.conditions if not c.status), None)
+        seen = f", last seen at {host.status.seen_at:%Y-%m-%d %H:%M:%S} UTC" if host.status.seen_at else ""
+        return [
+            Finding(
+                level="problem",
+                subject=f"host {host.name}",
+                message=f"away{seen}: {said.message if said else 'it does not answer'}",
+                hint=said.hint if said else "",
+            )
+        ]
     findings = [
         Finding(
             level="ok",
@@ -57,14 +61,6 @@ def _host(host: Host, at: datetime) -> list[Finding]:
             f" Linux {host.status.kernel}",
         )
     ]
-    if host.status.seen_at is not None and at - host.status.seen_at > SILENT_AFTER and host.spec.address:
-        findings.append(
-            Finding(
-                level="problem",
-                subject=f"host {host.name}",
-                message=f"not heard of since {host.status.seen_at:%H:%M:%S} UTC",
-            )
-        )
     for capability in host.status.capabilities:
         said = " ".join(
             part for part in (capability.value, f"({capability.reason})" if capability.reason else "") if part

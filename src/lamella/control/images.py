@@ -92,7 +92,7 @@ class Images:
             return change.resource.status.phase is not OperationPhase.RUNNING
 
         with suppress(LamellaError):
-            await self._bulletin.until(id, first, check, timeout=wait)
+            await self._bulletin.until({id}, first, check, timeout=wait)
 
     async def _carry_out(
         self, operation: Operation, project: str, name: str, request: ImageRequest, agent: HostAgent

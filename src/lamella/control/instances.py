@@ -10,7 +10,7 @@ from lamella.control.bulletin import Bulletin
 from lamella.control.events import record
 from lamella.control.naming import new_name
 from lamella.control.placement import Placement, place
-from lamella.model.errors import Conflict, DeadlineExceeded, Invalid, NotFound, Unsupported
+from lamella.model.errors import Conflict, DeadlineExceeded, Invalid, NotFound, Unavailable, Unsupported
 from lamella.model.ids import check_name
 from lamella.model.image import Image
 from lamella.model.instance import Decision, Instance, InstanceSpec, Isolation, Phase, Power
@@ -29,10 +29,15 @@ KEPT = ("epoch", "attach_epoch", "grace", "power")
 
 
 class Instances:
-    """Intent for instances. ``seed`` tells two layers on one machine apart (see ``addressing.free_id_range``)."""
+    """Intent for instances. ``seed`` tells two layers on one machine apart (see ``addressing.free_id_range``); ``away`` says why
+    a host cannot do now what is asked, when it cannot.
+    """
 
-    def __init__(self, store: Store, bulletin: Bulletin, *, seed: str) -> None:
+    def __init__(
+        self, store: Store, bulletin: Bulletin, *, seed: str, away: Callable[[str], str] = lambda _: ""
+    ) -> None:
         self._store = store
+        self._away = away
         self._bulletin = bulletin
         self._seed = seed
 
@@ -228,32 +233,44 @@ class Instances:
 
         :raise DeadlineExceeded: when it did not within *timeout* seconds.
         :raise Invalid: when there is no such condition.
+        :raise Unavailable: when its host is away, or goes away meanwhile; an end (``stopped``) is waited for all the same.
         """
         if condition not in CONDITIONS:
             raise Invalid(f"{condition!r} cannot be waited for", hint=f"one of: {', '.join(CONDITIONS)}", field="for")
         holds = CONDITIONS[condition]
         latest = instance
+        host = instance.status.host or "" if condition != "stopped" else ""
+        left = False
 
         async def first() -> bool:
-            nonlocal latest
+            nonlocal latest, left
             try:
                 latest = await self._store.by_id(instance.id)
             except NotFound:
                 return True
-            return holds(latest)
+            left = bool(self._away(host)) and not holds(latest)
+            return left or holds(latest)
 
         def check(change: Change) -> bool:
-            nonlocal latest
+            nonlocal latest, left
+            if change.id == host:
+                left = bool(self._away(host))
+                return left
             latest = change.resource
             return change.action == "deleted" or holds(latest)
 
         try:
-            await self._bulletin.until(instance.id, first, check, timeout=timeout)
+            await self._bulletin.until({instance.id, host}, first, check, timeout=timeout)
         except DeadlineExceeded as error:
             raise DeadlineExceeded(
                 f"{instance.name} was not {condition} within {timeout:g} s: it is {latest.status.phase}",
                 hint=f"lamella explain {instance.name}",
             ) from error
+        if left:
+            raise Unavailable(
+                f"the host of {instance.name} is away: {self._away(host)}",
+                hint="what was asked is written down, and happens when it is back",
+            )
         return latest
 
 
@@ -281,7 +298,8 @@ def _stopped(instance: Instance) -> bool:
 
 CONDITIONS: dict[str, Callable[[Instance], bool]] = {
     "settled": settled,
-    "running": lambda instance: instance.status.phase in (Phase.RUNNING, Phase.FAILED),
+    # What ran and is over already was running: nobody waits for a moment that has passed.
+    "running": lambda instance: instance.status.phase is Phase.RUNNING or _stopped(instance),
     "stopped": _stopped,
     "removed": lambda instance: False,
 }

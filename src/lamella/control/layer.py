@@ -1,6 +1,7 @@
 """The layer as its doors see it: every verb that the API has, each a few lines that hand on to the part that knows."""
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -11,6 +12,7 @@ from lamella.control.desk import Desk
 from lamella.control.doctor import diagnose
 from lamella.control.images import Images
 from lamella.control.instances import Instances, PowerVerb, merge_labels
+from lamella.control.presence import Presence
 from lamella.model.assignment import HostAgent
 from lamella.model.contract import Contract
 from lamella.model.errors import Conflict, NotFound, Unavailable, Unsupported
@@ -30,7 +32,6 @@ from lamella.model.requests import (
     ResourcePatch,
     ResourcePut,
 )
-from lamella.model.resource import now
 from lamella.model.signals import signal_number
 from lamella.model.stream import ExecSpec, ProcessStream
 from lamella.model.usage import LogEntry, Usage
@@ -50,7 +51,8 @@ class Layer:
         self.role = role
         self.bulletin = Bulletin(store)
         self.desk = Desk(store, self.bulletin)
-        self.instances = Instances(store, self.bulletin, seed=seed)
+        self.presence = Presence(store)
+        self.instances = Instances(store, self.bulletin, seed=seed, away=self.presence.away)
         self.images = Images(store, self.bulletin)
         self._agents: dict[str, HostAgent] = {}
 
@@ -61,6 +63,7 @@ class Layer:
         await self.images.open()
 
     async def close(self) -> None:
+        await self.presence.close()
         await self.images.close()
         await self.bulletin.close()
 
@@ -69,7 +72,12 @@ class Layer:
         self._agents[host_id] = agent
 
     def _agent(self, instance: Instance) -> HostAgent:
-        agent = self._agents.get(instance.status.host or "")
+        host = instance.status.host or ""
+        if why := self.presence.away(host):
+            raise Unavailable(
+                f"the host of {instance.name} is away: {why}", hint="`lamella host ls` tells when it is back"
+            )
+        agent = self._agents.get(host)
         if agent is None:
             raise Unavailable(
                 f"the host of {instance.name} is not connected", hint="lamella host ls tells which hosts are"
@@ -79,7 +87,11 @@ class Layer:
     def _any_agent(self) -> HostAgent:
         if not self._agents:
             raise Unavailable("no host is connected", hint="start lamellad --role host, or --role all")
-        return next(iter(self._agents.values()))
+        present = [agent for id, agent in self._agents.items() if not self.presence.away(id)]
+        if not present:
+            why = "; ".join(self.presence.away(id) for id in self._agents)
+            raise Unavailable(f"every host is away: {why}", hint="`lamella host ls` tells when one is back")
+        return present[0]
 
     # --- reading
 
@@ -259,8 +271,12 @@ class Layer:
                 running.setdefault(instance.status.host or "", []).append(instance)
         found: dict[str, Usage] = {}
         for host, instances in running.items():
-            if host in self._agents:
-                seen = await self._agents[host].usage([instance.id for instance in instances])
+            if host in self._agents and not self.presence.away(host):
+                try:
+                    seen = await self._agents[host].usage([instance.id for instance in instances])
+                except Unavailable:
+                    # What the others use is worth knowing all the same.
+                    continue
                 found |= {instance.name: seen[instance.id] for instance in instances if instance.id in seen}
         return found
 
@@ -286,9 +302,13 @@ class Layer:
 
     async def doctor(self, who: Principal) -> Diagnosis:
         for id, agent in self._agents.items():
-            facts = await agent.facts()
-            host = await self.store.by_id(id)
-            await self.desk.register(host.name, facts, host.spec.address)
+            if self.presence.away(id):
+                continue
+            # One that has just gone away is a finding as soon as its presence says so, and no reason to say nothing.
+            with suppress(Unavailable):
+                facts = await agent.facts()
+                host = await self.store.by_id(id)
+                await self.desk.register(host.name, facts, host.spec.address)
 
         def look(tx: Transaction) -> Diagnosis:
             return Diagnosis(
@@ -297,7 +317,6 @@ class Layer:
                     pools=tx.list("pool"),
                     images=tx.list("image"),
                     instances=tx.list("instance"),
-                    at=now(),
                 )
             )
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from lamella.model.errors import NoRoom, Unsupported
+from lamella.model.errors import NoRoom, Unavailable, Unsupported
 from lamella.model.host import Host
 from lamella.model.instance import InstanceSpec
 
@@ -20,9 +20,15 @@ def place(spec: InstanceSpec, hosts: Sequence[Host], load: Mapping[str, int]) ->
     """The ready host that can do this isolation level and has the fewest instances (*load*, by host id).
 
     :raise NoRoom: when no host is ready.
+    :raise Unavailable: when there are hosts, and they are away.
     :raise Unsupported: when no host can do the level; the sentence carries each host's own reason.
     """
     ready = [host for host in hosts if host.status.phase == "ready" and host.deleted_at is None]
+    if away := [host for host in hosts if host.status.phase == "away" and host.deleted_at is None and not ready]:
+        raise Unavailable(
+            f"no host is ready: {', '.join(f'{host.name} is away' for host in away)}",
+            hint="`lamella host ls` tells when one is back",
+        )
     if not ready:
         raise NoRoom("no host is ready", hint="look at `lamella host ls`; a host that was just started needs a moment")
     wanted = f"compute.{spec.isolation}"
