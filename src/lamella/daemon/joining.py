@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +61,7 @@ class JoiningDesk:
         agent = RemoteAgent(address, self._bundle, name=name)
         self._agents[host_id] = agent
         self._layer.connect_host(host_id, agent)
+        self._layer.presence.watch(host_id, agent)
 
     async def register(self, name: str, status: HostStatus, address: str) -> str:
         id = await self._layer.desk.register(name, status, address)
@@ -99,12 +100,10 @@ async def open_desk(home: Home, role: "Role", layer: Layer) -> AsyncGenerator[No
         return None
 
     sock = listener.bind_tcp(*place)
-    async with asyncio.TaskGroup() as group:
-        serving = group.create_task(serve_desk(desk, sock, bundle, resolve=resolve), name="desk")
+    async with _meanwhile(serve_desk(desk, sock, bundle, resolve=resolve), name="desk"):
         try:
             yield
         finally:
-            serving.cancel()
             await desk.close()
 
 
@@ -128,14 +127,25 @@ async def run_host(home: Home, role: "Role") -> AsyncGenerator[None]:
         agent = build_agent(home, bundle.name, address=f"https://{role.listen}")
         stack.push_async_callback(agent.close)
         sock = listener.bind_tcp(*split_address(role.listen))
-        group = await stack.enter_async_context(asyncio.TaskGroup())
-        serving = group.create_task(serve_agent(agent, sock, bundle), name="agent")
-        stack.callback(serving.cancel)
+        await agent.look()
+        await stack.enter_async_context(_meanwhile(serve_agent(agent, sock, bundle), name="agent"))
         while True:
             try:
-                await agent.open(desk)
+                await agent.join(desk)
                 break
             except Unavailable as error:
                 log.warning("control does not answer yet: %s", error)
                 await asyncio.sleep(RETRY)
         yield
+
+
+@asynccontextmanager
+async def _meanwhile(work: Coroutine[None, None, None], *, name: str) -> AsyncGenerator[None]:
+    """*work* goes on inside. A task group would bury the one sentence of an error that is raised there."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

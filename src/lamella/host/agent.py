@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 
-from lamella.host.compute.driver import ComputeDriver, Home, TakesTap
+from lamella.host.compute.driver import ComputeDriver, DerivesImages, Home, TakesTap
 from lamella.host.facts import read_facts
 from lamella.host.images.library import Credentials, ImageLibrary, Progress
 from lamella.host.journal import Journal
@@ -81,7 +81,11 @@ class Agent:
 
     async def open(self, desk: ControlDesk) -> str:
         """Look at the machine, register, adopt, and begin to act. Returns the host's id."""
-        self._desk = desk
+        await self.look()
+        return await self.join(desk)
+
+    async def look(self) -> None:
+        """Open every wing, and see what this machine can do."""
         for pool in self._pools.values():
             await pool.open()
         await self.library.open()
@@ -91,9 +95,14 @@ class Agent:
                 driver.use_taps(self._open_tap)
         opened = await asyncio.gather(*(driver.open() for driver in self._drivers.values()))
         self._capabilities += [capability for found in opened for capability in found]
+
+    async def join(self, desk: ControlDesk) -> str:
+        """Register, adopt, and begin to act. Returns the host's id. May be tried again when *desk* did not answer."""
+        self._desk = desk
         self.host_id = await desk.register(self.name, await self.facts(), self._address)
-        self._reporter = Reporter(desk, self.host_id)
-        self._reporter.open()
+        if self._reporter is None:
+            self._reporter = Reporter(desk, self.host_id)
+            self._reporter.open()
         await self._sync(await desk.assignments(self.host_id, 0, 0))
         self._tasks = [
             asyncio.create_task(self._follow(), name="assignments"),
@@ -207,9 +216,10 @@ class Agent:
             async with asyncio.timeout(ADOPTION):
                 async with self._synced:
                     # A request may overtake the assignment that it is about, by a moment.
+                    # After a start of the agent, all of them come at once.
                     if id not in self._workers:
                         with suppress(TimeoutError):
-                            async with asyncio.timeout(3):
+                            async with asyncio.timeout(3 if self._revision else 2 * ADOPTION):
                                 await self._synced.wait_for(lambda: id in self._workers)
                 worker = self._workers.get(id)
                 if worker is None:
@@ -282,7 +292,11 @@ class Agent:
         return read_facts(self._capabilities)
 
     async def collect_images(self, keep: set[str]) -> int:
-        return await self.library.collect(keep)
+        freed = await self.library.collect(keep)
+        for driver in self._drivers.values():
+            if isinstance(driver, DerivesImages):
+                freed += await driver.collect_images(keep)
+        return freed
 
     async def image(self, request: ImageRequest) -> AsyncIterator[ImageProgress]:
         lines: asyncio.Queue[ImageProgress | None] = asyncio.Queue(64)
