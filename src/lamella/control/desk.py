@@ -166,7 +166,8 @@ def _take(tx: Transaction, instance: Instance, report: InstanceReport) -> None:
                 tx.delete(owned)
         tx.delete(instance.id)
         return
-    if ended_for_good(instance) and instance.spec.remove_on_exit and instance.deleted_at is None:
+    over = ended_for_good(instance) or instance.status.phase is Phase.FAILED
+    if over and instance.spec.remove_on_exit and instance.deleted_at is None:
         instance.deleted_at = now()
     tx.update(instance)
 

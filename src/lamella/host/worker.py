@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from lamella.host.compute.driver import ComputeDriver, JoinsNamespace, Limits, Observed, Rootfs
+from lamella.host.ended import EndedStream
 from lamella.host.images.library import ImageLibrary
 from lamella.host.journal import Journal
 from lamella.host.machine import desired_network, desired_port, machine_of
@@ -18,7 +19,7 @@ from lamella.host.plan import AnyStep, Discard, Launch, Pause, Prepare, Remove, 
 from lamella.host.reporter import Reporter
 from lamella.host.storage.driver import StorageDriver
 from lamella.model.assignment import Assignment, InstanceReport
-from lamella.model.errors import Conflict, Internal, LamellaError, NoRoom, Unavailable
+from lamella.model.errors import CannotRun, Conflict, Internal, LamellaError, NoRoom, Unavailable
 from lamella.model.instance import Decision, InstanceStatus, Phase
 from lamella.model.resource import Condition, now
 from lamella.model.stream import ProcessStream
@@ -71,6 +72,7 @@ class Worker:
         self._rootfs: Rootfs | None = None
         self._wake = asyncio.Event()
         self._failures = 0
+        self._error: LamellaError | None = None
         self._attach: asyncio.Future[ProcessStream] | None = None
         self._attach_asked = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name=self.id)
@@ -85,7 +87,7 @@ class Worker:
         )
         self.asked = assignment
         if not same:
-            self._failures = 0
+            self._failures, self._error = 0, None
             self._wake.set()
 
     def wake(self) -> None:
@@ -115,6 +117,8 @@ class Worker:
         :raise Conflict: when it does not run, and nothing is going to start it.
         """
         if start and self.waits_for_attach:
+            if self._error is not None:
+                raise self._error
             if self._attach is not None and not self._attach.done():
                 raise Conflict("somebody else is waiting to be attached to this start")
             self._attach = asyncio.get_running_loop().create_future()
@@ -134,7 +138,7 @@ class Worker:
             self._wake.clear()
             try:
                 again = await self._converge()
-                self._failures = 0
+                self._failures, self._error = 0, None
             except LamellaError as error:
                 again = self._failed(error)
             except Exception as error:
@@ -156,10 +160,13 @@ class Worker:
             if not chosen.steps:
                 self._settle(asked.instance.generation)
                 return chosen.again_in
-            for step in chosen.steps:
-                await self._do(step, asked)
-                if isinstance(step, Remove):
-                    return -1.0
+            try:
+                for step in chosen.steps:
+                    await self._do(step, asked)
+                    if isinstance(step, Remove):
+                        return -1.0
+            except CannotRun as error:
+                await self._never_ran(asked, error)
         raise Internal("the plan does not come to rest", hint="this is a defect; the log has more")
 
     async def _look(self) -> Observed | None:
@@ -231,13 +238,44 @@ class Worker:
         await self.driver.start(self.id)
         self._phase(Phase.RUNNING, ("instance.started", f"run {step.epoch} began"))
 
+    async def _never_ran(self, asked: Assignment, error: CannotRun) -> None:
+        """A run that could not begin is a run that ended: with docker's codes, under the same policies."""
+        epoch = asked.instance.spec.epoch
+        if asked.instance.spec.attach_epoch == epoch and self._status.epoch < epoch:
+            await self._somebody_attaches()
+        self._journal.write(self.id, epoch)
+        restart = self._status.epoch == epoch
+        seen = await self.driver.observe(self.id)
+        if seen is not None and seen.phase in (Phase.RUNNING, Phase.STARTING):
+            await self.driver.stop(self.id, signal="SIGKILL", timeout=0)
+            seen = await self.driver.observe(self.id)
+        self._status = msgspec.structs.replace(
+            self._status,
+            phase=Phase.STOPPED,
+            driver=self.driver.name,
+            epoch=epoch,
+            exit_code=error.exit_code,
+            finished_at=(seen.finished_at if seen is not None else None) or now(),
+            restarts=self._status.restarts + restart,
+        )
+        self._events.append(("instance.failed", error.message))
+        self.decide(f"run {epoch}", f"ended with code {error.exit_code}", error.message)
+        if self._attach is not None and not self._attach.done():
+            self._attach.set_result(EndedStream(error))
+        self._attach_asked.clear()
+        await self._unplug(asked)
+        self._tell()
+
     async def _attach_first(self) -> None:
+        await self._somebody_attaches()
+        if self._attach is not None and not self._attach.done():
+            self._attach.set_result(await self.driver.attach(self.id))
+
+    async def _somebody_attaches(self) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(ATTACH_WAIT):
                 await self._attach_asked.wait()
         self._attach_asked.clear()
-        if self._attach is not None and not self._attach.done():
-            self._attach.set_result(await self.driver.attach(self.id))
 
     def _fail_attach(self, error: LamellaError) -> None:
         if self._attach is not None and not self._attach.done():
@@ -285,6 +323,7 @@ class Worker:
         """Say what went wrong; returns when to try again."""
         self.adopted.set()
         self._failures += 1
+        self._error = error
         passing = isinstance(error, PASSING)
         condition = Condition(
             type="Ready", status=False, reason=error.code, message=error.message, hint=error.hint, since=now()

@@ -33,6 +33,16 @@ class Invalid(LamellaError):
     status = 400
 
 
+class CannotRun(Invalid):
+    """The command is the reason that nothing ran: ``exit_code`` is 127 when it is not there, 126 when it may not be run."""
+
+    code = "cannot-run"
+
+    def __init__(self, message: str, *, hint: str = "", field: str = "", exit_code: int = 127) -> None:
+        super().__init__(message, hint=hint or "check the command and the image's PATH", field=field or "command")
+        self.exit_code = exit_code
+
+
 class Unauthenticated(LamellaError):
     """Nobody whom this layer knows asked."""
 

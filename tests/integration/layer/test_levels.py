@@ -50,6 +50,19 @@ def test_run_carries_stdin_and_all_of_a_large_output(layer, level: str) -> None:
     assert len(done.stdout) == 16 << 20 and set(done.stdout.split(b"\n")[:-1]) == {b"0123456789abcde"}
 
 
+def test_a_command_that_is_not_there_or_may_not_be_run_is_said_as_docker_does(layer, level: str) -> None:
+    for command, code in (("/no/such", 127), ("/etc/passwd", 126)):
+        done = layer.lamella("run", "--rm", "--isolation", level, "busybox", "--", command, check=False)
+        assert done.returncode == code and command.rsplit("/", 1)[-1].encode() in done.stderr, done
+    layer.lamella(
+        "run", "-d", "--isolation", level, "--name", f"absent-{level}", "busybox", "--", "/no/such", check=False
+    )
+    assert layer.wait_phase(f"absent-{level}", "stopped")["status"]["exit_code"] == 127
+    assert "127" in layer.out("explain", f"absent-{level}")
+    layer.lamella("rm", f"absent-{level}")
+    assert f"absent-{level}" not in layer.out("ps", "-a", "-o", "name")
+
+
 def test_the_kernel_is_shared_or_not_as_the_level_says(layer, level: str, box: str) -> None:
     inside = layer.out("exec", box, "--", "uname", "-r").strip()
     outside = subprocess.run(["uname", "-r"], capture_output=True, text=True, check=True).stdout.strip()

@@ -15,7 +15,7 @@ from lamella.host.compute.oci.identity import Identity, look_up, resolve
 from lamella.host.compute.oci.layout import Places
 from lamella.host.compute.oci.mechanisms import capability_names
 from lamella.host.compute.oci.seccomp import ALLOWED, ARCHITECTURES, REFUSED, profile
-from lamella.model.errors import Invalid, Unsupported
+from lamella.model.errors import CannotRun, Invalid, Unsupported
 
 PASSWD = "root:x:0:0:root:/root:/bin/sh\nann:x:1000:100::/home/ann:/bin/sh\n7:x:70:70::/seven:/x\nbad:x:y:z:::\nhuge:x:99999:1::/:/\n"
 GROUP = "root:x:0:\nusers:x:100:\nwheel:x:10:bob,ann\naudio:x:29:ann\nbroken:x\n"
@@ -113,7 +113,7 @@ def test_the_runtimes_complaints(said: str, code: int | None) -> None:
     if code is None:
         assert type(error) is Unsupported
     else:
-        assert isinstance(error, shim.CannotRun)
+        assert isinstance(error, CannotRun)
         assert error.exit_code == code
     assert said in str(error)
 

@@ -27,7 +27,7 @@ from lamella.host.linux.cgroup import ROOT as CGROUP_ROOT
 from lamella.host.linux.cgroup import Cgroup, Cgroups
 from lamella.host.linux.processes import environment, start_time
 from lamella.model.contract import Mechanism
-from lamella.model.errors import Conflict, Internal, LamellaError, NotFound, Unavailable
+from lamella.model.errors import CannotRun, Conflict, Internal, Invalid, LamellaError, NotFound, Unavailable
 from lamella.model.files import FileInfo
 from lamella.model.host import Capability
 from lamella.model.instance import Phase
@@ -150,16 +150,22 @@ class MicrovmDriver:
             if machine is None:
                 raise NotFound(f"nothing is written down of {id}", hint="create it again")
             guest = await session.guest()
-            state = await guest.start(
-                GuestProcess(
-                    command=machine.command,
-                    environment=machine.environment,
-                    working_directory=machine.working_directory,
-                    user=machine.user,
-                    terminal=machine.terminal,
-                    stdin=machine.stdin,
+            try:
+                state = await guest.start(
+                    GuestProcess(
+                        command=machine.command,
+                        environment=machine.environment,
+                        working_directory=machine.working_directory,
+                        user=machine.user,
+                        terminal=machine.terminal,
+                        stdin=machine.stdin,
+                    )
                 )
-            )
+            except Invalid as error:
+                code = (await guest.state()).exit_code
+                if code not in (126, 127):
+                    raise
+                raise CannotRun(error.message, exit_code=code) from error
             await session.write(started_at=state.started_at or datetime.now(UTC))
 
     async def stop(self, id: str, *, signal: str, timeout: float) -> None:

@@ -29,7 +29,7 @@ from lamella.host.linux import binaries, processes
 from lamella.host.linux.blocking import blocking
 from lamella.host.linux.cgroup import ROOT, Cgroup, Cgroups
 from lamella.model.contract import Mechanism
-from lamella.model.errors import Conflict, Invalid, LamellaError, NotFound, Unavailable, Unsupported
+from lamella.model.errors import CannotRun, Conflict, Invalid, LamellaError, NotFound, Unavailable, Unsupported
 from lamella.model.files import FileInfo
 from lamella.model.host import Capability
 from lamella.model.instance import Phase
@@ -198,10 +198,12 @@ class OciDriver:
             await shim.create(
                 place, self._places, self._tools, self._home.mark, terminal=machine.terminal, stdin=machine.stdin
             )
-        except shim.CannotRun as error:
+        except CannotRun as error:
             await self._clear(place, keep_bundle=True)
             place.exit.write_text(str(error.exit_code))
-            raise
+            if machine.command[0] in error.message:
+                raise
+            raise CannotRun(f"{machine.command[0]}: {error.message}", exit_code=error.exit_code) from error
         except BaseException:
             await asyncio.shield(self._undo(place))
             raise

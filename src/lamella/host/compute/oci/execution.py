@@ -33,6 +33,7 @@ from lamella.host.linux.processes import (
     spawn,
     writable,
 )
+from lamella.model.errors import CannotRun
 from lamella.model.stream import (
     LARGEST_DATA,
     Exit,
@@ -190,7 +191,7 @@ class ExecStream:
         complaint = words(self._folder / "log")
         if code != 0 and complaint:
             error = shim.refusal(complaint)
-            return (error.exit_code if isinstance(error, shim.CannotRun) else 126), error.message
+            return (error.exit_code if isinstance(error, CannotRun) else 126), error.message
         return code, ""
 
     async def close(self) -> None:

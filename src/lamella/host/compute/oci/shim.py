@@ -27,7 +27,7 @@ from lamella.host.linux.processes import (
     spawn,
     start_time,
 )
-from lamella.model.errors import Internal, Invalid, LamellaError, Unavailable, Unsupported
+from lamella.model.errors import CannotRun, Internal, Invalid, LamellaError, Unavailable, Unsupported
 
 NOT_RUNNABLE = ("permission denied", "not permitted", "is a directory", "exec format")
 LONGEST_SOCKET_DIRECTORY = 80
@@ -50,14 +50,6 @@ class Tools(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def runtime_name(self) -> str:
         return self.runtime.name
-
-
-class CannotRun(Invalid):
-    """The command itself is the reason: 127 it is not there, 126 it may not be run."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message, hint="check the command and the image's PATH", field="command")
-        self.exit_code = exit_code
 
 
 def arguments(place: Place, places: Places, tools: Tools, *, terminal: bool, stdin: bool) -> list[str]:
@@ -148,9 +140,9 @@ def refusal(message: str) -> LamellaError:
     low = said.lower()
     about_command = "executable" in low or "exec " in low or "exec:" in low
     if about_command and ("not found" in low or "no such file" in low):
-        return CannotRun(f"the command is not in the instance: {said}", 127)
+        return CannotRun(f"the command is not in the instance: {said}", exit_code=127)
     if about_command and (any(words in low for words in NOT_RUNNABLE)):
-        return CannotRun(f"the command cannot be run: {said}", 126)
+        return CannotRun(f"the command cannot be run: {said}", exit_code=126)
     if "chdir" in low or "cwd" in low:
         return Invalid(
             f"the working directory cannot be used: {said}", hint="use one that exists", field="working_directory"
