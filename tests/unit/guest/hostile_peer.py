@@ -64,4 +64,6 @@ async def conversation(behave: Callable[[Peer], Awaitable[None]]) -> AsyncGenera
             await client.close()
         task.cancel()
         await asyncio.wait([task])
-        peer.writer.transport.abort()
+        # A transport that is gone already may not be aborted: it has no loop any more.
+        if not peer.writer.transport.is_closing():
+            peer.writer.transport.abort()
