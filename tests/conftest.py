@@ -1,6 +1,7 @@
 """Every run is watched: what bears our mark afterwards, and did not before, fails it."""
 
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from lamella.host.linux.processes import all_pids
 
 PREFIX = "lamella-"
+GRACE = 10.0
 
 
 def marked() -> set[str]:
@@ -43,5 +45,8 @@ def marked() -> set[str]:
 def nothing_is_left() -> Iterator[None]:
     before = marked()
     yield
-    left = marked() - before
+    # What is being taken apart at this moment may take a moment more.
+    deadline = time.monotonic() + GRACE
+    while (left := marked() - before) and time.monotonic() < deadline:
+        time.sleep(0.2)
     assert not left, "left behind:\n" + "\n".join(sorted(left))
