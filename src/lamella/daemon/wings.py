@@ -26,7 +26,7 @@ def build_agent(home: Home, name: str, *, address: str = "") -> Agent:
         drivers=compute_drivers(home),
         network=network(home, Room(home).netns),
         pools=pools,
-        library=DiskLibrary(home.state / "images"),
+        library=DiskLibrary(home.state / "images", mark=home.mark),
         address=address,
     )
 

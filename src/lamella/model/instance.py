@@ -94,7 +94,7 @@ class InstanceSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Phase(StrEnum):
-    """Where an instance is in its life; ``docs/instances.md`` draws the arrows."""
+    """Where an instance is in its life; ``docs/architecture.md`` draws the arrows."""
 
     PENDING = "pending"
     STARTING = "starting"
