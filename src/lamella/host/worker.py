@@ -294,14 +294,21 @@ class Worker:
 
     async def _remove(self, asked: Assignment) -> None:
         self._phase(Phase.DELETING)
-        await self.driver.remove(self.id)
-        if asked.port is not None:
-            await self._wings.network.detach(asked.port.id)
+        await self._let_go(asked)
         await self._wings.pool(asked.volume.spec.pool).delete(asked.volume.id)
         self._journal.forget(self.id)
         self._reporter.tell(InstanceReport(id=self.id, status=self._status, removed=True, events=self._take_events()))
         self._fail_attach(Conflict("the instance was removed"))
         self._gone(self.id)
+
+    async def _let_go(self, asked: Assignment) -> None:
+        """Instance and port side by side: the kernel takes its time for a link."""
+        going = [self.driver.remove(self.id)]
+        if asked.port is not None:
+            going.append(self._wings.network.detach(asked.port.id))
+        for failed in await asyncio.gather(*going, return_exceptions=True):
+            if failed is not None:
+                raise failed
 
     async def _image(self, asked: Assignment) -> Rootfs:
         if self._rootfs is None:
