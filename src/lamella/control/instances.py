@@ -1,25 +1,25 @@
 """The verbs on instances: each writes intent in one transaction; the host makes it so, and whoever asked may wait for that."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from lamella.control.admission import Taken, admit, check_spec
 from lamella.control.bulletin import Bulletin
 from lamella.control.events import record
+from lamella.control.intent import CONDITIONS, PowerVerb, apply_power
+from lamella.control.lookup import find_image, find_instance
+from lamella.control.merging import merge_labels, merge_patch
 from lamella.control.naming import new_name
 from lamella.control.placement import Placement, place
 from lamella.model.errors import Conflict, DeadlineExceeded, Invalid, NotFound, Unavailable, Unsupported
 from lamella.model.ids import check_name
-from lamella.model.image import Image
 from lamella.model.instance import Decision, Instance, InstanceSpec, Isolation, Phase, Power
 from lamella.model.network import Network
 from lamella.model.requests import InstanceCreate, Principal, ResourcePatch, ResourcePut
 from lamella.model.resource import Resource, now
 from lamella.store.store import Audit, Change, Store, Transaction
-
-PowerVerb = Literal["start", "stop", "restart", "pause", "resume"]
 
 # What cannot change after an instance was made, and what to do instead.
 FIXED = ("image", "isolation", "nics", "disk", "remove_on_exit", "stdin", "terminal")
@@ -274,108 +274,6 @@ class Instances:
         return latest
 
 
-def settled(instance: Instance) -> bool:
-    """Whether the host has seen the newest intent and come to rest with it."""
-    status, spec = instance.status, instance.spec
-    if status.observed_generation < instance.generation or instance.deleted_at is not None:
-        return False
-    if status.phase is Phase.FAILED:
-        return True
-    if spec.power is Power.STOPPED:
-        return status.phase is Phase.STOPPED
-    if status.epoch < spec.epoch:
-        return False
-    if spec.power is Power.PAUSED:
-        return status.phase in (Phase.PAUSED, Phase.STOPPED)
-    return status.phase in (Phase.RUNNING, Phase.STOPPED)
-
-
-def _stopped(instance: Instance) -> bool:
-    status = instance.status
-    over = status.phase is Phase.STOPPED and status.epoch >= instance.spec.epoch
-    return over or status.phase is Phase.FAILED
-
-
-CONDITIONS: dict[str, Callable[[Instance], bool]] = {
-    "settled": settled,
-    # What ran and is over already was running: nobody waits for a moment that has passed.
-    "running": lambda instance: instance.status.phase is Phase.RUNNING or _stopped(instance),
-    "stopped": _stopped,
-    "removed": lambda instance: False,
-}
-
-
-def apply_power(instance: Instance, verb: PowerVerb) -> None:
-    """Change the intent of *instance* as *verb* says; what is so already stays as it is.
-
-    :raise Conflict: when the verb makes no sense in the state that it is in.
-    """
-    spec, phase = instance.spec, instance.status.phase
-    if verb == "start":
-        resting = phase in (Phase.STOPPED, Phase.FAILED) and instance.status.epoch >= spec.epoch
-        if spec.power is Power.STOPPED or resting:
-            spec.epoch += 1
-        spec.power = Power.RUNNING
-    elif verb == "stop":
-        spec.power = Power.STOPPED
-    elif verb == "restart":
-        spec.epoch += 1
-        spec.power = Power.RUNNING
-    elif verb == "pause":
-        if phase not in (Phase.RUNNING, Phase.PAUSED, Phase.STARTING):
-            raise Conflict(f"{instance.name} is {phase}; only a running instance can be paused", hint="start it first")
-        spec.power = Power.PAUSED
-    else:
-        if spec.power is not Power.PAUSED:
-            raise Conflict(f"{instance.name} is not paused", hint="`lamella start` starts a stopped one")
-        spec.power = Power.RUNNING
-
-
-def find_instance(tx: Transaction, project: str, name: str) -> Instance:
-    """By name or id.
-
-    :raise NotFound: with the way to see what there is.
-    """
-    return _find(tx, "instance", project, name)
-
-
-def _find(tx: Transaction, kind: str, project: str, name: str) -> Any:
-    found = tx.get(kind, project, name)
-    if found is None:
-        by_id = tx.by_id(name)
-        found = by_id if by_id is not None and by_id.kind == kind and by_id.project == project else None
-    if found is None:
-        raise NotFound(f"no {kind} is called {name!r} in project {project}", hint="lamella ps -a lists the instances")
-    return found
-
-
-def find_image(tx: Transaction, project: str, reference: str) -> Image:
-    """The image called so in *project*, else in ``default``; also by id or digest.
-
-    :raise NotFound: with the command that would make it.
-    """
-    for where in dict.fromkeys((project, "default")):
-        found = tx.get("image", where, reference)
-        if found is not None and found.status.digest:
-            return found
-    if reference.startswith(("img_", "sha256:")):
-        for image in tx.list("image"):
-            if reference in (image.id, image.status.digest) and image.project in (project, "default"):
-                return image
-    raise NotFound(f"there is no image {reference!r} here", hint=how_to_get(reference), field="spec.image")
-
-
-def how_to_get(reference: str) -> str:
-    """The command that would bring an image of this name."""
-    if reference.startswith("debian:"):
-        return f"build it: lamella image build {reference}"
-    if reference.startswith("docker://"):
-        return f"pull it: lamella image pull {reference}"
-    if "/" in reference:
-        return f"pull it: lamella image pull docker://{reference}"
-    return f"bring it in: lamella image pull docker://HOST/{reference}, or lamella image import FILE --name {reference}"
-
-
 def _need_project(tx: Transaction, project: str) -> None:
     if tx.get("project", "default", project) is None:
         raise NotFound(f"there is no project {project!r}", hint="lamella project ls lists them", field="project")
@@ -405,25 +303,3 @@ def _unused_name(tx: Transaction, project: str) -> str:
         name = new_name()
         if tx.get("instance", project, name) is None:
             return name
-
-
-def merge_labels(labels: dict[str, str], patch: dict[str, str | None]) -> None:
-    """RFC 7396 over labels, in place."""
-    for key, value in patch.items():
-        if value is None:
-            labels.pop(key, None)
-        else:
-            labels[key] = value
-
-
-def merge_patch(target: Any, patch: Any) -> Any:
-    """*target* with *patch* merged in: RFC 7396, section 2."""
-    if not isinstance(patch, dict):
-        return patch
-    result: dict[str, Any] = dict(target) if isinstance(target, dict) else {}  # pyright: ignore[reportUnknownArgumentType]
-    for key, value in patch.items():  # pyright: ignore[reportUnknownVariableType]
-        if value is None:
-            result.pop(key, None)  # pyright: ignore[reportUnknownArgumentType]
-        else:
-            result[key] = merge_patch(result.get(key), value)  # pyright: ignore[reportUnknownArgumentType]
-    return result

@@ -11,7 +11,9 @@ from lamella.control.defaults import ensure_defaults
 from lamella.control.desk import Desk
 from lamella.control.doctor import diagnose
 from lamella.control.images import Images
-from lamella.control.instances import Instances, PowerVerb, merge_labels
+from lamella.control.instances import Instances
+from lamella.control.intent import PowerVerb
+from lamella.control.merging import merge_labels
 from lamella.control.presence import Presence
 from lamella.model.assignment import HostAgent
 from lamella.model.contract import Contract

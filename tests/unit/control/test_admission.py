@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from lamella.control.addressing import FIRST_ID, ID_RANGES, IDS_EACH, free_address, free_id_range, mac_of
 from lamella.control.admission import Taken, admit, check_spec, command_of
-from lamella.control.instances import apply_power, merge_patch, settled
+from lamella.control.intent import apply_power, settled
+from lamella.control.merging import merge_patch
 from lamella.control.placement import Placement, place
 from lamella.model.errors import Conflict, Invalid, NoRoom, Unsupported
 from lamella.model.host import Capability, Host, HostSpec, HostStatus

@@ -1,0 +1,53 @@
+"""Finding what a request names, or saying how to get it."""
+
+from typing import Any
+
+from lamella.model.errors import NotFound
+from lamella.model.image import Image
+from lamella.model.instance import Instance
+from lamella.store.store import Transaction
+
+
+def find_instance(tx: Transaction, project: str, name: str) -> Instance:
+    """By name or id.
+
+    :raise NotFound: with the way to see what there is.
+    """
+    return _find(tx, "instance", project, name)
+
+
+def _find(tx: Transaction, kind: str, project: str, name: str) -> Any:
+    found = tx.get(kind, project, name)
+    if found is None:
+        by_id = tx.by_id(name)
+        found = by_id if by_id is not None and by_id.kind == kind and by_id.project == project else None
+    if found is None:
+        raise NotFound(f"no {kind} is called {name!r} in project {project}", hint="lamella ps -a lists the instances")
+    return found
+
+
+def find_image(tx: Transaction, project: str, reference: str) -> Image:
+    """The image called so in *project*, else in ``default``; also by id or digest.
+
+    :raise NotFound: with the command that would make it.
+    """
+    for where in dict.fromkeys((project, "default")):
+        found = tx.get("image", where, reference)
+        if found is not None and found.status.digest:
+            return found
+    if reference.startswith(("img_", "sha256:")):
+        for image in tx.list("image"):
+            if reference in (image.id, image.status.digest) and image.project in (project, "default"):
+                return image
+    raise NotFound(f"there is no image {reference!r} here", hint=how_to_get(reference), field="spec.image")
+
+
+def how_to_get(reference: str) -> str:
+    """The command that would bring an image of this name."""
+    if reference.startswith("debian:"):
+        return f"build it: lamella image build {reference}"
+    if reference.startswith("docker://"):
+        return f"pull it: lamella image pull {reference}"
+    if "/" in reference:
+        return f"pull it: lamella image pull docker://{reference}"
+    return f"bring it in: lamella image pull docker://HOST/{reference}, or lamella image import FILE --name {reference}"
