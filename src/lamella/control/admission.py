@@ -26,6 +26,7 @@ from lamella.model.instance import (
 )
 from lamella.model.network import Network, Port, PortSpec, PortStatus
 from lamella.model.resource import Labels, new_resource, now
+from lamella.model.signals import signal_number
 from lamella.model.storage import Volume, VolumeForm, VolumeSpec, VolumeStatus
 
 FORMS = {Isolation.CONTAINER: VolumeForm.FILESYSTEM, Isolation.MICROVM: VolumeForm.BLOCK}
@@ -67,6 +68,11 @@ def check_spec(spec: InstanceSpec) -> None:
             hint="begin it with /",
             field="spec.working_directory",
         )
+    if spec.stop_signal is not None:
+        try:
+            signal_number(spec.stop_signal)
+        except Invalid as error:
+            raise Invalid(error.message, hint=error.hint, field="spec.stop_signal") from error
     for nic in spec.nics:
         check_publish(nic.publish)
 

@@ -17,7 +17,7 @@ from lamella.control.merging import merge_labels
 from lamella.control.presence import Presence
 from lamella.model.assignment import HostAgent
 from lamella.model.contract import Contract
-from lamella.model.errors import Conflict, NotFound, Unavailable, Unsupported
+from lamella.model.errors import Conflict, DeadlineExceeded, NotFound, Unavailable, Unsupported
 from lamella.model.files import FileInfo
 from lamella.model.instance import Instance, Phase
 from lamella.model.kinds import AnyResource
@@ -184,7 +184,7 @@ class Layer:
 
     async def kill(self, who: Principal, project: str, name: str, signal: str) -> Instance:
         number = signal_number(signal)
-        instance = await self._running(project, name)
+        instance = await self._running(project, name, paused=number == SIGKILL)
         if number == SIGKILL:
             # Intent, so that no restart policy undoes what was killed by hand.
             return await self.instances.power(who, project, name, "stop", timeout=0, wait=30)
@@ -200,12 +200,15 @@ class Layer:
 
     # --- instances: through their host
 
-    async def _running(self, project: str, name: str) -> Instance:
+    async def _running(self, project: str, name: str, *, paused: bool = False) -> Instance:
+        """The instance, when it runs, or is *paused* and that will do."""
         instance: Instance = await self.store.get("instance", project, name)
         if instance.status.phase in (Phase.PENDING, Phase.STARTING) and instance.deleted_at is None:
             # Somebody who asks right after `run -d` waits a moment rather than being refused.
             instance = await self.instances.wait_for(instance, "settled", timeout=30)
         if instance.status.phase is Phase.PAUSED:
+            if paused:
+                return instance
             raise Conflict(f"{instance.name} is paused", hint=f"lamella resume {instance.name}")
         if instance.status.phase is not Phase.RUNNING:
             raise Conflict(
@@ -228,6 +231,13 @@ class Layer:
         self, who: Principal, project: str, name: str, *, follow: bool, tail: int | None, since: datetime | None
     ) -> AsyncIterator[LogEntry]:
         instance: Instance = await self.store.get("instance", project, name)
+        if instance.spec.epoch == 0:
+            # It never ran, and nobody asked it to.
+            return
+        if instance.status.phase is Phase.PENDING:
+            # Somebody who asks right after `run -d` waits a moment rather than being refused.
+            with suppress(DeadlineExceeded):
+                await self.instances.wait_for(instance, "settled", timeout=30)
         async for entry in self._agent(instance).logs(instance.id, follow=follow, tail=tail, since=since):
             yield entry
 
