@@ -1,7 +1,9 @@
-/* lamella-pause: makes namespaces, says so, and holds them.
+/* lamella-pause: makes namespaces, or joins some, says so, and holds them.
  *
- *   lamella-pause [--unshare mnt,net,user] [--slave] [--loopback] [--sysctl PATH=VALUE]... [--ready FD] [--hold FD] [--mark MARK]
+ *   lamella-pause [--unshare mnt,net,user] [--join FD]... [--slave] [--loopback] [--sysctl PATH=VALUE]... [--ready FD] [--hold FD]
+ *                 [--mark MARK]
  *
+ * --join      be in the namespace that FD is a descriptor of
  * --slave     mounts of the host still come in, ours never go out
  * --loopback  bring `lo` up in the network namespace
  * --sysctl    write VALUE to /proc/sys/PATH once the namespaces are made
@@ -45,6 +47,10 @@ static int flags_of(char *names) {
     return flags;
 }
 
+static void join(int fd) {
+    if (setns(fd, 0) < 0 || close(fd) < 0) fail("setns");
+}
+
 static void loopback_up(void) {
     struct ifreq request = {.ifr_name = "lo", .ifr_flags = IFF_UP};
     int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
@@ -75,6 +81,7 @@ int main(int argc, char **argv) {
         if (!strcmp(argv[i], "--loopback")) { loopback = 1; continue; }
         if (!value) { errno = EINVAL; fail(argv[i]); }
         if (!strcmp(argv[i], "--unshare")) flags = flags_of(value);
+        else if (!strcmp(argv[i], "--join")) join(atoi(value));
         else if (!strcmp(argv[i], "--ready")) ready = atoi(value);
         else if (!strcmp(argv[i], "--hold")) hold = atoi(value);
         else if (!strcmp(argv[i], "--sysctl") && sysctls < 16) sysctl[sysctls++] = value;

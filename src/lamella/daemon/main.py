@@ -7,12 +7,17 @@ import os
 import platform
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lamella.daemon.home import find_home, furnish, lock
 from lamella.host.compute.driver import Home
 from lamella.model.errors import LamellaError
 from lamella.version import __version__
+
+if TYPE_CHECKING:
+    from lamella.host.linux.room import Room
 
 ROLES = ("all", "control", "host")
 
@@ -76,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
             purge(home)
             return 0
+        room = None
         if args.role != "control":
             from lamella.host.linux.room import Room
 
@@ -85,12 +91,12 @@ def run(args: argparse.Namespace) -> int:
         import uvloop
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(serve(home, args))
+            return runner.run(serve(home, args, room))
     finally:
         os.close(held)
 
 
-async def serve(home: Home, args: argparse.Namespace) -> int:
+async def serve(home: Home, args: argparse.Namespace, room: "Room | None") -> int:
     """Be the daemon until a signal says otherwise."""
     from lamella.daemon.roles import Role, compose
 
@@ -106,7 +112,7 @@ async def serve(home: Home, args: argparse.Namespace) -> int:
         control=args.control,
         bundle=args.bundle,
     )
-    async with compose(home, role):
+    async with room.kept() if room else nullcontext(), compose(home, role):
         logging.getLogger("lamella.daemon").info("ready home=%s role=%s pid=%d", home.path, args.role, os.getpid())
         await stopping.wait()
     return 0

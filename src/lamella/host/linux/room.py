@@ -3,21 +3,41 @@
 The daemon joins the mount namespace before it has any thread, so what one daemon mounted the next one sees. Mounts of the host
 come in (propagation ``slave``), none of ours goes out. Where the host mixes cgroup versions, the room has a pure version 1
 view of the same groups, because ``crun`` refuses the mixture; the host's own view is untouched.
+
+The network namespace is bound to a file that only the room sees. So whoever is in the room has both, and a holder that is killed
+is replaced by another in the same room: while the daemon lives by the daemon, else by the next one, through any shim in there.
 """
 
+import asyncio
+import logging
 import os
 import select
 import signal
 import time
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from lamella.host.compute.driver import Home
 from lamella.host.linux import binaries, cgroup, mounts, syscalls
-from lamella.host.linux.processes import all_pids, bears_mark, environment, keep_descriptors, spawn, start_time
-from lamella.model.errors import Internal, Unsupported
+from lamella.host.linux.processes import (
+    all_pids,
+    bears_mark,
+    environment,
+    first_readable,
+    keep_descriptors,
+    marked,
+    spawn,
+    start_time,
+)
+from lamella.model.errors import Internal, LamellaError, Unsupported
 
 CGROUP = cgroup.ROOT
+
+# How long after a failure to replace the holder it is tried again, in seconds.
+AGAIN = 5.0
+
+log = logging.getLogger("lamella.room")
 
 
 class Room:
@@ -26,6 +46,7 @@ class Room:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._file = home.run / "room"
+        self._pin = home.run / "room.net"
 
     def holder(self) -> int | None:
         """The pid of the living holder, checked by its start time and mark; ``None`` when there is none."""
@@ -46,7 +67,7 @@ class Room:
         return Path(f"/proc/{self._living()}/ns/net")
 
     def ensure(self) -> int:
-        """Find the holder, or start one; returns its pid.
+        """Find the holder, or start one: in the room that is there, else in a new one. Returns its pid.
 
         :raise Unsupported: when this machine does not let us make namespaces.
         """
@@ -54,27 +75,87 @@ class Room:
         if pid is not None:
             return pid
         self._home.run.mkdir(parents=True, exist_ok=True)
-        pid = self._start()
-        # Written down only when it is furnished: a holder that no file names is killed by the next who comes.
-        self._furnish(pid)
+        # A holder that no file names was started by a daemon that died before it could write it down.
+        former = marked_holders(self._home.mark)
+        pid = self._start_beside()
+        if pid is None:
+            pid = self._start("--unshare", "mnt,net", "--slave", "--loopback")
+            # Written down only when it is furnished: a holder that no file names is killed by the next who comes.
+            self._furnish(pid)
+        for left in former:
+            with suppress(ProcessLookupError):
+                os.kill(left, signal.SIGKILL)
+        # The room outlives a shortage of memory: whoever made the shortage ends first.
+        with suppress(OSError):
+            Path(f"/proc/{pid}/oom_score_adj").write_text("-1000")
         new = self._file.with_suffix(".new")
         new.write_text(f"{pid} {start_time(pid)}\n")
         new.rename(self._file)
         return pid
 
-    def _start(self) -> int:
-        for name in marked_holders(self._home.mark):
-            # A holder that no file names was started by a daemon that died before it could write it down.
-            with suppress(ProcessLookupError):
-                os.kill(name, signal.SIGKILL)
+    @asynccontextmanager
+    async def kept(self) -> AsyncGenerator[None]:
+        """While inside, a holder that ends is replaced at once. The process has joined the room."""
+        watch = asyncio.create_task(self._keep(), name="room")
+        try:
+            yield
+        finally:
+            watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await watch
+
+    async def _keep(self) -> None:
+        while True:
+            try:
+                await self._holder_ended()
+                log.error("the holder of the room was ended by somebody; another one takes its place")
+                await asyncio.to_thread(self.ensure)
+            except (LamellaError, OSError) as error:
+                log.error("the room has no holder: %s", error)
+                await asyncio.sleep(AGAIN)
+
+    async def _holder_ended(self) -> None:
+        pid = self.holder()
+        if pid is None:
+            return
+        try:
+            watched = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            # The number is held now: is it still the one that was meant?
+            if self.holder() == pid:
+                await first_readable([watched])
+        finally:
+            os.close(watched)
+        _reap(pid)
+
+    def _start_beside(self) -> int | None:
+        """Start a holder of the room that one of us is still in: this process, or what outlived the holder, such as a shim."""
+        for pid in (os.getpid(), *marked(self._home.mark)):
+            if not any(entry.point == str(self._pin) and entry.kind == "nsfs" for entry in mounts.table(pid)):
+                continue
+            opened: list[int] = []
+            try:
+                for path in (f"/proc/{pid}/root{self._pin}", f"/proc/{pid}/ns/mnt"):
+                    opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                return self._start("--join", "4", "--join", "5", files={4: opened[0], 5: opened[1]})
+            except OSError as error:
+                # It may have ended meanwhile; then the next one tells the way.
+                log.warning("the room cannot be entered by process %d: %s", pid, error)
+            finally:
+                for descriptor in opened:
+                    os.close(descriptor)
+        return None
+
+    def _start(self, *how: str, files: Mapping[int, int] | None = None) -> int:
         ready, theirs = os.pipe()
         errors, their_errors = os.pipe()
-        argv = [str(binaries.own("lamella-pause")), "--unshare", "mnt,net", "--slave", "--loopback", "--ready", "3"]
         try:
             child = spawn(
-                [*argv, "--mark", self._home.mark],
+                [str(binaries.own("lamella-pause")), *how, "--ready", "3", "--mark", self._home.mark],
                 environment=environment(self._home.mark),
-                files={2: their_errors, 3: theirs},
+                files={2: their_errors, 3: theirs, **(files or {})},
                 session=True,
             )
         finally:
@@ -98,13 +179,16 @@ class Room:
         )
 
     def _furnish(self, pid: int) -> None:
-        """Make the cgroup view inside, from a process of its own: ours stays where it is until it joins."""
+        """Make the cgroup view inside and bind the network, from a process of its own: ours stays where it is until it joins."""
         errors, theirs = os.pipe()
         child = os.fork()
         if child == 0:
             try:
                 enter(pid)
                 view_cgroups(self._home.mark)
+                # Last: by it a room is known that is furnished.
+                self._pin.touch(mode=0o600)
+                syscalls.mount(f"/proc/{pid}/ns/net", str(self._pin), None, syscalls.MS_BIND)
                 os._exit(0)
             except BaseException as error:
                 os.write(theirs, str(error).encode())
@@ -138,8 +222,11 @@ class Room:
             deadline = time.monotonic() + 5
             while start_time(pid) is not None and time.monotonic() < deadline:
                 time.sleep(0.002)
-            with suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
+            _reap(pid)
+        # For us, when we are in the room ourselves, it is a mount; for everybody else a plain file.
+        with suppress(OSError):
+            syscalls.umount(str(self._pin))
+        self._pin.unlink(missing_ok=True)
         self._file.unlink(missing_ok=True)
 
     def _living(self) -> int:
@@ -149,13 +236,20 @@ class Room:
         return pid
 
 
+def _reap(pid: int) -> None:
+    """Take the end of a holder that may be a child of ours; it does not wait."""
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
 def marked_holders(mark: str) -> list[int]:
     """Processes named lamella-pause that hold a room of *mark* (the ones of instances hold with ``--hold``)."""
     found: list[int] = []
     for pid in all_pids():
         with suppress(OSError):
             argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if argv[0].endswith(b"/lamella-pause") and b"--slave" in argv and bears_mark(pid, mark):
+            holds = b"--slave" in argv or b"--join" in argv
+            if argv[0].endswith(b"/lamella-pause") and holds and bears_mark(pid, mark):
                 found.append(pid)
     return found
 
