@@ -5,6 +5,8 @@ from typing import Any
 
 import msgspec
 
+from lamella.host.linux.processes import keep_descriptors
+
 _JSON, _NUMERIC_PROTOCOL = 1 << 4, 1 << 7
 
 
@@ -25,6 +27,8 @@ class Nft:
     def __init__(self) -> None:
         self._library = _load()
         self._context = ctypes.c_void_p(self._library.nft_ctx_new(0))
+        # The library lets its socket go on to every program that we start, and conmon would keep it for as long as it lives.
+        keep_descriptors()
         self._library.nft_ctx_buffer_output(self._context)
         self._library.nft_ctx_buffer_error(self._context)
 
