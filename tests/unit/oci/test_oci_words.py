@@ -12,7 +12,7 @@ from lamella.host.compute.driver import Home
 from lamella.host.compute.oci import logs, shim
 from lamella.host.compute.oci.driver import signal_number
 from lamella.host.compute.oci.identity import Identity, look_up, resolve
-from lamella.host.compute.oci.layout import Places
+from lamella.host.compute.oci.layout import LOG_BOUND, Places
 from lamella.host.compute.oci.mechanisms import capability_names
 from lamella.host.compute.oci.seccomp import ALLOWED, ARCHITECTURES, REFUSED, profile
 from lamella.model.errors import CannotRun, Invalid, Unsupported
@@ -177,3 +177,11 @@ def test_a_profile_for_each_architecture(machine: str) -> None:
 def test_capabilities_have_names(mask: int) -> None:
     assert len(capability_names(mask)) == mask.bit_count()
     assert capability_names(1 << 21) == ["sys_admin"]
+
+
+async def test_a_log_that_is_written_faster_than_it_is_read_has_an_end(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"2026-01-01T00:00:00+00:00 stdout F y\n" * (2 * LOG_BOUND // 37))
+    for tail in (None, 1_000_000):
+        read = [entry async for entry in logs.entries(log, ended=None, tail=tail)]
+        assert LOG_BOUND * 0.9 < 37 * len(read) < LOG_BOUND * 1.1

@@ -6,11 +6,12 @@ The file begins anew when it is full; the reader notices by its inode and goes o
 import asyncio
 import os
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
+from lamella.host.compute.oci.layout import LOG_BOUND
 from lamella.host.linux.inotify import MODIFY, Watch
 from lamella.model.usage import LogEntry
 
@@ -33,6 +34,15 @@ def parse(line: bytes) -> LogEntry | None:
     return LogEntry(at=at, stream=fields[1].decode(), data=fields[3] + end)
 
 
+def _goes_on(line: bytes) -> bool:
+    """Whether what follows belongs to the same line of the container's."""
+    return line.split(b" ", 3)[2:3] == [b"P"]
+
+
+def _parsed(lines: Iterable[bytes]) -> Iterator[LogEntry]:
+    return (entry for entry in map(parse, lines) if entry is not None)
+
+
 class _Reader:
     """Whole lines of a file that grows and may be replaced."""
 
@@ -40,9 +50,10 @@ class _Reader:
         self._path = path
         self._fd = -1
         self._rest = b""
+        self.taken = 0
 
-    def read(self) -> list[LogEntry]:
-        """What is new, up to a chunk; empty when there is nothing now."""
+    def read(self) -> list[bytes]:
+        """The lines that are new, up to a chunk; empty when there is nothing now."""
         if self._fd < 0:
             try:
                 self._fd = os.open(self._path, os.O_RDONLY)
@@ -53,8 +64,9 @@ class _Reader:
             self.close()
             self._rest = b""
             return self.read()
+        self.taken += len(data)
         *lines, self._rest = (self._rest + data).split(b"\n")
-        return [entry for entry in (parse(line) for line in lines) if entry is not None]
+        return lines
 
     def _replaced(self) -> bool:
         try:
@@ -74,19 +86,23 @@ async def entries(
     """The log, oldest first: the last *tail* lines, what is not older than *since*; with *ended*, also what comes until it is set."""
     reader = _Reader(path)
     try:
-        old: deque[list[LogEntry]] = deque(maxlen=tail) if tail is not None else deque()
-        line: list[LogEntry] = []
-        while pieces := reader.read():
-            for entry in pieces:
-                line.append(entry)
-                if entry.data.endswith(b"\n"):
-                    old.append(line)
+        kept: deque[list[bytes]] = deque(maxlen=tail)
+        line: list[bytes] = []
+        # No more than a log may hold: one that is written faster than we read is never read to its end.
+        while reader.taken < LOG_BOUND and (lines := reader.read()):
+            for piece in lines if tail is not None else ():
+                line.append(piece)
+                if not _goes_on(piece):
+                    kept.append(line)
                     line = []
+            for entry in _parsed(lines if tail is None else ()):
+                if since is None or entry.at >= since:
+                    yield entry
             await asyncio.sleep(0)
         if line:
-            old.append(line)
-        for group in old:
-            for entry in group:
+            kept.append(line)
+        for lines in kept:
+            for entry in _parsed(lines):
                 if since is None or entry.at >= since:
                     yield entry
         if ended is not None:
@@ -112,8 +128,8 @@ async def _follow(reader: _Reader, path: Path, ended: asyncio.Event) -> AsyncIte
             with suppress(FileNotFoundError):
                 watch = Watch(path, MODIFY | _ATTRIB | _MOVE_SELF | _DELETE_SELF, lambda _: woken.set())
             last = ended.is_set()
-            while pieces := reader.read():
-                for entry in pieces:
+            while lines := reader.read():
+                for entry in _parsed(lines):
                     yield entry
                 await asyncio.sleep(0)
             if last:
