@@ -3,6 +3,7 @@
 import os
 import select
 import socket
+import struct
 import subprocess
 from ipaddress import IPv4Interface
 from pathlib import Path
@@ -47,6 +48,29 @@ def test_outbound_takes_the_hosts_address(world: World) -> None:
     assert world.ask("i0", "203.0.113.9", 80) == "web 203.0.113.1"
     assert world.ask("i0", "203.0.113.9", 53, UDP) == "dns 203.0.113.1"
     assert "1 received" in world.in_("i0", "ping", "-c1", "-W1", "203.0.113.9")
+
+
+def test_a_segment_without_flags_does_not_end_a_connection(world: World) -> None:
+    connect(world, port(2))
+    server = world.endpoint("internet")
+    server.bind(("203.0.113.9", 80))
+    server.listen()
+    world.endpoint("i0").connect(("203.0.113.9", 80))
+    peer, (address, number) = server.accept()
+    world.sockets.append(peer)
+    raw = world.inside("internet", lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP))
+    world.sockets.append(raw)
+    # What user-mode networks send to tell a window: no flag at all, so connection tracking calls it invalid.
+    segment = struct.pack("!HHIIBBHHH", 80, number, 1, 0, 5 << 4, 0, 254, 0, 0)
+    ends = socket.inet_aton("203.0.113.9") + socket.inet_aton(address) + struct.pack("!BBH", 0, 6, len(segment))
+    total = sum(struct.unpack(f"!{(len(ends) + len(segment)) // 2}H", ends + segment))
+    check = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    raw.sendto(segment[:16] + struct.pack("!H", check) + segment[18:], (address, 0))
+    raw.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        # The host would answer with a reset, which not every peer checks as well as Linux does.
+        while not raw.recv(100)[20 + 13] & 4:
+            pass
 
 
 def test_a_published_port_is_reached_from_everywhere(world: World) -> None:

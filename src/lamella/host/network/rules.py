@@ -9,7 +9,9 @@ def host_rules(table: str, uplink: str, between: Transfer) -> str:
 
     Outbound traffic comes masqueraded to the uplink's address from the layer already, so instance subnets never meet the
     host's routes; here it takes the host's address. ``guard`` makes up for ``route_localnet``, which lets replies to
-    127.0.0.1 come back: nobody may come in by it.
+    127.0.0.1 come back: nobody may come in by it. It also drops TCP segments without any flag, which no stack listens to, but
+    some send (pasta of Debian 12, to announce a window): to connection tracking they are invalid, so they would not be led
+    back to the instance, and the host would answer them with a reset that ends the instance's connection.
     """
     inner = between.layer.ip
     return f"""
@@ -24,6 +26,7 @@ add chain ip {table} postrouting {{ type nat hook postrouting priority srcnat; p
 flush table ip {table}
 add rule ip {table} guard iifname "{uplink}" ip daddr 127.0.0.0/8 drop
 add rule ip {table} guard iifname "{uplink}" ip saddr != {inner} drop
+add rule ip {table} guard tcp flags & (fin | syn | rst | psh | ack | urg) == 0 drop
 add rule ip {table} prerouting fib daddr type local jump published
 add rule ip {table} output fib daddr type local jump published
 add rule ip {table} published dnat ip to ip daddr . meta l4proto . th dport map @specific
