@@ -2,12 +2,15 @@
 
 import os
 import signal
+import stat
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from tests.house import BIN
 
-from lamella.host.linux.processes import parent, start_time
+from lamella.host.linux.processes import all_pids, command_line, parent, start_time
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
@@ -51,7 +54,7 @@ def _holder(room: Path) -> int:
 
 def _spaces(pid: int) -> tuple[str, str]:
     until(f"{pid} is not in the room yet", lambda: start_time(pid) is not None)
-    return os.readlink(f"/proc/{pid}/ns/mnt"), os.readlink(f"/proc/{pid}/ns/net")
+    return str(Path(f"/proc/{pid}/ns/mnt").readlink()), str(Path(f"/proc/{pid}/ns/net").readlink())
 
 
 def test_no_descriptor_of_the_daemon_goes_on_to_what_outlives_it(layer) -> None:
@@ -69,7 +72,47 @@ def _sockets(pid: int) -> set[str]:
     links = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
-            links.append(os.readlink(entry))
+            links.append(str(entry.readlink()))
         except FileNotFoundError:
             continue
     return {link for link in links if link.startswith("socket:")}
+
+
+@pytest.mark.parametrize("level", ["container", "microvm"])
+def test_other_users_of_the_host_read_no_environment(layer, level: str) -> None:
+    """What everybody may read below the layer's directory, and in the list of processes, tells nobody a secret."""
+    layer.lamella(
+        "run", "-d", "--isolation", level, "--name", f"box-{level}", "-e", "A=hush-a", "busybox", "--", "sleep", "1000"
+    )
+    execs = [
+        subprocess.Popen(
+            [str(BIN / "lamella"), "exec", *options, "-e", "B=hush-b", f"box-{level}", "--", "sh", "-c", "echo begun; exec sleep 1000"],
+            env=layer.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        )
+        for options in ([], ["-t"])
+    ]  # fmt: skip
+    try:
+        for process in execs:
+            assert process.stdout is not None and process.stdout.readline().strip() == b"begun"
+        told = {str(path): path.read_bytes() for path in _open_to_all(layer.home / "run")}
+        assert [path for path, text in told.items() if b"hush-" in text] == []
+        # Our own commands name it; what the layer starts must not.
+        ours = {process.pid for process in execs}
+        assert [pid for pid in all_pids() if pid not in ours and b"hush-" in b" ".join(command_line(pid))] == []
+    finally:
+        for process in execs:
+            process.kill()
+            process.communicate()
+    layer.lamella("rm", "--force", f"box-{level}")
+
+
+def _open_to_all(directory: Path) -> list[Path]:
+    """Files that anybody may read who may pass *directory*."""
+    found: list[Path] = []
+    for entry in directory.iterdir():
+        mode = entry.lstat().st_mode
+        if stat.S_ISDIR(mode) and mode & stat.S_IXOTH:
+            found += _open_to_all(entry)
+        elif stat.S_ISREG(mode) and mode & stat.S_IROTH:
+            found.append(entry)
+    return found

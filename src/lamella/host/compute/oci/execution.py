@@ -235,7 +235,8 @@ async def execute(runtime: ExecRuntime, process: Process, folder: Path, *, stdin
 
     :raise OSError: when the runtime itself cannot be run.
     """
-    folder.mkdir(parents=True)
+    # Its environment is nobody else's business.
+    folder.mkdir(mode=0o700, parents=True)
     (folder / "process.json").write_bytes(msgspec.json.encode(process))
     if process.terminal:
         return await _with_terminal(runtime, folder)

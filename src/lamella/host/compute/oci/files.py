@@ -101,7 +101,7 @@ async def agent(
 
 
 def _write(folder: Path, process: Process) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(mode=0o700, parents=True)
     (folder / "process.json").write_bytes(msgspec.json.encode(process))
 
 
