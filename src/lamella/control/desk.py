@@ -87,9 +87,7 @@ class Desk:
         if not changes:
             return Assignments(revision=since, complete=False)
         revision = changes[-1].revision
-        touched: dict[str, Change] = {
-            c.id: c for c in changes if c.kind == "instance" and c.resource.status.host == host
-        }
+        touched = {c.id for c in changes if c.kind == "instance" and c.resource.status.host == host and _is_news(c)}
         wider = any(c.kind in ("network", "pool") for c in changes)
         if not touched and not wider:
             return Assignments(revision=revision, complete=False)
@@ -136,6 +134,13 @@ class Desk:
                 _take(tx, instance, item)
 
         await self._store.write(write)
+
+
+def _is_news(change: Change) -> bool:
+    """Whether a host has yet to hear of it: what its own report wrote, it knows."""
+    instance = change.resource
+    seen = instance.status.observed_generation >= instance.generation
+    return change.action == "deleted" or instance.deleted_at is not None or not seen
 
 
 def _assignment(tx: Transaction, instance: Instance) -> Assignment:

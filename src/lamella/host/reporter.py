@@ -11,6 +11,8 @@ from lamella.model.errors import LamellaError
 
 log = logging.getLogger("lamella.host.reporter")
 
+# What is only on its way (starting, stopping) is told after this many seconds, unless it has become something by then.
+PATIENCE = 0.03
 # How long to wait before telling again what control did not take, in seconds.
 RETRY = 1.0
 
@@ -39,18 +41,23 @@ class Reporter:
                 async with asyncio.timeout(2):
                     await self._desk.report(self._host, list(self._waiting.values()))
 
-    def tell(self, report: InstanceReport) -> None:
-        """Replace what was going to be said of this instance; its events are kept, in order."""
+    def tell(self, report: InstanceReport, *, patient: bool = False) -> None:
+        """Replace what was going to be said of this instance; its events are kept, in order. *patient* ones may wait a moment."""
         before = self._waiting.get(report.id)
         if before is not None:
             report = msgspec.structs.replace(report, events=[*before.events, *report.events])
         self._waiting[report.id] = report
-        self._wake.set()
+        if patient:
+            asyncio.get_running_loop().call_later(PATIENCE, self._wake.set)
+        else:
+            self._wake.set()
 
     async def _run(self) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            if not self._waiting:
+                continue
             batch, self._waiting = self._waiting, {}
             try:
                 await self._desk.report(self._host, list(batch.values()))

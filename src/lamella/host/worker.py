@@ -29,6 +29,8 @@ log = logging.getLogger("lamella.host.worker")
 ATTACH_WAIT = 60.0
 FIRST_RETRY = 0.5
 LONGEST_RETRY = 60.0
+# Nobody waits for these.
+PASSING_PHASES = frozenset({Phase.STARTING, Phase.STOPPING, Phase.DELETING})
 # Errors that trying again may cure; the others wait until somebody changes what is asked.
 PASSING = (Unavailable, NoRoom, Internal)
 
@@ -172,6 +174,8 @@ class Worker:
     async def _look(self) -> Observed | None:
         seen = await self.driver.observe(self.id)
         self._status, events = fold(self._status, seen, now())
+        if self._status.accelerator and not any(d.what == "accelerator" for d in self._status.decisions):
+            self.decide("accelerator", self._status.accelerator, self._status.accelerator_reason)
         self._events += events
         if events:
             self._tell()
@@ -350,7 +354,8 @@ class Worker:
         if shape == self._told and not self._events:
             return
         self._told = shape
-        self._reporter.tell(InstanceReport(id=self.id, status=self._status, events=self._take_events()))
+        report = InstanceReport(id=self.id, status=self._status, events=self._take_events())
+        self._reporter.tell(report, patient=self._status.phase in PASSING_PHASES and not report.events)
 
     def _take_events(self) -> list[tuple[str, str]]:
         events, self._events = self._events, []

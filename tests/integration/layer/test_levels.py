@@ -153,9 +153,11 @@ def test_the_contract_is_read_from_the_running_thing(layer, level: str, box: str
         assert contract["accelerator"] in ("kvm", "tcg") and contract["accelerator_reason"]
 
 
-def test_explain_gives_every_decision_with_its_reason(layer, box: str) -> None:
+def test_explain_gives_every_decision_with_its_reason(layer, level: str, box: str) -> None:
     told = json.loads(layer.out("explain", box, "-o", "json"))
-    assert {"image", "isolation", "host", "disk", "address"} <= {d["what"] for d in told["decisions"]}
+    what = {d["what"] for d in told["decisions"]}
+    assert {"image", "isolation", "host", "disk", "address"} <= what
+    assert ("accelerator" in what) == (level == "microvm")
     assert all(d["because"] for d in told["decisions"])
 
 
@@ -174,14 +176,21 @@ def test_stop_is_graceful_and_start_is_the_same_machine(layer, level: str) -> No
         "sh", "-c", "trap 'exit 5' TERM; echo run >> /root/runs; while :; do sleep 0.1; done",
     )  # fmt: skip
     layer.wait_phase(name, "running")
-    layer.lamella("exec", name, "--", "sh", "-c", "while ! [ -s /root/runs ]; do sleep 0.1; done")
+
+    def have_run(times: int) -> None:
+        layer.lamella(
+            "exec", name, "--", "sh", "-c", f"while [ $(cat /root/runs | wc -l) -lt {times} ]; do sleep 0.1; done"
+        )
+
+    have_run(1)
     layer.lamella("stop", name)
     assert layer.show(name)["status"]["exit_code"] == 5
     layer.lamella("start", name)
     layer.wait_phase(name, "running")
+    have_run(2)
     layer.lamella("restart", name)
     layer.wait_phase(name, "running")
-    layer.lamella("exec", name, "--", "sh", "-c", "while [ $(wc -l < /root/runs) -lt 3 ]; do sleep 0.1; done")
+    have_run(3)
     refused = layer.lamella("rm", name, check=False)
     assert refused.returncode == 1 and b"--force" in refused.stderr
     layer.lamella("kill", name)
