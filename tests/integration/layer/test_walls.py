@@ -116,3 +116,12 @@ def _open_to_all(directory: Path) -> list[Path]:
         elif stat.S_ISREG(mode) and mode & stat.S_IROTH:
             found.append(entry)
     return found
+
+
+def test_a_container_has_no_more_than_its_share_of_terminals(layer) -> None:
+    opened = layer.out(
+        "run", "--rm", "busybox", "--",
+        "sh", "-c", "n=0; while :; do eval \"exec $((n + 10))<>/dev/ptmx\"; n=$((n + 1)); echo $n; done 2>/dev/null",
+        check=False,
+    )  # fmt: skip
+    assert 200 <= int(opened.split()[-1]) <= 256

@@ -49,7 +49,8 @@ FILESYSTEMS = [
         destination="/dev/pts",
         type="devpts",
         source="devpts",
-        options=["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        # The kernel has some 3000 terminals for all containers together: without a bound, one takes them from everybody.
+        options=["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5", "max=256"],
     ),
     Mount(
         destination="/dev/shm",
