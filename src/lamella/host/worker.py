@@ -74,6 +74,8 @@ class Worker:
         self._rootfs: Rootfs | None = None
         self._wake = asyncio.Event()
         self._failures = 0
+        # Why the last run never began; it stays to be read until one does.
+        self._unbegun = [c for c in assignment.instance.status.conditions if c.reason == CannotRun.code]
         self._error: LamellaError | None = None
         self._attach: asyncio.Future[ProcessStream] | None = None
         self._attach_asked = asyncio.Event()
@@ -240,6 +242,7 @@ class Worker:
             )
         self._journal.write(self.id, step.epoch)
         await self.driver.start(self.id)
+        self._unbegun = []
         self._phase(Phase.RUNNING, ("instance.started", f"run {step.epoch} began"))
 
     async def _never_ran(self, asked: Assignment, error: CannotRun) -> None:
@@ -262,6 +265,8 @@ class Worker:
             finished_at=(seen.finished_at if seen is not None else None) or now(),
             restarts=self._status.restarts + restart,
         )
+        self._unbegun = [_not_ready(error)]
+        self._status.conditions = self._unbegun
         self._events.append(("instance.failed", error.message))
         self.decide(f"run {epoch}", f"ended with code {error.exit_code}", error.message)
         if self._attach is not None and not self._attach.done():
@@ -327,7 +332,7 @@ class Worker:
         self._tell()
 
     def _settle(self, generation: int) -> None:
-        self._status = msgspec.structs.replace(self._status, observed_generation=generation, conditions=[])
+        self._status = msgspec.structs.replace(self._status, observed_generation=generation, conditions=self._unbegun)
         self._tell()
 
     def _failed(self, error: LamellaError) -> float | None:
@@ -336,12 +341,9 @@ class Worker:
         self._failures += 1
         self._error = error
         passing = isinstance(error, PASSING)
-        condition = Condition(
-            type="Ready", status=False, reason=error.code, message=error.message, hint=error.hint, since=now()
-        )
         generation = self.asked.instance.generation
         self._status = msgspec.structs.replace(
-            self._status, phase=Phase.FAILED, conditions=[condition], observed_generation=generation
+            self._status, phase=Phase.FAILED, conditions=[_not_ready(error)], observed_generation=generation
         )
         if self._failures == 1:
             self._events.append(("instance.failed", error.message))
@@ -365,3 +367,7 @@ class Worker:
         """Note a decision of this host for ``explain``."""
         decision = Decision(at=now(), what=what, chosen=chosen, because=because)
         self._status.decisions = [*self._status.decisions, decision]
+
+
+def _not_ready(error: LamellaError) -> Condition:
+    return Condition(type="Ready", status=False, reason=error.code, message=error.message, hint=error.hint, since=now())
