@@ -48,6 +48,19 @@ def test_a_room_whose_holder_is_killed_goes_on(layer) -> None:
     layer.lamella("rm", "--force", "before")
 
 
+def test_a_microvm_leads_back_to_the_network_of_a_room_that_is_gone(layer) -> None:
+    layer.lamella("run", "-d", "--isolation", "microvm", "--name", "alone", "busybox", "--", "sh", "-c", SERVER)
+    address = layer.wait_phase("alone", "running")["status"]["address"]
+    room = layer.home / "run" / "room"
+    network = _spaces(_holder(room))[1]
+    layer.kill()
+    os.kill(_holder(room), signal.SIGKILL)
+    layer.start()
+    assert _spaces(_holder(room))[1] == network
+    assert layer.out("run", "--rm", "busybox", "--", "sh", "-c", f"nc {address} 80 </dev/null") == "served\n"
+    layer.lamella("rm", "--force", "alone")
+
+
 def _holder(room: Path) -> int:
     return int(room.read_text().split()[0])
 

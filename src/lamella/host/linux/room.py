@@ -6,15 +6,17 @@ view of the same groups, because ``crun`` refuses the mixture; the host's own vi
 
 The network namespace is bound to a file that only the room sees. So whoever is in the room has both, and a holder that is killed
 is replaced by another in the same room: while the daemon lives by the daemon, else by the next one, through any shim in there.
+When only microVMs are left, which are not in the room, their links lead back to its network; they need no mount of it.
 """
 
 import asyncio
+import fcntl
 import logging
 import os
 import select
 import signal
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -33,6 +35,9 @@ from lamella.host.linux.processes import (
 from lamella.model.errors import Internal, LamellaError, Unsupported
 
 CGROUP = cgroup.ROOT
+
+TAP = os.makedev(10, 200)  # /dev/net/tun: its path is no longer told when the room that it was opened in is gone
+TUNGETDEVNETNS = 0x54E3  # linux/if_tun.h
 
 # How long after a failure to replace the holder it is tried again, in seconds.
 AGAIN = 5.0
@@ -78,6 +83,12 @@ class Room:
         # A holder that no file names was started by a daemon that died before it could write it down.
         former = marked_holders(self._home.mark)
         pid = self._start_beside()
+        if pid is None and (network := _network_of_a_tap(marked(self._home.mark))) is not None:
+            try:
+                pid = self._start("--unshare", "mnt", "--slave", "--join", "4", files={4: network})
+            finally:
+                os.close(network)
+            self._furnish(pid)
         if pid is None:
             pid = self._start("--unshare", "mnt,net", "--slave", "--loopback")
             # Written down only when it is furnished: a holder that no file names is killed by the next who comes.
@@ -234,6 +245,28 @@ class Room:
         if pid is None:
             raise Internal("the room is not there", hint="start the daemon again")
         return pid
+
+
+def _network_of_a_tap(pids: Iterable[int]) -> int | None:
+    """A descriptor of the network namespace in which one of *pids* has a TAP: a microVM's QEMU keeps it alive by nothing else."""
+    for pid in pids:
+        with suppress(OSError):
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                if entry.stat().st_rdev == TAP:
+                    return _network(pid, int(entry.name))
+    return None
+
+
+def _network(pid: int, number: int) -> int:
+    process = os.pidfd_open(pid)
+    try:
+        tap = syscalls.descriptor_of(process, number)
+        try:
+            return fcntl.ioctl(tap, TUNGETDEVNETNS)
+        finally:
+            os.close(tap)
+    finally:
+        os.close(process)
 
 
 def _reap(pid: int) -> None:

@@ -7,7 +7,7 @@ import struct
 _libc = ctypes.CDLL(None, use_errno=True)
 
 # Numbers from 424 on are the same on every architecture (arch/*/entry/syscalls of the kernel).
-_OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442
+_OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _PIDFD_GETFD, _MOUNT_SETATTR = 428, 429, 437, 438, 442
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWCGROUP = 0x10000000, 0x20000000, 0x40000000, 0x02000000
@@ -58,6 +58,11 @@ def setns(fd: int, kind: int) -> None:
 def unshare(flags: int) -> None:
     """unshare(2)."""
     _check(_libc.unshare(flags), "unshare")
+
+
+def descriptor_of(pidfd: int, number: int) -> int:
+    """A descriptor of ours for what another process has open as *number* (pidfd_getfd(2), kernel 5.6)."""
+    return _check(_libc.syscall(_PIDFD_GETFD, pidfd, number, ctypes.c_uint(0)), "pidfd_getfd")
 
 
 def clone_mount(path: str) -> int:
