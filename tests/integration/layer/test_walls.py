@@ -61,6 +61,23 @@ def test_a_microvm_leads_back_to_the_network_of_a_room_that_is_gone(layer) -> No
     layer.lamella("rm", "--force", "alone")
 
 
+def test_a_network_that_somebody_else_keeps_does_not_keep_the_layer_from_starting(layer) -> None:
+    room = layer.home / "run" / "room"
+    former = _spaces(_holder(room))
+    environment = {key: value for key, value in os.environ.items() if key != "LAMELLA_MARK"}
+    stranger = subprocess.Popen(["nsenter", f"--net=/proc/{_holder(room)}/ns/net", "sleep", "1000"], env=environment)
+    try:
+        until("not in there", lambda: str(Path(f"/proc/{stranger.pid}/ns/net").readlink()) == former[1])
+        layer.kill()
+        os.kill(_holder(room), signal.SIGKILL)
+        layer.start()
+        assert _spaces(_holder(room))[1] != former[1]
+        assert layer.out("run", "--rm", "busybox", "--", "echo", "well") == "well\n"
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
 def _holder(room: Path) -> int:
     return int(room.read_text().split()[0])
 
