@@ -27,7 +27,7 @@ def _find(tx: Transaction, kind: str, project: str, name: str) -> Any:
 
 
 def find_image(tx: Transaction, project: str, reference: str) -> Image:
-    """The image called so in *project*, else in ``default``; also by id or digest.
+    """The image called so in *project*, else in ``default``; also by id or digest, and by the address that it was pulled from.
 
     :raise NotFound: with the command that would make it.
     """
@@ -39,6 +39,15 @@ def find_image(tx: Transaction, project: str, reference: str) -> Image:
         for image in tx.list("image"):
             if reference in (image.id, image.status.digest) and image.project in (project, "default"):
                 return image
+    if "/" in reference:
+        address = reference if "://" in reference else f"docker://{reference}"
+        pulled = [
+            image
+            for image in tx.list("image")
+            if image.spec.source == address and image.project in (project, "default") and image.status.digest
+        ]
+        if pulled:
+            return max(pulled, key=lambda image: (image.project == project, image.revision))
     raise NotFound(f"there is no image {reference!r} here", hint=how_to_get(reference), field="spec.image")
 
 
