@@ -14,6 +14,7 @@ from lamella.api.face import LayerFace
 from lamella.model.errors import Invalid, NotFound, Unavailable
 from lamella.model.ids import check_image_name, check_name, check_project, is_id
 from lamella.model.requests import Principal
+from lamella.model.validation import invalid
 from lamella.wire.pump import Gone
 
 Connection = ASGIConnection[Any, Any, Any, Any]
@@ -134,15 +135,6 @@ def read_json(data: bytes, type: type[BodyT]) -> BodyT:
         raise Invalid(f"the body is not JSON: {error}", hint="send a JSON object, encoded as UTF-8") from error
     except RecursionError as error:
         raise Invalid("the body is nested too deeply", hint="send a flatter JSON object") from error
-
-
-def invalid(message: str, what: str) -> Invalid:
-    """msgspec's ``Expected `int`, got `str` - at `$.spec.cpu``` as an :class:`Invalid` whose ``field`` is ``spec.cpu``."""
-    sentence, _, place = message.partition(" - at `")
-    # Of a dict's key it says "at `key` in `$.labels`".
-    place = place.removesuffix("`").removeprefix("key` in `")
-    field = place.removeprefix("$").removeprefix(".")
-    return Invalid(f"{what} is not valid: {sentence}" + (f", in {field}" if field else ""), field=field)
 
 
 def read_query(data: bytes, type: type[QueryT]) -> QueryT:

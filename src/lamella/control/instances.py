@@ -17,8 +17,10 @@ from lamella.model.errors import Conflict, DeadlineExceeded, Invalid, NotFound, 
 from lamella.model.ids import check_name
 from lamella.model.instance import Decision, Instance, InstanceSpec, Isolation, Phase, Power
 from lamella.model.network import Network
+from lamella.model.quantity import format_cpu, format_size
 from lamella.model.requests import InstanceCreate, Principal, ResourcePatch, ResourcePut
 from lamella.model.resource import Resource, now
+from lamella.model.validation import invalid
 from lamella.store.store import Audit, Change, Store, Transaction
 
 # What cannot change after an instance was made, and what to do instead.
@@ -83,7 +85,7 @@ class Instances:
                 for item in admitted.port.spec.publish:
                     if item.host_port:
                         key = f"{item.host_address}:{item.host_port}/{item.protocol}"
-                        tx.claim(f"published:{placement.host.id}", key, admitted.port.id)
+                        _claim_host_port(tx, placement.host.id, key, admitted.port.id)
             if idempotency_key is not None:
                 tx.claim(space, idempotency_key, instance.id)
             record(tx, instance, "instance.created", f"{who.name} created {instance.name} from {spec.image}")
@@ -129,7 +131,7 @@ class Instances:
                 try:
                     wanted = msgspec.convert(merged, InstanceSpec)
                 except msgspec.ValidationError as error:
-                    raise Invalid(f"the patched spec is not one: {error}", field="spec") from None
+                    raise invalid(str(error), "the change", "spec") from None
                 self._replace_spec(instance, wanted)
 
         return await self._change(who, project, name, "patch", change, expected=expected, wait=wait)
@@ -148,7 +150,12 @@ class Instances:
             before, after = getattr(instance.spec, field), getattr(wanted, field)
             if before != after:
                 instance.status.decisions.append(
-                    Decision(at=now(), what=f"limit {field}", chosen=str(after), because=f"set by hand; was {before}")
+                    Decision(
+                        at=now(),
+                        what=f"limit {field}",
+                        chosen=_limit(field, after),
+                        because=f"set by hand; was {_limit(field, before)}",
+                    )
                 )
         instance.spec = wanted
 
@@ -303,3 +310,23 @@ def _unused_name(tx: Transaction, project: str) -> str:
         name = new_name()
         if tx.get("instance", project, name) is None:
             return name
+
+
+def _claim_host_port(tx: Transaction, host: str, key: str, port: str) -> None:
+    """:raise Conflict: when another instance publishes that port of the host; names it."""
+    holder = tx.claims(f"published:{host}").get(key)
+    taken = tx.by_id(holder) if holder is not None else None
+    owner = tx.by_id(taken.spec.owner) if taken is not None else None
+    if owner is not None:
+        raise Conflict(
+            f"port {key} of the host is published by {owner.name}",
+            hint=f"publish another port, or: lamella rm --force {owner.name}",
+            field="spec.nics.publish",
+        )
+    tx.claim(f"published:{host}", key, port)
+
+
+def _limit(field: str, value: int | None) -> str:
+    if value is None:
+        return "none"
+    return {"memory": format_size, "cpu": format_cpu}.get(field, str)(value)

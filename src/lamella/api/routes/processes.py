@@ -7,10 +7,11 @@ import msgspec
 
 from lamella.api import answer
 from lamella.api.access import Action
-from lamella.api.call import Call, NoQuery, invalid
+from lamella.api.call import Call, NoQuery
 from lamella.api.queries import Query
 from lamella.api.route import AnyRoute, Route
 from lamella.model.stream import ExecSpec
+from lamella.model.validation import invalid
 from lamella.wire.problem import Problem, title_of
 from lamella.wire.pump import Receive, Send, converse, next_message
 
