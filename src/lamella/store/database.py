@@ -172,7 +172,7 @@ class DatabaseStore:
         if found is None:
             raise NotFound(
                 f"no {kind} {name!r} in project {project!r}",
-                hint="list what there is, or look at the spelling",
+                hint=f"lamella {'ps -a' if kind == 'instance' else f'{kind} ls'} lists them",
                 field="name",
             )
         return found
