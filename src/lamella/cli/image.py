@@ -3,7 +3,6 @@
 import os
 import sys
 
-from lamella.cli import when
 from lamella.cli.document import render
 from lamella.cli.nouns import CREATED, NAME, both, size
 from lamella.cli.output import clean, line
@@ -22,7 +21,7 @@ COLUMNS: "list[Column]" = [
     ("DIGEST", lambda item: item.text("status", "digest").removeprefix("sha256:")[:12]),
     ("SIZE", lambda item: size(item, "status", "size")),
     ("ARCHITECTURE", lambda item: item.text("status", "architecture")),
-    ("USED", lambda item: when.since(item.text("status", "last_used_at"))),
+    ("SOURCE", lambda item: item.text("spec", "source")),
     CREATED,
 ]
 

@@ -28,7 +28,9 @@ def cores(item: "Document", *path: str) -> str:
 
 
 def progress(item: "Document") -> str:
-    """How far an operation is: ``57%``; empty when that is not known."""
+    """How far an operation is: ``57%``; empty when that is not known, or it has ended."""
+    if item.text("status", "phase") != "running":
+        return ""
     done, total = item.integer("status", "done"), item.integer("status", "total")
     return f"{min(100, 100 * done // total)}%" if done is not None and total else ""
 
@@ -47,7 +49,6 @@ COLUMNS: "dict[str, list[Column]]" = {
     ],
     "port": [
         NAME,
-        PHASE,
         ("NETWORK", lambda item: item.text("spec", "network")),
         ("ADDRESS", lambda item: item.text("spec", "address")),
         ("MAC", lambda item: item.text("spec", "mac")),
@@ -61,7 +62,6 @@ COLUMNS: "dict[str, list[Column]]" = {
     ],
     "volume": [
         NAME,
-        PHASE,
         ("POOL", lambda item: item.text("spec", "pool")),
         ("FORM", lambda item: item.text("spec", "form")),
         ("SIZE", lambda item: size(item, "spec", "size")),
@@ -100,7 +100,7 @@ def ls(kind: str, columns: "list[Column]") -> "Act":
     """The command that lists *kind*."""
 
     def act(options: "Options") -> int:
-        from lamella.cli.ps import labels
+        from lamella.cli.spec import labels
 
         found, _ = Session(options).find(kind, labels(options.label))
         output.show(found, "name" if options.quiet else options.output, columns)

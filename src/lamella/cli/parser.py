@@ -103,6 +103,12 @@ class Parser(argparse.ArgumentParser):
                 return index == len(word) - 1
         return False
 
+    def format_help(self) -> str:
+        """With what ``rest_after`` leaves to the command."""
+        if self.rest_after and self.usage is None:
+            self.usage = self.format_usage().removeprefix("usage: ").rstrip().replace("%", "%%") + " [--] [COMMAND ...]"
+        return super().format_help()
+
     def error(self, message: str) -> "NoReturn":
         sys.stderr.write(f"lamella: {message}\n  `{self.prog} --help` says what it takes\n")
         raise SystemExit(self._failure)

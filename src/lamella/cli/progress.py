@@ -30,6 +30,7 @@ class Progress:
         self._terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._begun = time.monotonic()
         self._drawn = False
+        self._closed = False
         self._ticks = 0
         self._before: object = None
 
@@ -49,6 +50,13 @@ class Progress:
     def __exit__(
         self, kind: "type[BaseException] | None", error: "BaseException | None", trace: "TracebackType | None"
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """No more of it, from now on; again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         if not self._quiet:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)

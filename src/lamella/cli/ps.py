@@ -44,17 +44,23 @@ COLUMNS: "list[Column]" = [
 
 
 def labels(texts: "list[str]") -> dict[str, str]:
-    """Labels from ``KEY=VALUE`` or ``label=KEY=VALUE``.
+    """Labels from ``label=KEY=VALUE``, the filters of ``status=PHASE`` left out.
 
-    :raise Invalid: when one has no value.
+    :raise Invalid: when one is neither.
     """
     found: dict[str, str] = {}
     for text in texts:
+        if text.startswith("status="):
+            continue
         key, equals, value = text.removeprefix("label=").partition("=")
-        if not key or not equals:
+        if not text.startswith("label=") or not key or not equals:
             from lamella.model.errors import Invalid
 
-            raise Invalid(f"{text!r} is not a filter", hint="write it like --filter label=tier=front", field="filter")
+            raise Invalid(
+                f"{text!r} is not a filter",
+                hint="write it like --filter label=tier=front or --filter status=running",
+                field="filter",
+            )
         found[key] = value
     return found
 
@@ -62,16 +68,31 @@ def labels(texts: "list[str]") -> dict[str, str]:
 def _ps_options(parser: "Parser") -> None:
     parser.option("-a", "--all", action="store_true", help="those that have ended too")
     parser.option("-q", "--quiet", action="store_true", help="names only")
-    parser.option("--filter", action="append", default=[], metavar="label=KEY=VALUE", help="only what bears the label")
+    parser.option(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="WHAT",
+        help="only what bears label=KEY=VALUE, or is in status=PHASE",
+    )
     parser.output()
 
 
 def _ps(options: "Options") -> int:
     everything, _ = Session(options).find("instance", labels(options.filter))
-    shown = everything if options.all else [item for item in everything if item.text("status", "phase") not in _OVER]
+    phases = {text.removeprefix("status=") for text in options.filter if text.startswith("status=")}
+    shown = [
+        item
+        for item in everything
+        if (item.text("status", "phase") in phases if phases else options.all or not _over(item))
+    ]
     shown.sort(key=lambda item: item.text("created_at"), reverse=True)
     output.show(shown, "name" if options.quiet else options.output, COLUMNS)
     return 0
+
+
+def _over(instance: "Document") -> bool:
+    return instance.text("status", "phase") in _OVER
 
 
 def _show_options(parser: "Parser") -> None:

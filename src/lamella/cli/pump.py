@@ -9,12 +9,15 @@ from lamella.client.msgpack import pack, unpack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType, TracebackType
 
+    from lamella.cli.progress import Progress
     from lamella.client.blocking.channel import Channel
 
 _PIECE = 32 << 10
 _QUEUE = 256 << 10  # what may wait to be sent before the keyboard has to
+_LOOK = 0.25  # seconds between two looks whether a command that says nothing has begun
 _ENOUGH = 3  # interrupts after which a person wants out, whatever the process makes of them
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -68,14 +71,17 @@ class Pump:
         self._stdin = stdin
         self._signals: list[int] = []
         self._interrupts = 0
+        self._progress: Progress | None = None
+        self._starting: Callable[[], bool] = lambda: False
 
-    def run(self) -> int:
-        """The process's exit code.
+    def run(self, progress: "Progress | None" = None, starting: "Callable[[], bool] | None" = None) -> int:
+        """The process's exit code. *progress* is shown until something comes, or *starting* says that it has begun.
 
         :raise Unavailable: when the connection breaks before there is one.
         :raise KeyboardInterrupt: at the third interrupt.
         :raise BrokenPipeError: when nobody reads our output.
         """
+        self._progress, self._starting = progress, starting or self._starting
         wake, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         before = {number: signal.signal(number, self._caught) for number in self._wanted()}
         previous = signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
@@ -113,9 +119,11 @@ class Pump:
             poll.register(socket, select.POLLIN | (select.POLLOUT if channel.unsent else 0))
             if self._stdin and channel.unsent < _QUEUE:
                 poll.register(0, select.POLLIN)
-            ready = dict(poll.poll())
+            ready = dict(poll.poll(None if self._progress is None else _LOOK * 1000))
             if self._stdin and channel.unsent < _QUEUE:
                 poll.unregister(0)
+            if not ready and not self._starting():
+                self._begun()
             if wake in ready:
                 self._drain(wake)
             if ready.get(socket, 0) & select.POLLOUT:
@@ -132,6 +140,7 @@ class Pump:
             data = channel.receive()
             if data is None:
                 raise self._lost()
+            self._begun()
             kind, *values = _frame(data)
             if kind == "stdout" and isinstance(values[0], bytes):
                 _write(1, values[0])
@@ -142,6 +151,11 @@ class Pump:
                     sys.stderr.write(f"lamella: {values[1]}\n")
                 return values[0]
         return None
+
+    def _begun(self) -> None:
+        if self._progress is not None:
+            self._progress.close()
+            self._progress = None
 
     def _lost(self) -> Exception:
         from lamella.model.errors import Unavailable

@@ -15,13 +15,20 @@ if TYPE_CHECKING:
     from lamella.cli.parser import Command, Options, Parser
 
 _SETTLE = 300.0
+_BEFORE = frozenset({"pending", "starting", "stopped"})  # the phases before its command runs
 _REMOVE = 60.0
 
 
 def _options(parser: "Parser") -> None:
     parser.rest_after = 1
     parser.positional("image", help="IMAGE [--] [COMMAND ...]: what to run, and the command in place of the image's")
-    parser.option("--isolation", default="container", metavar="LEVEL", help="container (default) or microvm")
+    parser.option(
+        "--isolation",
+        choices=("container", "microvm"),
+        default="container",
+        metavar="LEVEL",
+        help="container (default) or microvm",
+    )
     parser.option("--name", help="(default: one is chosen)")
     parser.option("-d", "--detach", action="store_true", help="print the name and come back at once")
     parser.option("--rm", action="store_true", help="remove it when its command ends")
@@ -76,8 +83,18 @@ def _run(options: "Options") -> int:
         channel = session.wire.channel(routes.attach_stream(session.project, made.text("id"), start=True))
     from lamella.cli.pump import Pump
 
+    def starting() -> bool:
+        from lamella.model.errors import LamellaError
+
+        try:
+            return session.get("instance", made.text("id")).text("status", "phase") in _BEFORE
+        except LamellaError:
+            return False  # its stream has more to say about it
+
     try:
-        code = Pump(channel, terminal=options.tty, stdin=options.interactive).run()
+        with Progress(f"starting {options.image}", quiet=options.quiet) as progress:
+            pump = Pump(channel, terminal=options.tty, stdin=options.interactive)
+            code = pump.run(progress, starting)
     finally:
         channel.close()
     if options.rm:
@@ -106,7 +123,9 @@ def _detached(options: "Options") -> int:
 
 def failed(instance: "Document") -> int:
     """0; or, when *instance* could not start, 125 to 127 and the reason on standard error."""
-    if instance.text("status", "phase") != "failed":
+    code = instance.integer("status", "exit_code")
+    never_ran = code in (126, 127) and not instance.text("status", "started_at")
+    if instance.text("status", "phase") != "failed" and not never_ran:
         return 0
     sys.stdout.flush()
     said = False
@@ -121,7 +140,6 @@ def failed(instance: "Document") -> int:
         sys.stderr.write(
             f"lamella: {name} did not start\n  `lamella explain {name}` and `lamella logs {name}` may say why\n"
         )
-    code = instance.integer("status", "exit_code")
     return code if code in (126, 127) else 125
 
 

@@ -117,3 +117,19 @@ def test_variables_come_from_options_files_and_here(tmp_path) -> None:  # type: 
     assert found == {"A": "option", "B": "two=three", "HERE": "outer", "EMPTY": ""}
     with pytest.raises(Invalid):
         spec.variables(["=x"], [], {})
+
+
+def test_help_tells_that_a_command_follows() -> None:
+    for name in ("run", "exec"):
+        parser = Parser(name, SUMMARIES[name])
+        load(name)[0](parser)
+        assert "[--] [COMMAND ...]" in parser.format_help().split("\n\n")[0]
+
+
+def test_filters_are_labels_or_a_status() -> None:
+    from lamella.cli import ps
+
+    assert ps.labels(["label=a=b", "status=running", "label=c=d=e"]) == {"a": "b", "c": "d=e"}
+    for wrong in ("name=web", "label=a", "status", ""):
+        with pytest.raises(Invalid):
+            ps.labels([wrong])
