@@ -93,7 +93,8 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     cgroups = Cgroups(ROOT, home.mark)
     left = {
         "groups": cgroups.ids() - {"shims"},
-        "mounts": [entry.point for entry in mounts.below(home.path)],
+        # The room keeps its network there, for as long as there is a room.
+        "mounts": [entry.point for entry in mounts.below(home.path) if entry.point != str(home.run / "room.net")],
         "processes": marked(home.mark) - {room.holder(), os.getpid()},
         "bundles": names(home.run / "oci"),
         "exits": names(home.run / "oci-exits"),
