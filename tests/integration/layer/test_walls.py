@@ -155,3 +155,12 @@ def test_a_container_has_no_more_than_its_share_of_terminals(layer) -> None:
         check=False,
     )  # fmt: skip
     assert 200 <= int(opened.split()[-1]) <= 256
+
+
+def test_other_users_of_the_host_reach_nothing_that_a_container_made(layer) -> None:
+    """It owns its /etc/hosts, and could leave a setuid program there for somebody on the host to become its root."""
+    layer.lamella("run", "-d", "--name", "box", "busybox", "--", "sh", "-c", "chmod 4777 /etc/hosts; sleep 1000")
+    bundle = layer.home / "run" / "oci" / layer.show("box")["id"]
+    until("not setuid yet", lambda: (bundle / "etc" / "hosts").stat().st_mode & stat.S_ISUID)
+    assert bundle.stat().st_mode & stat.S_IRWXO == 0
+    layer.lamella("rm", "--force", "box")

@@ -228,8 +228,10 @@ class OciDriver:
     def _build(self, place: Place, machine: Machine, seccomp: Seccomp, pin: Pin) -> None:
         """The bundle: namespaces, root, generated files, group, configuration. Blocks for some milliseconds."""
         place.bundle.mkdir(exist_ok=True)
-        # The runtime steps into it as the container's root.
-        place.bundle.chmod(0o711)
+        # The runtime steps into it as the container's root. No other user of the host may: the container can make what it
+        # has in there setuid.
+        os.chown(place.bundle, 0, machine.id_base)
+        place.bundle.chmod(0o710)
         record.write(place.machine, machine)
         _trim_log(place)
         userns = pin(machine.id_base, place.user_namespace, place.net_namespace)
