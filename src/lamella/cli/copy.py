@@ -74,6 +74,11 @@ class Upload:
     def copy(self, source: str, target: str) -> None:
         """:raise LamellaError: what the daemon refuses. :raise OSError: what cannot be read here."""
         if source == "-":
+            if self._is_folder(target):
+                raise _refuse(
+                    f"{target} is a directory, and - is one file",
+                    f"name the file; a tar goes in by: lamella exec -i {self._name} -- tar x -C {target}",
+                )
             self._send(0, target, 0o644)
             return
         folder = self._is_folder(target)
@@ -149,6 +154,11 @@ class Download:
     def copy(self, source: str, target: str) -> None:
         """:raise LamellaError: what the daemon refuses, and names that would climb out. :raise OSError: what cannot be written."""
         if target == "-":
+            if self._info(source).text("type") == "directory":
+                raise _refuse(
+                    f"{source} is a directory, and - is one file",
+                    f"name a folder; a tar comes out by: lamella exec {self._name} -- tar c -C {source} .",
+                )
             sys.stdout.flush()
             self._receive(source, 1)
             return
