@@ -17,6 +17,8 @@ def status(instance: "Document") -> str:
     phase = instance.text("status", "phase")
     if phase == "running":
         return f"running {when.since(instance.text('status', 'started_at'))}".rstrip()
+    if phase == "pending" and instance.text("spec", "power") == "stopped":
+        return "created"
     code = instance.integer("status", "exit_code")
     if phase in _OVER and code is not None:
         return f"{phase} ({code}) {when.since(instance.text('status', 'finished_at'))}".rstrip()

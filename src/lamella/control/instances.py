@@ -168,8 +168,8 @@ class Instances:
             asked = getattr(wanted, field)
             if launched is not None and asked != getattr(instance.spec, field) and (asked or 0) > launched:
                 raise Unsupported(
-                    f"{instance.name} booted with {field} {launched}, and a {instance.spec.isolation} cannot grow beyond that"
-                    " while it runs",
+                    f"{instance.name} booted with {field} {_limit(field, launched)}, and a {instance.spec.isolation} cannot grow"
+                    " beyond that while it runs",
                     hint=f"lamella stop {instance.name}, set it, and start it again: a restart is needed",
                     field=f"spec.{field}",
                 )

@@ -7,6 +7,10 @@ from lamella.model.quantity import format_size
 
 _BOUND = re.compile(r"Expected `(?:int|float)` (>=|<=|>|<) (-?\d+)(?:\.0)?", re.ASCII)
 _WORDS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
+_FORMS = {
+    "hostname": "1 to 63 letters, digits and dashes, with a letter or digit at both ends",
+    "stop_signal": "a signal such as TERM, INT or RTMIN+3",
+}
 _SIZES = frozenset({"memory", "disk"})
 
 
@@ -30,4 +34,7 @@ def invalid(message: str, what: str, root: str = "") -> Invalid:
             hint="/v1/openapi.json lists what it can be",
             field=field,
         )
+    if sentence.startswith("Expected `str` matching regex ") and field:
+        hint = _FORMS.get(field.rpartition(".")[2], "/v1/openapi.json tells the form")
+        return Invalid(f"{field} is not written as it has to be", hint=hint, field=field)
     return Invalid(f"{what} is not valid: {sentence}" + (f", in {field}" if field else ""), field=field)

@@ -18,6 +18,7 @@ class Asked(msgspec.Struct):
     memory: Annotated[int, Meta(ge=4 << 20)] = 4 << 20
     pids: Annotated[int, Meta(le=10)] = 1
     level: Level = Level.LOW
+    hostname: Annotated[str, Meta(pattern="^[a-z]+$")] = "web"
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,7 @@ class Asked(msgspec.Struct):
         ({"memory": 1}, "spec.memory", "spec.memory has to be at least 4194304 (4MiB)"),
         ({"pids": 11}, "spec.pids", "spec.pids has to be at most 10"),
         ({"level": "high"}, "spec.level", "spec.level cannot be 'high'"),
+        ({"hostname": "a b"}, "spec.hostname", "spec.hostname is not written as it has to be"),
         ({"pids": "x"}, "spec.pids", "the change is not valid: Expected `int`, got `str`, in spec.pids"),
     ],
 )
