@@ -44,7 +44,7 @@ def test_a_room_whose_holder_is_killed_goes_on(layer) -> None:
     assert layer.out("exec", "before", "--", "echo", "here") == "here\n"
     for _ in range(2):
         assert layer.out("run", "--rm", "busybox", "--", "sh", "-c", f"nc {address} 80 </dev/null") == "served\n"
-        layer.lamella("restart", "before")
+        layer.lamella("restart", "-t", "1s", "before")
     layer.lamella("rm", "--force", "before")
 
 
