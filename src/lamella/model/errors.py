@@ -125,5 +125,12 @@ def _tree(root: type[LamellaError]) -> list[type[LamellaError]]:
 
 
 def error_for(code: str) -> type[LamellaError]:
-    """The class that bears *code*; :class:`Internal` when none does."""
-    return next((cls for cls in _tree(LamellaError) if cls is not LamellaError and cls.code == code), Internal)
+    """The class of this page that bears *code*; :class:`Internal` when none does."""
+    return next(
+        (
+            cls
+            for cls in _tree(LamellaError)
+            if cls.__module__ == __name__ and cls is not LamellaError and cls.code == code
+        ),
+        Internal,
+    )
