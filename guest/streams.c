@@ -111,7 +111,7 @@ static const char *code_of(int number) {
     case EEXIST: case EISDIR: case ENOTEMPTY: case EBUSY: case EROFS: return "conflict";
     case EACCES: case EPERM: return "forbidden";
     case ENOSPC: case EDQUOT: case EMFILE: return "no-room";
-    case EINVAL: case ELOOP: case ENAMETOOLONG: return "invalid";
+    case EINVAL: case ELOOP: case ENAMETOOLONG: case ENXIO: case ENODEV: case ESPIPE: return "invalid";
     default: return "internal";
     }
 }

@@ -65,7 +65,6 @@ COLUMNS: "dict[str, list[Column]]" = {
         ("POOL", lambda item: item.text("spec", "pool")),
         ("FORM", lambda item: item.text("spec", "form")),
         ("SIZE", lambda item: size(item, "spec", "size")),
-        ("USED", lambda item: size(item, "status", "used")),
         ("OWNER", lambda item: item.text("spec", "owner")),
         CREATED,
     ],

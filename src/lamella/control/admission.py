@@ -132,7 +132,7 @@ def admit(
 
     :raise Invalid: when the spec contradicts itself or the image.
     :raise NoRoom: when addresses or id ranges are used up.
-    :raise Unsupported: when the host is of another architecture than the image.
+    :raise Unsupported: when the host is of another architecture than the image, or a bound on the disk would not be kept.
     """
     check_spec(spec)
     command = command_of(spec, image)
@@ -160,6 +160,12 @@ def admit(
     spec.attach_epoch = min(spec.attach_epoch, 1)
 
     form = FORMS[spec.isolation]
+    if form is VolumeForm.FILESYSTEM and spec.disk is not None:
+        raise Unsupported(
+            f"pool default cannot bound what a {spec.isolation} writes: its volumes are directories",
+            hint="leave --disk out, or use --isolation microvm, whose disk has a size",
+            field="spec.disk",
+        )
     volume: Volume = new_resource(
         "volume",
         f"{instance.id.replace('_', '-')}-root",

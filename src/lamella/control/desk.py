@@ -48,6 +48,11 @@ class Desk:
         status.seen_at = now()
 
         def write(tx: Transaction) -> Host:
+            for pool_name, seen in status.pools.items():
+                pool = tx.get("pool", "default", pool_name)
+                if pool is not None:
+                    pool.status = seen
+                    tx.update(pool)
             known = tx.get("host", "default", name)
             if known is None:
                 return tx.insert(new_resource("host", name, HostSpec(address=address), status))

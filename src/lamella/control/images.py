@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from lamella.control.bulletin import Bulletin
 from lamella.control.events import record
+from lamella.control.lookup import need_project
 from lamella.model.assignment import HostAgent, ImageProgress, ImageRequest
 from lamella.model.errors import Conflict, Internal, Invalid, LamellaError, NotFound, error_for
 from lamella.model.ids import check_image_name
@@ -63,10 +64,7 @@ class Images:
         )
 
         def write(tx: Transaction) -> Operation:
-            if tx.get("project", "default", project) is None:
-                raise NotFound(
-                    f"there is no project {project!r}", hint="lamella project ls lists them", field="project"
-                )
+            need_project(tx, project)
             spec = OperationSpec(verb=body.verb, subject=f"image/{name}", principal=who.name)
             operation: Operation = new_resource(
                 "operation", "pending", spec, OperationStatus(step="waiting"), project=project

@@ -9,7 +9,7 @@ from lamella.control.admission import Taken, admit, check_spec
 from lamella.control.bulletin import Bulletin
 from lamella.control.events import record
 from lamella.control.intent import CONDITIONS, PowerVerb, apply_power
-from lamella.control.lookup import find_image, find_instance
+from lamella.control.lookup import find_image, find_instance, need_project
 from lamella.control.merging import merge_labels, merge_patch
 from lamella.control.naming import new_name
 from lamella.control.placement import Placement, place
@@ -56,7 +56,7 @@ class Instances:
                 before = tx.by_id(tx.claims(space).get(idempotency_key, ""))
                 if before is not None:
                     return before, False
-            _need_project(tx, project)
+            need_project(tx, project)
             # A retry of the transaction must start from what was asked, not from what the last try filled in.
             spec = msgspec.convert(msgspec.to_builtins(body.spec), InstanceSpec)
             placement = _placement(tx, spec)
@@ -279,11 +279,6 @@ class Instances:
                 hint="what was asked is written down, and happens when it is back",
             )
         return latest
-
-
-def _need_project(tx: Transaction, project: str) -> None:
-    if tx.get("project", "default", project) is None:
-        raise NotFound(f"there is no project {project!r}", hint="lamella project ls lists them", field="project")
 
 
 def _placement(tx: Transaction, spec: InstanceSpec) -> Placement:

@@ -13,6 +13,7 @@ from lamella.control.doctor import diagnose
 from lamella.control.images import Images
 from lamella.control.instances import Instances
 from lamella.control.intent import PowerVerb
+from lamella.control.lookup import need_project
 from lamella.control.merging import merge_labels
 from lamella.control.presence import Presence
 from lamella.model.assignment import HostAgent
@@ -107,6 +108,8 @@ class Layer:
         self, who: Principal, project: str, kind: str, *, labels: dict[str, str], cursor: str, limit: int
     ) -> Items:
         page = await self.store.list(kind, project=project, labels=labels or None, cursor=cursor, limit=limit)
+        if not page.items and project != "default":
+            await self.store.read(lambda tx: need_project(tx, project))
         return Items(items=page.items, cursor=page.cursor, revision=page.revision)
 
     async def watch(self, who: Principal, project: str, kind: str | None, since: int) -> AsyncIterator[Change]:

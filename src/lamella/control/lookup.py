@@ -60,3 +60,9 @@ def how_to_get(reference: str) -> str:
     if "/" in reference:
         return f"pull it: lamella image pull docker://{reference}"
     return f"bring it in: lamella image pull docker://HOST/{reference}, or lamella image import FILE --name {reference}"
+
+
+def need_project(tx: Transaction, project: str) -> None:
+    """:raise NotFound: when there is no such project."""
+    if tx.get("project", "default", project) is None:
+        raise NotFound(f"there is no project {project!r}", hint="lamella project ls lists them", field="project")

@@ -50,7 +50,7 @@ def main() -> int:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
         stream=sys.stderr,
     )
-    for noisy in ("asyncio", "alembic", "uvicorn", "qemu"):
+    for noisy in ("asyncio", "alembic", "httpcore", "httpx", "uvicorn", "qemu"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         return run(args)

@@ -289,7 +289,8 @@ class Agent:
         return await (await self._worker(id)).driver.mechanisms(id)
 
     async def facts(self) -> HostStatus:
-        return read_facts(self._capabilities)
+        pools = {name: await pool.status() for name, pool in self._pools.items()}
+        return read_facts(self._capabilities, pools)
 
     async def collect_images(self, keep: set[str]) -> int:
         freed = await self.library.collect(keep)

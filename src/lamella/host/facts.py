@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lamella.model.host import Capability, HostStatus
 from lamella.model.resource import now
+from lamella.model.storage import PoolStatus
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64", "ppc64le": "ppc64le", "s390x": "s390x"}
 
@@ -26,7 +27,7 @@ def memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def read_facts(capabilities: list[Capability]) -> HostStatus:
+def read_facts(capabilities: list[Capability], pools: dict[str, PoolStatus]) -> HostStatus:
     """This host now, with what its wings found that they can do."""
     return HostStatus(
         phase="ready",
@@ -36,5 +37,6 @@ def read_facts(capabilities: list[Capability]) -> HostStatus:
         kernel=platform.release(),
         boot_id=boot_id(),
         capabilities=capabilities,
+        pools=pools,
         seen_at=now(),
     )

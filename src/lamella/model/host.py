@@ -5,6 +5,7 @@ from datetime import datetime
 import msgspec
 
 from lamella.model.resource import Condition, Resource
+from lamella.model.storage import PoolStatus
 
 
 class Capability(msgspec.Struct, kw_only=True):
@@ -23,7 +24,7 @@ class HostSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class HostStatus(msgspec.Struct, kw_only=True):
-    """``cpu`` is milli-cores, ``memory`` bytes. ``boot_id`` is the kernel's."""
+    """``cpu`` is milli-cores, ``memory`` bytes. ``boot_id`` is the kernel's. ``pools`` is the room in each pool, by name."""
 
     phase: str = "pending"
     cpu: int = 0
@@ -32,6 +33,7 @@ class HostStatus(msgspec.Struct, kw_only=True):
     kernel: str = ""
     boot_id: str = ""
     capabilities: list[Capability] = []
+    pools: dict[str, PoolStatus] = {}
     seen_at: datetime | None = None
     conditions: list[Condition] = []
 

@@ -1,6 +1,5 @@
 """The image: layers and a configuration, found by the digest of their manifest."""
 
-from datetime import datetime
 from typing import Annotated
 
 import msgspec
@@ -46,7 +45,6 @@ class ImageStatus(msgspec.Struct, kw_only=True):
     config: ImageConfig = msgspec.field(default_factory=ImageConfig)
     layers: list[Layer] = []
     size: int = 0
-    last_used_at: datetime | None = None
     conditions: list[Condition] = []
 
 

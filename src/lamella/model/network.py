@@ -30,7 +30,6 @@ class PortSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PortStatus(msgspec.Struct, kw_only=True):
-    phase: str = "pending"
     host: str | None = None
     conditions: list[Condition] = []
 

@@ -37,9 +37,7 @@ class VolumeSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class VolumeStatus(msgspec.Struct, kw_only=True):
-    phase: str = "pending"
     host: str | None = None
-    used: int = 0
     conditions: list[Condition] = []
 
 

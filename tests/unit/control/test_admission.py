@@ -121,6 +121,13 @@ def test_a_stopped_one_waits_for_its_first_start() -> None:
     assert admitted(InstanceSpec(image="debian:12", epoch=99)).instance.spec.epoch == 1
 
 
+def test_a_bound_that_would_not_be_kept_is_refused() -> None:
+    with pytest.raises(Unsupported, match="bound"):
+        admitted(InstanceSpec(image="x", disk=1 << 30))
+    microvm = InstanceSpec(image="x", disk=1 << 30, isolation=Isolation.MICROVM)
+    assert admitted(microvm).volume.spec.size == 1 << 30
+
+
 def test_another_architecture_is_refused() -> None:
     with pytest.raises(Unsupported, match="arm64"):
         admitted(InstanceSpec(image="x"), placement=Placement(host=a_host(architecture="arm64"), because=""))
