@@ -72,6 +72,7 @@ class Pump:
         self._signals: list[int] = []
         self._interrupts = 0
         self._progress: Progress | None = None
+        self._complained = False
         self._starting: Callable[[], bool] = lambda: False
 
     def run(self, progress: "Progress | None" = None, starting: "Callable[[], bool] | None" = None) -> int:
@@ -145,9 +146,12 @@ class Pump:
             if kind == "stdout" and isinstance(values[0], bytes):
                 _write(1, values[0])
             elif kind == "stderr" and isinstance(values[0], bytes):
+                self._complained = True
                 _write(2, values[0])
             elif kind == "exit" and isinstance(values[0], int):
-                if len(values) > 1 and values[1]:
+                # A container's runtime says itself why a command is not there; it is not said twice.
+                said = values[0] in (126, 127) and self._complained
+                if len(values) > 1 and values[1] and not said:
                     sys.stderr.write(f"lamella: {values[1]}\n")
                 return values[0]
         return None

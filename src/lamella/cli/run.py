@@ -44,7 +44,7 @@ def _options(parser: "Parser") -> None:
     parser.option("--restart", default="no", metavar="POLICY", help="no, always, unless-stopped or on-failure[:N]")
     parser.option("-l", "--label", action="append", default=[], metavar="KEY=VALUE", help="set a label")
     spec.size_options(parser)
-    parser.option("--disk", metavar="SIZE", help="size of the writable layer: 10GiB")
+    parser.option("--disk", metavar="SIZE", help="size of a microVM's writable disk: 10GiB")
     parser.option("--network", default="default", metavar="NAME", help="default, or none")
     parser.option(
         "-p",
