@@ -73,6 +73,7 @@ class Worker:
         self._applied: Limits | None = None
         self._rootfs: Rootfs | None = None
         self._wake = asyncio.Event()
+        self._plugged = True
         self._failures = 0
         # Why the last run never began; it stays to be read until one does.
         self._unbegun = [c for c in assignment.instance.status.conditions if c.reason == CannotRun.code]
@@ -162,6 +163,9 @@ class Worker:
             self.adopted.set()
             chosen = plan(asked, seen, self._applied, now())
             if not chosen.steps:
+                if self._plugged and (seen is None or seen.phase is Phase.STOPPED):
+                    # What has ended holds no link and no published port.
+                    await self._unplug(asked)
                 self._settle(asked.instance.generation)
                 return chosen.again_in
             try:
@@ -222,6 +226,7 @@ class Worker:
         await self.driver.create(machine)
         self._applied = machine.limits
         if asked.port is not None:
+            self._plugged = True
             port = desired_port(asked.port)
             if isinstance(self.driver, JoinsNamespace):
                 await self._wings.network.attach_namespace(port, await self.driver.netns(self.id))
@@ -296,6 +301,7 @@ class Worker:
     async def _unplug(self, asked: Assignment) -> None:
         if asked.port is not None:
             await self._wings.network.detach(asked.port.id)
+        self._plugged = False
         self._status.published = []
         seen = await self.driver.observe(self.id)
         if seen is not None and seen.phase is Phase.STARTING:

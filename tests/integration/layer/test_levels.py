@@ -275,6 +275,20 @@ def test_a_published_port_leads_inside(layer, level: str, netns: str) -> None:
     layer.lamella("rm", "--force", name)
 
 
+def test_what_has_ended_holds_no_rule_and_publishes_again_when_started(layer, level: str) -> None:
+    name = f"port-{level}"
+    layer.lamella("run", "-d", "--isolation", level, "--name", name, "-p", "18099:80", "busybox", "--", "sleep", "1")
+    for _ in range(2):
+        layer.wait_phase(name, "stopped")
+        deadline = time.monotonic() + 10
+        while layer.show(name)["status"]["published"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        layer.lamella("start", name)
+    assert layer.show(name)["status"]["published"][0]["host_port"] == 18099
+    layer.lamella("rm", "--force", name)
+
+
 def test_no_network_means_loopback_alone(layer, level: str) -> None:
     seen = layer.out("run", "--rm", "--isolation", level, "--network", "none", "busybox", "--", "ip", "-o", "link")
     assert [line.split(":")[1].strip() for line in seen.splitlines()] == ["lo"]
