@@ -1,5 +1,6 @@
 """Incus as a peer: a daemon of its own in namespaces of its own, with the same small root filesystem."""
 
+import contextlib
 import io
 import os
 import shutil
@@ -154,3 +155,8 @@ def running() -> Iterator[Incus | None]:
             except subprocess.TimeoutExpired:
                 os.killpg(daemon.pid, signal.SIGKILL)
                 daemon.wait()
+            # Its dnsmasq outlives it.
+            left = subprocess.run(["ip", "netns", "pids", netns], capture_output=True, text=True, check=True).stdout
+            for pid in left.split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
