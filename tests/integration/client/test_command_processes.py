@@ -11,6 +11,7 @@ import time
 from fcntl import ioctl
 
 import pytest
+
 from conftest import Served
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Served
 
+from conftest import Served
 from lamella.model.files import FileInfo, FileType
 
 

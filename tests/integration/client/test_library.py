@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import Served
 
 import lamella
+from conftest import Served
 from lamella.client.aio import box as aio_box
 from lamella.client.aio import images as aio_images
 from lamella.client.aio import instances as aio_instances

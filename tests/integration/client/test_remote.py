@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Served
 from process_layer import ProcessLayer
 
 import lamella
+from conftest import Served
 from lamella.api.app import create_app
 from lamella.api.identity import Identity
 from lamella.api.serve import serve
