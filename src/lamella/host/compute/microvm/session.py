@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 BOOT_DEADLINE = 90.0
 POWER_OFF_DEADLINE = 10.0
+AGAIN_DEADLINE = 6.0
 LOG_INTERVAL = 0.5
 _HOPELESS = ("internal-error", "guest-panicked", "shutdown")
 KILLED = 128 + signal.SIGKILL
@@ -109,7 +110,7 @@ class Session:
         with contextlib.suppress(LamellaError):
             await self._read_status(await self.monitor())
 
-    async def guest(self, timeout: float = 10.0) -> GuestClient:
+    async def guest(self, timeout: float = 25.0) -> GuestClient:
         """The guest's agent, when it answers.
 
         :raise Unavailable: when it does not within *timeout* seconds, or QEMU ended.
@@ -234,7 +235,9 @@ class Session:
         directory = os.open(self.places.run, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             path = Path(f"/proc/self/fd/{directory}/agent")
-            guest = await GuestClient.connect(path, timeout=BOOT_DEADLINE)
+            # A guest that has been met before answers at once, or a fresh connection is what it needs.
+            timeout = AGAIN_DEADLINE if self.process.ready else BOOT_DEADLINE
+            guest = await GuestClient.connect(path, timeout=timeout)
         finally:
             os.close(directory)
         try:
