@@ -12,6 +12,7 @@ import msgspec
 
 from lamella.control.addressing import free_address, free_id_range, mac_of
 from lamella.control.placement import Placement
+from lamella.model.command import whole_command
 from lamella.model.errors import Invalid, Unsupported
 from lamella.model.image import Image
 from lamella.model.instance import (
@@ -103,10 +104,7 @@ def command_of(spec: InstanceSpec, image: Image) -> list[str]:
 
     :raise Invalid: when neither the request nor the image names a program.
     """
-    config = image.status.config
-    entrypoint = config.entrypoint if spec.entrypoint is None else spec.entrypoint
-    command = spec.command if spec.command is not None else (config.command if spec.entrypoint is None else [])
-    whole = [*entrypoint, *command]
+    whole = whole_command(spec, image.status.config)
     if not whole or not whole[0]:
         raise Invalid(
             f"image {image.name} names no program to run",

@@ -5,6 +5,7 @@ from lamella.host.network.driver import Attachment, DesiredNetwork, DesiredPort
 from lamella.host.plan import limits_of
 from lamella.host.storage.driver import VolumeHandle
 from lamella.model.assignment import Assignment
+from lamella.model.command import whole_command
 from lamella.model.network import Network, Port
 
 # What a program finds when neither the image nor a person says otherwise: as docker sets it.
@@ -28,14 +29,6 @@ def hostname_of(asked: Assignment) -> str:
     if asked.instance.spec.hostname is not None:
         return asked.instance.spec.hostname
     return asked.instance.name.replace("_", "-").replace(".", "-").strip("-")[:63] or "instance"
-
-
-def command_of(asked: Assignment, rootfs: Rootfs) -> list[str]:
-    """Entrypoint and command joined as docker joins them; an entrypoint of one's own drops the image's command."""
-    spec, config = asked.instance.spec, rootfs.config
-    entrypoint = config.entrypoint if spec.entrypoint is None else spec.entrypoint
-    command = spec.command if spec.command is not None else (config.command if spec.entrypoint is None else [])
-    return [*entrypoint, *command]
 
 
 def desired_network(network: Network) -> DesiredNetwork:
@@ -75,7 +68,7 @@ def machine_of(asked: Assignment, rootfs: Rootfs, disk: VolumeHandle, nameserver
         name=instance.name,
         project=instance.project,
         rootfs=rootfs,
-        command=command_of(asked, rootfs),
+        command=whole_command(spec, rootfs.config),
         environment=environment_of(asked, rootfs),
         working_directory=spec.working_directory or rootfs.config.working_directory or "/",
         user=spec.user if spec.user is not None else rootfs.config.user,
