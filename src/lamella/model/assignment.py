@@ -9,6 +9,7 @@ from typing import Protocol
 
 import msgspec
 
+from lamella.model.board import DesktopTicket, Input
 from lamella.model.contract import Mechanism
 from lamella.model.files import FileInfo
 from lamella.model.host import HostStatus
@@ -21,13 +22,19 @@ from lamella.model.usage import LogEntry, Usage
 
 
 class Assignment(msgspec.Struct, kw_only=True):
-    """One instance with everything that its host needs to make it so. ``revision`` is the newest of its parts."""
+    """One instance with everything that its host needs to make it so. ``revision`` is the newest of its parts.
+
+    ``disks`` and ``ports`` are what it has beside the first volume and port, by device name; ``networks`` those of all ports, by id.
+    """
 
     revision: int
     instance: Instance
     volume: Volume
     port: Port | None = None
     network: Network | None = None
+    disks: dict[str, Volume] = {}
+    ports: dict[str, Port] = {}
+    networks: dict[str, Network] = {}
 
 
 class Assignments(msgspec.Struct, kw_only=True):
@@ -68,11 +75,16 @@ class ImageProgress(msgspec.Struct, kw_only=True):
 
 
 class ImageRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """``verb`` is ``pull`` (``source`` is docker://…), ``import`` (a path on the host) or ``build`` (a short name)."""
+    """``verb`` is ``pull`` (``source`` is docker://…), ``import`` (a path on the host) or ``build`` (a short name).
+
+    ``disk`` has a build make a bootable disk too; ``initrd`` is a file that goes with an imported kernel.
+    """
 
     verb: str
     source: str
     packages: list[str] = []
+    disk: bool = False
+    initrd: str = ""
     username: str = ""
     password: str = ""
     insecure: bool = False
@@ -124,6 +136,32 @@ class HostAgent(Protocol):
     async def usage(self, ids: list[str]) -> dict[str, Usage]: ...
 
     async def mechanisms(self, id: str) -> list[Mechanism]: ...
+
+    async def reset(self, id: str) -> None:
+        """Press the reset button. These verbs and the next four raise :class:`Unsupported` where there is no such thing."""
+        ...
+
+    async def screenshot(self, id: str) -> bytes:
+        """What the screen shows, as PNG."""
+        ...
+
+    async def input(self, id: str, input: Input) -> None: ...
+
+    async def desktop(self, id: str, kind: str) -> DesktopTicket:
+        """A new ticket for one viewer; *kind* is ``vnc`` or ``spice``. Any ticket that was not used is void then."""
+        ...
+
+    async def screen(self, id: str, kind: str) -> ProcessStream:
+        """A viewer's connection: its bytes are ``Stdin`` frames, the screen's ``Stdout`` frames."""
+        ...
+
+    def dump(self, id: str, *, crash: bool) -> AsyncIterator[bytes]:
+        """The guest's memory as an ELF core, now, or as it was when it crashed (:class:`NotFound` when it never did)."""
+        ...
+
+    def export_image(self, digest: str, format: str) -> AsyncIterator[bytes]:
+        """The image's disk, as a file of that format."""
+        ...
 
     def image(self, request: ImageRequest) -> AsyncIterator[ImageProgress]: ...
 

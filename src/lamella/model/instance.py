@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from lamella.model.board import Board, Cdrom, DeviceName, Directory, Disk, Seed, Usb
 from lamella.model.contract import Mechanism
 from lamella.model.resource import Condition, Resource
 
@@ -17,10 +18,14 @@ TcpPort = Annotated[int, Meta(ge=1, le=65535)]
 
 
 class Isolation(StrEnum):
-    """The levels that this layer has, weakest first."""
+    """The levels that this layer has; ``docs/isolation.md`` helps to choose."""
 
     CONTAINER = "container"
+    WASM = "wasm"
     MICROVM = "microvm"
+    UNIKERNEL = "unikernel"
+    VM = "vm"
+    CONFIDENTIAL = "confidential"
 
 
 class Power(StrEnum):
@@ -55,6 +60,9 @@ class Publish(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Nic(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A port on *network*. The first has no need of a ``name``; one that is plugged into a running machine has."""
+
+    name: DeviceName | None = None
     network: str = "default"
     publish: list[Publish] = []
 
@@ -66,6 +74,9 @@ class InstanceSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     the writable layer in bytes. ``stop_timeout`` is in seconds. ``epoch`` counts the runs that were asked for; the layer keeps
     it. The run with the number ``attach_epoch`` begins when somebody has attached (or after a minute): nothing is missed.
     ``grace`` is the ``stop_timeout`` of the stop or restart that was asked last; the layer keeps it too.
+
+    ``board``, ``disks``, ``cdroms``, ``usb`` and ``seed`` are a full machine's; ``directories`` a WebAssembly module's, as are
+    ``fuel`` (how many of its instructions may run in all) and ``deadline`` (for how many seconds it may run).
     """
 
     image: Annotated[str, Meta(min_length=1, max_length=512)]
@@ -82,7 +93,15 @@ class InstanceSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     memory: Annotated[int, Meta(ge=4 << 20, le=1 << 50)] | None = None
     pids: Annotated[int, Meta(ge=1, le=4_000_000)] = 4096
     disk: Annotated[int, Meta(ge=1 << 20, le=1 << 56)] | None = None
-    nics: Annotated[list[Nic], Meta(max_length=1)] = []
+    nics: Annotated[list[Nic], Meta(max_length=8)] = []
+    board: Board = msgspec.field(default_factory=Board)
+    disks: Annotated[list[Disk], Meta(max_length=16)] = []
+    cdroms: Annotated[list[Cdrom], Meta(max_length=4)] = []
+    usb: Annotated[list[Usb], Meta(max_length=8)] = []
+    seed: Seed = msgspec.field(default_factory=Seed)
+    directories: Annotated[list[Directory], Meta(max_length=32)] = []
+    fuel: Annotated[int, Meta(ge=1, le=1 << 62)] | None = None
+    deadline: Annotated[float, Meta(gt=0, le=31_536_000)] | None = None
     restart: RestartPolicy = msgspec.field(default_factory=RestartPolicy)
     stop_signal: Annotated[str, Meta(pattern=r"^[A-Z0-9+-]{1,16}$(?!\n)")] | None = None
     stop_timeout: Annotated[float, Meta(ge=0, le=86400)] = 10.0
@@ -119,7 +138,11 @@ class InstanceStatus(msgspec.Struct, kw_only=True):
     """What was seen. ``exit_code`` is of the last run that ended: 0 to 255, 128 + N after signal N.
 
     ``image_digest`` is what the reference meant when the instance was made; ``mechanisms`` were read from the running thing;
-    ``launched_*`` is the size that the running thing started with (a microVM cannot grow beyond it).
+    ``launched_*`` is the size that the running thing cannot grow beyond (a microVM: what it booted with).
+
+    ``disks`` and ``ports`` are the ids of the volumes and ports beside the first, by device name; ``cdroms`` the digests of the
+    images in the drives. ``board`` is the machine type that the first start chose (``pc-q35-7.2``): every later one is the same.
+    ``devices`` are the names of what is plugged in now and can be unplugged.
     """
 
     phase: Phase = Phase.PENDING
@@ -139,6 +162,11 @@ class InstanceStatus(msgspec.Struct, kw_only=True):
     published: list[Publish] = []
     volume: str | None = None
     port: str | None = None
+    disks: dict[str, str] = {}
+    ports: dict[str, str] = {}
+    cdroms: dict[str, str] = {}
+    board: str = ""
+    devices: list[str] = []
     id_base: int = 0
     launched_cpu: int | None = None
     launched_memory: int | None = None

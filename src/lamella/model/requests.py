@@ -64,6 +64,8 @@ class ImageCreate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     packages: Annotated[
         list[Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9+.:-]*$(?!\n)", max_length=128)]], Meta(max_length=1024)
     ] = []
+    disk: bool = False
+    initrd: Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00]*$")] = ""
     username: str = ""
     password: str = ""
     insecure: bool = False

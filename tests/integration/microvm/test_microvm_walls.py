@@ -10,9 +10,10 @@ import pytest
 from microvm_lab import Lab
 
 from lamella.host.compute.driver import Rootfs
-from lamella.host.compute.microvm import accelerator, disk
+from lamella.host.compute.microvm import disk
 from lamella.host.compute.microvm.block_image import BlockImages
-from lamella.host.compute.microvm.launch import listening, sealed, tail
+from lamella.host.compute.qemu import accelerator
+from lamella.host.compute.qemu.launch import listening, sealed, tail
 from lamella.host.linux import binaries, mounts
 from lamella.host.linux.processes import environment
 from lamella.host.storage.driver import VolumeHandle

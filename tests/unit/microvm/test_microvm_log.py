@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.host.compute.microvm.log import Log, last_lines
+from lamella.host.compute.qemu.log import Log, last_lines
 from lamella.model.usage import LogEntry
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

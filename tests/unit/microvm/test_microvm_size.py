@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.host.compute.driver import Limits
-from lamella.host.compute.microvm.size import MIB, SMALLEST_MEMORY, Size, change, group_limits, size_of
+from lamella.host.compute.microvm.size import SMALLEST_MEMORY, change, size_of
+from lamella.host.compute.qemu.size import MIB, Size, group_limits
 from lamella.model.errors import Unsupported
 
 CPU = st.none() | st.integers(10, 64_000)

@@ -14,10 +14,11 @@ import msgspec
 
 from lamella.host.network.driver import Attachment
 from lamella.host.storage.driver import VolumeHandle
+from lamella.model.board import Board, DesktopTicket, Directory, Input, Seed, Usb
 from lamella.model.contract import Mechanism
 from lamella.model.files import FileInfo
 from lamella.model.host import Capability
-from lamella.model.image import ImageConfig
+from lamella.model.image import ArtifactKind, ImageConfig
 from lamella.model.instance import Phase
 from lamella.model.stream import ExecSpec, ProcessStream
 from lamella.model.usage import LogEntry, Usage
@@ -51,6 +52,15 @@ class Limits(msgspec.Struct, kw_only=True, frozen=True):
     pids: int | None = None
 
 
+class StoredArtifact(msgspec.Struct, kw_only=True, frozen=True):
+    """An artifact of an image as a file of this host, which is never written: a disk is raw. ``size`` is bytes."""
+
+    kind: ArtifactKind
+    digest: str
+    path: Path
+    size: int
+
+
 class Rootfs(msgspec.Struct, kw_only=True, frozen=True):
     """The image on this host. ``layers`` are unpacked directories, top first, owned by 0, never written.
 
@@ -60,6 +70,30 @@ class Rootfs(msgspec.Struct, kw_only=True, frozen=True):
     digest: str
     layers: list[Path]
     config: ImageConfig
+    artifacts: list[StoredArtifact] = []
+    os: str = "linux"
+
+
+class DataDisk(msgspec.Struct, kw_only=True, frozen=True):
+    """A disk beside the first, by the device's name."""
+
+    name: str
+    volume: VolumeHandle
+
+
+class DriveImage(msgspec.Struct, kw_only=True, frozen=True):
+    """A CD or DVD in a drive, by the device's name."""
+
+    name: str
+    path: Path
+    size: int
+
+
+class NamedNic(msgspec.Struct, kw_only=True, frozen=True):
+    """A NIC beside the first, by the device's name."""
+
+    name: str
+    attachment: Attachment
 
 
 class Machine(msgspec.Struct, kw_only=True, frozen=True):
@@ -67,6 +101,9 @@ class Machine(msgspec.Struct, kw_only=True, frozen=True):
 
     ``command`` is the whole argument vector (entrypoint and command joined), ``environment`` the image's with the person's
     over it; ``id_base`` is the first of 65536 host ids that belong to this instance alone; ``disk`` is its writable layer.
+
+    ``board_type`` is the machine type of its first start (empty then). ``disks``, ``cdroms``, ``nics`` and ``usb`` are the devices
+    that may come and go while it runs.
     """
 
     id: str
@@ -86,13 +123,30 @@ class Machine(msgspec.Struct, kw_only=True, frozen=True):
     nic: Attachment | None
     nameservers: list[str]
     stop_signal: str
+    board: Board = msgspec.field(default_factory=Board)
+    board_type: str = ""
+    disks: list[DataDisk] = []
+    cdroms: list[DriveImage] = []
+    nics: list[NamedNic] = []
+    usb: list[Usb] = []
+    seed: Seed = msgspec.field(default_factory=Seed)
+    directories: list[Directory] = []
+    fuel: int | None = None
+    deadline: float | None = None
+
+    @property
+    def devices(self) -> list[str]:
+        """Names of the devices that may come and go, sorted: what ``Observed.devices`` is held against."""
+        return sorted(item.name for group in (self.disks, self.cdroms, self.nics, self.usb) for item in group)
 
 
 class Observed(msgspec.Struct, kw_only=True):
     """What there is of an instance now, read from reality alone.
 
     ``phase`` is one of ``STOPPED`` (nothing runs; ``exit_code`` and the times tell of the last run, if it is known), ``STARTING``
-    (made, not yet started), ``RUNNING``, ``PAUSED``. ``launched`` is the size that it was started with.
+    (made, not yet started), ``RUNNING``, ``PAUSED``. ``launched`` is the size that it cannot grow beyond while it runs.
+    ``devices`` are the names of what is plugged in beside the first disk and NIC, sorted; ``None`` where nothing can be.
+    ``board_type`` is the machine type that runs.
     """
 
     phase: Phase
@@ -103,6 +157,8 @@ class Observed(msgspec.Struct, kw_only=True):
     launched: Limits | None = None
     accelerator: str = ""
     accelerator_reason: str = ""
+    devices: list[str] | None = None
+    board_type: str = ""
 
 
 class ComputeDriver(Protocol):
@@ -213,6 +269,56 @@ class TakesTap(Protocol):
     """A driver whose instances have a virtual NIC: it asks for a TAP's descriptor (its own from then on) by port id."""
 
     def use_taps(self, open_tap: Callable[[str], Awaitable[int]]) -> None: ...
+
+
+@runtime_checkable
+class TakesDevices(Protocol):
+    """A driver whose running instances can be given devices and rid of them."""
+
+    async def rewire(self, machine: Machine) -> None:
+        """Make what is plugged in be the ``disks``, ``cdroms``, ``nics`` and ``usb`` of *machine*; what is there already stays as it is.
+
+        Returns when the guest has let go of what was taken out.
+
+        :raise Conflict: when it does not within half a minute; the device stays then.
+        :raise Unsupported: when there is no place left, or this level or host has none.
+        """
+        ...
+
+
+@runtime_checkable
+class HasScreen(Protocol):
+    """A driver whose instances have a screen, a keyboard and a pointer."""
+
+    async def screenshot(self, id: str) -> bytes:
+        """The screen as PNG."""
+        ...
+
+    async def input(self, id: str, input: Input) -> None:
+        """:raise Invalid: when a character or key is on no keyboard; nothing is typed then."""
+        ...
+
+    async def desktop(self, id: str, kind: str) -> DesktopTicket:
+        """Open the screen to one viewer, once, for a minute.
+
+        :raise Unsupported: when this instance has no ``vnc`` or ``spice``.
+        """
+        ...
+
+    async def screen(self, id: str, kind: str) -> ProcessStream:
+        """A viewer's connection, byte for byte: ``Stdin`` to the screen, ``Stdout`` from it."""
+        ...
+
+
+@runtime_checkable
+class HasMachine(Protocol):
+    """A driver whose instances are whole machines: they have a reset button, and memory that can be written out."""
+
+    async def reset(self, id: str) -> None: ...
+
+    def dump(self, id: str, *, crash: bool) -> AsyncIterator[bytes]:
+        """The memory as an ELF core, now or as it was when the guest crashed."""
+        ...
 
 
 @runtime_checkable

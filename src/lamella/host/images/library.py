@@ -3,7 +3,7 @@
 Content is addressed by digest: manifests and configurations as files, layers unpacked once into directories shared by every level.
 """
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 import msgspec
@@ -44,12 +44,25 @@ class ImageLibrary(Protocol):
         """Fetch ``docker://HOST/NAME[:TAG|@DIGEST]`` for this host's architecture. *insecure* allows plain HTTP beyond loopback."""
         ...
 
-    async def import_file(self, path: str, report: Report) -> ImageStatus:
-        """Take in a file or directory of this host: OCI layout (directory or tar), docker archive, or the tar of a root filesystem."""
+    async def import_file(self, path: str, report: Report, *, initrd: str = "") -> ImageStatus:
+        """Take in a file or directory of this host: OCI layout (directory or tar), docker archive, the tar of a root filesystem, a
+        disk (qcow2, raw, vmdk, vdi, vhdx), an OVA, an ISO, a WebAssembly module, or a kernel (ELF), with *initrd* if that has one.
+        """
         ...
 
-    async def build(self, name: str, report: Report, *, packages: list[str]) -> ImageStatus:
-        """Make a Debian root with ``mmdebstrap``; *name* is ``debian:12``, ``debian:13``, ``debian:bookworm``, …"""
+    async def build(self, name: str, report: Report, *, packages: list[str], disk: bool = False) -> ImageStatus:
+        """Make a Debian root with ``mmdebstrap``; *name* is ``debian:12``, ``debian:13``, ``debian:bookworm``, …
+
+        With *disk*, the same root on a bootable disk too (BIOS and UEFI), with a kernel, cloud-init, an SSH server and our agent.
+        """
+        ...
+
+    def export(self, digest: str, format: str) -> AsyncIterator[bytes]:
+        """The image's first disk as a file of *format* (``qcow2``, ``raw``, ``vmdk``, ``vdi``, ``vhdx``), or its module, kernel or CD as
+        it is (``file``).
+
+        :raise Invalid: when the image has none, or *format* is not known.
+        """
         ...
 
     async def rootfs(self, digest: str) -> Rootfs:

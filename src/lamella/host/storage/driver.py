@@ -11,14 +11,25 @@ import msgspec
 from lamella.model.storage import PoolStatus, VolumeForm
 
 
+class Base(msgspec.Struct, kw_only=True, frozen=True):
+    """What a new block volume begins as: the raw disk of an image, *size* bytes, never written while a volume stands on it."""
+
+    path: Path
+    size: int
+
+
 class VolumeHandle(msgspec.Struct, kw_only=True, frozen=True):
-    """A volume as a compute driver finds it: ``path`` is a directory (filesystem), or a raw file or device (block)."""
+    """A volume as a compute driver finds it: ``path`` is a directory (filesystem), or a file or device (block).
+
+    ``format`` is of a block volume: ``raw``, or ``qcow2`` over ``base``, which whoever opens it has to open too.
+    """
 
     id: str
     form: VolumeForm
     path: Path
     size: int = 0
     format: str = "raw"
+    base: Base | None = None
 
 
 class StorageDriver(Protocol):
@@ -39,12 +50,13 @@ class StorageDriver(Protocol):
         """Ids of the volumes that are here."""
         ...
 
-    async def create(self, id: str, form: VolumeForm, size: int) -> VolumeHandle:
-        """Make it, empty and durable; an existing one of that id is returned.
+    async def create(self, id: str, form: VolumeForm, size: int, *, base: Base | None = None) -> VolumeHandle:
+        """Make it, empty or as a clone of *base*, and durable; an existing one of that id is returned.
 
-        *size* is bytes, thin; 0 lets the driver choose for block and is no bound for filesystem.
+        *size* is bytes, thin; 0 lets the driver choose for block (the size of *base*) and is no bound for filesystem.
 
         :raise NoRoom: when the pool is full.
+        :raise Invalid: when *size* is smaller than *base*.
         """
         ...
 

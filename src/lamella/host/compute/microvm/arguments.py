@@ -2,21 +2,19 @@
 
 import msgspec
 
-from lamella.host.compute.microvm.size import MIB, TRANSLATED, Size
+from lamella.host.compute.qemu.launch import FIRMWARE, QEMU, SANDBOX
+from lamella.host.compute.qemu.size import MIB, TRANSLATED, Size
 
 # Where things lie inside the room.
-QEMU = "/usr/bin/qemu-system-x86_64"
 KERNEL = "/boot/kernel"
 INITRAMFS = "/boot/initramfs"
-FIRMWARE = "/usr/share/qemu"
 
-# Descriptors that QEMU inherits. The console of the guest's kernel goes to its standard output.
-CONSOLE, MONITOR, AGENT, ROOT, DATA, TAP = 1, 3, 4, 5, 6, 7
+# Descriptors that QEMU inherits. The console of the guest's kernel goes to its standard output (CONSOLE).
+MONITOR, AGENT, ROOT, DATA, TAP = 3, 4, 5, 6, 7
 
 AGENT_PORT = "org.lamella.agent"
 ROOT_SERIAL = "lamella-root"
 DATA_SERIAL = "lamella-data"
-SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
 class Hardware(msgspec.Struct, kw_only=True, frozen=True):

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lamella.host.compute.driver import Rootfs
-from lamella.host.compute.microvm.places import sync_directory
+from lamella.host.compute.qemu.places import sync_directory
 from lamella.host.linux import binaries, mounts, syscalls
 from lamella.host.linux.processes import run
 from lamella.model.errors import Corrupt, Internal, Unsupported

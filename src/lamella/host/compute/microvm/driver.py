@@ -16,13 +16,16 @@ from pathlib import Path
 from lamella.host.compute.driver import Changed, Home, Limits, Machine, Observed
 from lamella.host.compute.guest.client import GuestClient
 from lamella.host.compute.guest.setup import GuestNetwork, GuestPhase, GuestProcess, GuestSetup
-from lamella.host.compute.microvm import arguments, disk, launch, mechanisms, places, size
+from lamella.host.compute.microvm import arguments, disk, mechanisms, size
 from lamella.host.compute.microvm.block_image import BlockImages
 from lamella.host.compute.microvm.host import HostParts, look
-from lamella.host.compute.microvm.log import Log
-from lamella.host.compute.microvm.monitor import Monitor
-from lamella.host.compute.microvm.places import Places, ProcessRecord
-from lamella.host.compute.microvm.session import Session, died
+from lamella.host.compute.microvm.session import Session
+from lamella.host.compute.qemu import launch, places
+from lamella.host.compute.qemu.log import Log
+from lamella.host.compute.qemu.monitor import Monitor
+from lamella.host.compute.qemu.places import Places, ProcessRecord
+from lamella.host.compute.qemu.process import died
+from lamella.host.compute.qemu.size import Size, group_limits
 from lamella.host.linux.cgroup import ROOT as CGROUP_ROOT
 from lamella.host.linux.cgroup import Cgroup, Cgroups
 from lamella.host.linux.processes import environment, start_time
@@ -80,12 +83,12 @@ class MicrovmDriver:
         self._sessions.clear()
 
     async def inventory(self) -> set[str]:
-        return places.inventory(self._home)
+        return places.inventory(self._home, self.name)
 
     # --- one instance
 
     async def observe(self, id: str) -> Observed | None:
-        places = Places(self._home, id)
+        places = Places(self._home, self.name, id)
         if not places.state.is_dir():
             return None
         session = await self._session(id)
@@ -124,7 +127,7 @@ class MicrovmDriver:
             image, _ = await asyncio.gather(
                 self.block_images.ensure(machine.rootfs), disk.format_once(machine.disk, self._environment)
             )
-            places = Places(self._home, machine.id)
+            places = Places(self._home, self.name, machine.id)
             log = self._log(machine.id)
 
             def prepare() -> None:
@@ -229,7 +232,7 @@ class MicrovmDriver:
             log = self._logs.pop(id, None)
             if log is not None:
                 log.close()
-            await asyncio.to_thread(Places(self._home, id).remove)
+            await asyncio.to_thread(Places(self._home, self.name, id).remove)
         self._verbs.pop(id, None)
 
     # --- inside
@@ -243,7 +246,7 @@ class MicrovmDriver:
     async def logs(
         self, id: str, *, follow: bool = False, tail: int | None = None, since: datetime | None = None
     ) -> AsyncIterator[LogEntry]:
-        if not Places(self._home, id).state.is_dir():
+        if not Places(self._home, self.name, id).state.is_dir():
             raise NotFound(f"there is no microVM {id} here")
         await self._session(id)
         async for entry in self._log(id).read(follow=follow, tail=tail, since=since):
@@ -331,10 +334,10 @@ class MicrovmDriver:
 
     # --- how
 
-    async def _boot(self, host: HostParts, places: Places, machine: Machine, wanted: size.Size, image: Path) -> Session:
+    async def _boot(self, host: HostParts, places: Places, machine: Machine, wanted: Size, image: Path) -> Session:
         """Start QEMU, inside its group before it allocates anything, and write it down."""
         group = self._group(machine.id)
-        limits = size.group_limits(machine.limits, wanted, host.accelerator.name)
+        limits = group_limits(machine.limits, wanted, host.accelerator.name)
         await asyncio.to_thread(group.create, limits)
         hardware = arguments.Hardware(
             name=machine.id,
@@ -362,7 +365,15 @@ class MicrovmDriver:
                     raise Internal("nobody said where TAPs come from", hint="call use_taps before create")
                 files[arguments.TAP] = own(await self._open_tap(machine.nic.port))
             pid = await launch.launch(
-                launch.Launch(hardware, host.boot, host.accelerator, host.qemu),
+                launch.Plan(
+                    argv=arguments.arguments(hardware),
+                    qemu=host.qemu,
+                    accelerator=host.accelerator,
+                    shown={
+                        host.boot.kernel: Path(arguments.KERNEL),
+                        host.boot.initramfs: Path(arguments.INITRAMFS),
+                    },
+                ),
                 places,
                 user=machine.id_base,
                 procs_files=group.procs_files(),
@@ -410,7 +421,7 @@ class MicrovmDriver:
             session = self._sessions.get(id)
             if session is not None:
                 return None if session.gone.is_set() else session
-            places = Places(self._home, id)
+            places = Places(self._home, self.name, id)
             record = places.process()
             if record is None or not record.alive():
                 return None
@@ -425,7 +436,7 @@ class MicrovmDriver:
     async def _running(self, id: str) -> Session:
         session = await self._session(id)
         if session is None:
-            if not Places(self._home, id).state.is_dir():
+            if not Places(self._home, self.name, id).state.is_dir():
                 raise NotFound(f"there is no microVM {id} here")
             raise Conflict(f"the microVM {id} does not run", hint="start it first")
         return session
@@ -443,7 +454,7 @@ class MicrovmDriver:
             session.kill()
             await session.gone.wait()
         await asyncio.to_thread(self._group(id).remove)
-        places = Places(self._home, id)
+        places = Places(self._home, self.name, id)
         await asyncio.to_thread(places.remove_run)
 
     def _stopped(self, places: Places) -> Observed:
@@ -473,7 +484,7 @@ class MicrovmDriver:
         return Cgroups(CGROUP_ROOT, self._home.mark).group(id)
 
     def _log(self, id: str) -> Log:
-        return self._logs.setdefault(id, Log(Places(self._home, id).state))
+        return self._logs.setdefault(id, Log(Places(self._home, self.name, id).state))
 
     def _lock(self, id: str) -> asyncio.Lock:
         return self._verbs.setdefault(id, asyncio.Lock())

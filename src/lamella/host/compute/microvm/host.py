@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 
 from lamella.host.compute.driver import Home
-from lamella.host.compute.microvm.accelerator import Accelerator, accelerator
 from lamella.host.compute.microvm.boot import BootFiles, boot_files
-from lamella.host.compute.microvm.tool import output
+from lamella.host.compute.qemu.accelerator import Accelerator, accelerator
+from lamella.host.compute.qemu.tool import output
 from lamella.host.linux import binaries
 from lamella.model.host import Capability
 

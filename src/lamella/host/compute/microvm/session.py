@@ -1,29 +1,22 @@
-"""One QEMU that runs, as this daemon sees it: its process, its monitor, its guest, its log, and what is written down of its end.
+"""One microVM that runs: its QEMU, the conversation with its guest's agent, and what the guest wrote.
 
-A session is made when a microVM starts, and made again by whichever daemon finds it running. Nothing in it is needed by QEMU.
+The agent says how the command did; that is written down here before the guest may go.
 """
 
 import asyncio
 import contextlib
 import logging
 import os
-import signal
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-import msgspec
-
-from lamella.host.compute.driver import Limits
 from lamella.host.compute.guest.client import GuestClient
 from lamella.host.compute.guest.setup import GuestSetup, GuestState
-from lamella.host.compute.microvm import launch
-from lamella.host.compute.microvm.arguments import CONSOLE
-from lamella.host.compute.microvm.log import Log
-from lamella.host.compute.microvm.monitor import Monitor
-from lamella.host.compute.microvm.places import ExitRecord, Places, ProcessRecord, boot_id
+from lamella.host.compute.qemu.log import Log
+from lamella.host.compute.qemu.places import ExitRecord, Places, ProcessRecord
+from lamella.host.compute.qemu.process import QemuProcess
 from lamella.host.linux.cgroup import Cgroup
-from lamella.host.linux.processes import readable
 from lamella.model.errors import LamellaError, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -32,83 +25,18 @@ BOOT_DEADLINE = 90.0
 POWER_OFF_DEADLINE = 10.0
 AGAIN_DEADLINE = 6.0
 LOG_INTERVAL = 0.5
-_HOPELESS = ("internal-error", "guest-panicked", "shutdown")
-KILLED = 128 + signal.SIGKILL
 
 
-class Session:
-    """Begun by :meth:`open`; ends by itself when QEMU does (``gone`` is set, *ended* called).
-
-    :meth:`close` lets go of it earlier and leaves QEMU alone.
-    """
+class Session(QemuProcess):
+    """A :class:`QemuProcess` whose guest runs our agent."""
 
     def __init__(
         self, places: Places, process: ProcessRecord, group: Cgroup, log: Log, ended: Callable[[], None]
     ) -> None:
-        self.places = places
-        self.process = process
-        self.group = group
-        self.log = log
-        self.paused = False
-        self.gone = asyncio.Event()
+        super().__init__(places, process, group, log, ended)
         self.guest_state: GuestState | None = None
-        self._ended = ended
-        self._pidfd = -1
-        self._errors = -1
-        self._console = -1
-        self._monitor: Monitor | None = None
         self._guest: GuestClient | None = None
-        self._meeting = asyncio.Lock()
-        self._writing = asyncio.Lock()
-        self._words = ""
         self._met = asyncio.Event()
-        self._runs = asyncio.Event()
-        self._ready = asyncio.Event()
-        self._life: asyncio.Task[None] | None = None
-
-    async def open(self) -> None:
-        """Take hold of the process and begin to listen to it.
-
-        :raise Unavailable: when it is gone.
-        """
-        pid = self.process.pid
-        try:
-            self._pidfd = os.pidfd_open(pid)
-            if not self.process.alive():
-                raise ProcessLookupError(pid)
-            self._errors = os.open(f"/proc/{pid}/fd/2", os.O_RDONLY | os.O_CLOEXEC)
-            self._console = os.open(f"/proc/{pid}/fd/{CONSOLE}", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            self._close_files()
-            raise Unavailable(f"the QEMU of {self.places.id} is gone") from error
-        if self.process.ready:
-            self._ready.set()
-        await asyncio.to_thread(self.log.open)
-        self.log.go_on()
-        self._life = asyncio.create_task(self._live(), name=f"microvm {self.places.id}")
-
-    async def close(self) -> None:
-        """Let go of it. It goes on, and writes down nothing meanwhile; its guest keeps what it has to say."""
-        if self._life is not None:
-            self._life.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._life
-        self._close_files()
-
-    # --- what the driver asks
-
-    async def monitor(self) -> Monitor:
-        """:raise Unavailable: when QEMU does not answer."""
-        async with self._meeting:
-            if self._monitor is None:
-                self._monitor = await Monitor.connect(self.places.run / "monitor")
-                await self._read_status(self._monitor)
-            return self._monitor
-
-    async def look(self) -> None:
-        """Ask QEMU whether the guest runs. A disk that is full pauses it; what QEMU cannot go on with is ended."""
-        with contextlib.suppress(LamellaError):
-            await self._read_status(await self.monitor())
 
     async def guest(self, timeout: float = 25.0) -> GuestClient:
         """The guest's agent, when it answers.
@@ -136,16 +64,6 @@ class Session:
         await self.write(ready=True)
         self._ready.set()
 
-    async def pause(self) -> None:
-        await (await self.monitor()).stop()
-        self.paused = True
-        self._runs.clear()
-
-    async def resume(self) -> None:
-        await (await self.monitor()).proceed()
-        self.paused = False
-        self._runs.set()
-
     async def known_state(self, timeout: float) -> GuestState | None:
         """What the guest last said of its command, asked anew when it is there; ``None`` when it has never answered."""
         if self.paused or self.gone.is_set():
@@ -155,68 +73,7 @@ class Session:
                 self.guest_state = await (await self.guest(timeout)).state()
         return self.guest_state
 
-    async def write(
-        self, *, ready: bool | None = None, started_at: datetime | None = None, limits: Limits | None = None
-    ) -> None:
-        """Note something new about the run, durably."""
-        async with self._writing:
-            known = self.process
-            self.process = msgspec.structs.replace(
-                known,
-                ready=known.ready if ready is None else ready,
-                started_at=started_at or known.started_at,
-                limits=limits or known.limits,
-            )
-            await asyncio.to_thread(self.places.write, self.process)
-
-    def kill(self) -> None:
-        """End QEMU at once."""
-        if self._pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-
-    def last_words(self) -> str:
-        """The end of what QEMU and the guest's kernel wrote."""
-        words = [launch.tail(fd) for fd in (self._errors, self._console) if fd >= 0]
-        return "; ".join(text for text in words if text) or self._words
-
-    async def _read_status(self, monitor: Monitor) -> None:
-        status = await monitor.status()
-        if status in _HOPELESS:
-            logger.warning("%s: QEMU says %s", self.places.id, status)
-            self.kill()
-        self.paused = status != "running"
-        if not self.paused:
-            self._runs.set()
-
-    # --- its life
-
-    async def _live(self) -> None:
-        talk = asyncio.create_task(self._talk(), name=f"guest of {self.places.id}")
-        try:
-            await readable(self._pidfd)
-        finally:
-            await _end(talk)
-            if self._guest is not None:
-                await self._guest.close()
-            if self._monitor is not None:
-                await self._monitor.close()
-        await asyncio.to_thread(self._finish)
-        self._close_files()
-        self.log.close()
-        self.gone.set()
-        self._ended()
-
-    def _finish(self) -> None:
-        """The process is gone: how the run ended must be written down before anything of it is removed."""
-        self._words = self.last_words()
-        if self.places.exit() is None and self.process.started_at is not None:
-            self.places.write(died(self.process, self.group, self._words))
-        try:
-            self.group.remove()
-        except LamellaError as error:
-            logger.warning("%s: %s", self.places.id, error)
-        self.places.remove_run()
+    # --- its conversation
 
     async def _talk(self) -> None:
         """Keep a conversation with the guest while it runs; one that it breaks off or spoils is begun again, slowly."""
@@ -296,40 +153,6 @@ class Session:
         await asyncio.sleep(POWER_OFF_DEADLINE)
         self.kill()
 
-    def _raise_if_gone(self) -> None:
-        if self.gone.is_set() or self._life is None or self._life.done():
-            raise Unavailable(f"the microVM {self.places.id} has ended", hint=self.last_words())
-
-    async def _either(self, event: asyncio.Event) -> None:
-        """Wait for *event* or for the end."""
-        waits = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(self.gone.wait())]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-
-    def _close_files(self) -> None:
-        for fd in (self._pidfd, self._errors, self._console):
-            if fd >= 0:
-                os.close(fd)
-        self._pidfd = self._errors = self._console = -1
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    """Cancel *task* until it has ended: what it waits for may be closing something, and take the first time for its own."""
-    while not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=0.2)
-
-
-def died(process: ProcessRecord, group: Cgroup | None, words: str) -> ExitRecord:
-    """What is written down when QEMU ended and the guest never said how its command did."""
-    reason = "the microVM ended without its command's exit code"
-    if process.boot != boot_id():
-        reason = "the host was restarted"
-    elif group is not None and group.oom_kills():
-        reason = "the kernel killed the microVM: it used more memory than its group may"
-    if words:
-        reason += f" ({words})"
-    return ExitRecord(exit_code=KILLED, started_at=process.started_at, finished_at=datetime.now(UTC), reason=reason)
+    async def _part(self) -> None:
+        if self._guest is not None:
+            await self._guest.close()

@@ -3,30 +3,13 @@
 import msgspec
 
 from lamella.host.compute.driver import Limits
+from lamella.host.compute.qemu.size import MIB, Size, group_limits
 from lamella.model.errors import Unsupported
 from lamella.model.quantity import format_cpu, format_size
 
-MIB = 1 << 20
 DEFAULT_MEMORY = 512 * MIB
 SMALLEST_MEMORY = 128 * MIB
 LARGEST_VCPUS = 64
-
-# What QEMU needs beside the guest's memory. TCG keeps the translated code (TRANSLATED) and tables about it.
-TRANSLATED = 128 * MIB
-OVERHEAD = {"kvm": 128 * MIB, "tcg": 192 * MIB + TRANSLATED}
-THREADS = 128
-
-
-class Size(msgspec.Struct, kw_only=True, frozen=True):
-    """What a microVM boots with: whole virtual processors, and memory in bytes (whole MiB)."""
-
-    vcpus: int
-    memory: int
-
-    @property
-    def limits(self) -> Limits:
-        """The largest limits that fit into it."""
-        return Limits(cpu=self.vcpus * 1000, memory=self.memory)
 
 
 class Change(msgspec.Struct, kw_only=True, frozen=True):
@@ -56,11 +39,6 @@ def size_of(limits: Limits) -> Size:
             field="cpu",
         )
     return Size(vcpus=vcpus, memory=memory)
-
-
-def group_limits(limits: Limits, size: Size, accelerator: str) -> Limits:
-    """What the group around QEMU may use: the guest's memory and QEMU's own, the cpu that was asked for, QEMU's threads."""
-    return Limits(cpu=limits.cpu, memory=size.memory + OVERHEAD[accelerator], pids=size.vcpus + THREADS)
 
 
 def change(size: Size, wanted: Limits, accelerator: str) -> Change:

@@ -6,13 +6,19 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from lamella.host.compute.microvm import arguments
-from lamella.host.compute.microvm.accelerator import DEVICE, Accelerator
-from lamella.host.compute.microvm.boot import BootFiles
-from lamella.host.compute.microvm.places import Places
+import msgspec
+
+from lamella.host.compute.qemu.accelerator import DEVICE, Accelerator
+from lamella.host.compute.qemu.places import Places
 from lamella.host.linux import binaries
 from lamella.host.linux.processes import environment, read_all, spawn
 from lamella.model.errors import Unavailable
+
+# Where things lie inside the room, and the descriptor that the guest's console goes to.
+QEMU = "/usr/bin/qemu-system-x86_64"
+FIRMWARE = "/usr/share/qemu"
+CONSOLE = 1
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 # The most that QEMU and the guest's console can write: sealed memory, charged to the group that they are in.
 CONSOLE_SIZE = 256 << 10
@@ -30,14 +36,13 @@ _LOADER = Path("/lib64/ld-linux-x86-64.so.2")
 _FIRMWARE = (Path("/usr/share/qemu"), Path("/usr/share/seabios"))
 
 
-class Launch:
-    """What one QEMU is given. ``files`` maps its descriptors to ours, which stay ours to close."""
+class Plan(msgspec.Struct, kw_only=True, frozen=True):
+    """What one QEMU is given: its argument vector, and what its room shows beside libraries and firmware (of the host: inside)."""
 
-    def __init__(self, hardware: arguments.Hardware, boot: BootFiles, accelerator: Accelerator, qemu: Path) -> None:
-        self.hardware = hardware
-        self.boot = boot
-        self.accelerator = accelerator
-        self.qemu = qemu
+    argv: list[str]
+    qemu: Path
+    accelerator: Accelerator
+    shown: dict[Path, Path] = {}
 
     def jailer(self, places: Places, user: int, procs_files: list[Path], descriptors: list[int]) -> list[str]:
         """The argument vector of the jailer, QEMU's after it."""
@@ -45,10 +50,9 @@ class Launch:
         for file in procs_files:
             options += ["--cgroup", str(file)]
         options += ["--room", str(places.room), "--user", str(user)]
-        shown = {self.qemu: Path(arguments.QEMU), _LIBRARIES: _LIBRARIES, _LOADER.resolve(): _LOADER}
+        shown = {self.qemu: Path(QEMU), _LIBRARIES: _LIBRARIES, _LOADER.resolve(): _LOADER}
         shown |= {path: path for path in _FIRMWARE if path.is_dir()}
-        shown |= {self.boot.kernel: Path(arguments.KERNEL), self.boot.initramfs: Path(arguments.INITRAMFS)}
-        for source, target in shown.items():
+        for source, target in (shown | self.shown).items():
             options += ["--bind", f"{source}:{target}"]
         if self.accelerator.name == "kvm":
             options += ["--device", f"{DEVICE}:{DEVICE}"]
@@ -59,11 +63,11 @@ class Launch:
         for number in descriptors:
             options += ["--keep", str(number)]
         options += ["--output", str(OUTPUT)]
-        return [str(binaries.own("lamella-jailer")), *options, "--", *arguments.arguments(self.hardware)]
+        return [str(binaries.own("lamella-jailer")), *options, "--", *self.argv]
 
 
 async def launch(
-    plan: Launch,
+    plan: Plan,
     places: Places,
     *,
     user: int,

@@ -1,10 +1,10 @@
-"""Where one microVM's things lie, and what is written down of it: small files that appear whole and durable, or not at all.
+"""Where the things of one machine under QEMU lie, and what is written down of it: small files that appear whole and durable, or not at all.
 
-<state>/microvm/<id>/machine.json    what was asked
+<state>/<level>/<id>/machine.json    what was asked
                      process.json    the QEMU of its last run
                      exit.json       how that run ended
                      log.<n>         what it wrote (log.py)
-<run>/microvm/<id>/monitor, agent    sockets on which QEMU listens
+<run>/<level>/<id>/monitor, agent    sockets on which QEMU listens
                    room/             an empty directory, the mount point of its room
 """
 
@@ -17,7 +17,7 @@ from typing import TypeVar
 import msgspec
 
 from lamella.host.compute.driver import Home, Limits, Machine
-from lamella.host.compute.microvm.size import Size
+from lamella.host.compute.qemu.size import Size
 from lamella.host.linux.processes import start_time
 
 T = TypeVar("T")
@@ -27,6 +27,7 @@ class ProcessRecord(msgspec.Struct, kw_only=True, frozen=True):
     """A QEMU that was started. ``started`` (clock ticks since boot) and ``boot`` tell it from another process with its pid.
 
     ``ready`` is set when the guest has been configured, ``started_at`` when its command was started; ``limits`` are the newest.
+    ``size`` is what it booted with, ``largest`` what it can be grown to while it runs, ``board_type`` its machine type.
     """
 
     pid: int
@@ -38,6 +39,8 @@ class ProcessRecord(msgspec.Struct, kw_only=True, frozen=True):
     limits: Limits
     ready: bool = False
     started_at: datetime | None = None
+    largest: Size | None = None
+    board_type: str = ""
 
     def alive(self) -> bool:
         return self.boot == boot_id() and start_time(self.pid) == self.started
@@ -53,12 +56,13 @@ class ExitRecord(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Places:
-    """The directories of one microVM."""
+    """The directories of one machine of *level* (``microvm``, ``vm``, ``unikernel``)."""
 
-    def __init__(self, home: Home, id: str) -> None:
+    def __init__(self, home: Home, level: str, id: str) -> None:
         self.id = id
-        self.state = home.state / "microvm" / id
-        self.run = home.run / "microvm" / id
+        self.level = level
+        self.state = home.state / level / id
+        self.run = home.run / level / id
         self.room = self.run / "room"
 
     def machine(self) -> Machine | None:
@@ -93,10 +97,10 @@ class Places:
         shutil.rmtree(self.state, ignore_errors=True)
 
 
-def inventory(home: Home) -> set[str]:
-    """Ids of all microVMs that have something written down."""
+def inventory(home: Home, level: str) -> set[str]:
+    """Ids of all machines of *level* that have something written down."""
     try:
-        return {entry.name for entry in os.scandir(home.state / "microvm") if entry.is_dir(follow_symlinks=False)}
+        return {entry.name for entry in os.scandir(home.state / level) if entry.is_dir(follow_symlinks=False)}
     except FileNotFoundError:
         return set()
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 
 from lamella.host.compute.driver import Home
-from lamella.host.compute.microvm.places import boot_id
-from lamella.host.compute.microvm.tool import output
+from lamella.host.compute.qemu.places import boot_id
+from lamella.host.compute.qemu.tool import output
 from lamella.host.linux import binaries
 from lamella.host.linux.processes import environment, run
 from lamella.model.errors import LamellaError, Unavailable
