@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Literal, Protocol
 
+from lamella.model.board import DesktopTicket, Input
 from lamella.model.contract import Contract
 from lamella.model.files import FileInfo
 from lamella.model.instance import Instance
@@ -26,6 +27,8 @@ from lamella.model.usage import LogEntry, Usage
 from lamella.store.store import Change
 
 PowerVerb = Literal["start", "stop", "restart", "pause", "resume"]
+DesktopKind = Literal["vnc", "spice"]
+DiskFormat = Literal["qcow2", "raw", "vmdk", "vdi", "vhdx"]
 WaitCondition = Literal["settled", "stopped", "running", "removed"]
 
 
@@ -80,6 +83,28 @@ class LayerFace(Protocol):
 
     async def attach(self, who: Principal, project: str, name: str, *, start: bool) -> ProcessStream: ...
 
+    async def reset(self, who: Principal, project: str, name: str) -> None:
+        """Press the reset button. This and the next five raise :class:`Unsupported` where there is no such thing."""
+        ...
+
+    async def screenshot(self, who: Principal, project: str, name: str) -> bytes:
+        """What the screen shows, as PNG."""
+        ...
+
+    async def input(self, who: Principal, project: str, name: str, input: Input) -> None: ...
+
+    async def desktop(self, who: Principal, project: str, name: str, *, kind: DesktopKind) -> DesktopTicket:
+        """A new ticket for one viewer; one that was not used is void then."""
+        ...
+
+    async def screen(self, who: Principal, project: str, name: str, *, kind: DesktopKind) -> ProcessStream:
+        """A viewer's connection: its bytes are ``Stdin`` frames, the screen's ``Stdout`` frames."""
+        ...
+
+    def dump(self, who: Principal, project: str, name: str, *, crash: bool) -> AsyncIterator[bytes]:
+        """The guest's memory as an ELF core, now, or as it was when it crashed (:class:`NotFound` when it never did)."""
+        ...
+
     def logs(
         self, who: Principal, project: str, name: str, *, follow: bool, tail: int | None, since: datetime | None
     ) -> AsyncIterator[LogEntry]: ...
@@ -118,6 +143,10 @@ class LayerFace(Protocol):
     ) -> Instance: ...
 
     async def create_image(self, who: Principal, project: str, body: ImageCreate, *, wait: float) -> Operation: ...
+
+    def export_image(self, who: Principal, project: str, name: str, *, format: DiskFormat) -> AsyncIterator[bytes]:
+        """The image's disk, as a file of that format."""
+        ...
 
     async def collect_images(self, who: Principal) -> Freed: ...
 
