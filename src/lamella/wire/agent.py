@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from lamella.model.assignment import ImageProgress, ImageRequest
+from lamella.model.board import DesktopTicket, Input
 from lamella.model.contract import Mechanism
 from lamella.model.errors import LamellaError, Unavailable
 from lamella.model.files import FileInfo
@@ -26,6 +27,8 @@ ItemT = TypeVar("ItemT")
 _decode_frame = msgspec.msgpack.Decoder(FromProcess).decode
 # Removing what is not used from a large library takes its time.
 _COLLECT_SECONDS = 600.0
+# A long text is typed key by key, as fast as a guest takes it.
+_INPUT_SECONDS = 1800.0
 _PIECE = 1 << 20
 
 
@@ -60,10 +63,8 @@ class RemoteAgent:
     async def list_directory(self, id: str, path: str) -> list[FileInfo]:
         return await self._caller.call("list_directory", verbs.AtPath(id=id, path=path), list[FileInfo])
 
-    async def read_file(self, id: str, path: str) -> AsyncIterator[bytes]:
-        async with await WebSocket.open(self._party, "read_file", verbs.AtPath(id=id, path=path)) as socket:
-            while (data := await socket.receive()) is not None:
-                yield data
+    def read_file(self, id: str, path: str) -> AsyncIterator[bytes]:
+        return self._bytes("read_file", verbs.AtPath(id=id, path=path))
 
     async def write_file(
         self, id: str, path: str, data: AsyncIterator[bytes], *, mode: int, uid: int, gid: int
@@ -93,6 +94,27 @@ class RemoteAgent:
     async def mechanisms(self, id: str) -> list[Mechanism]:
         return await self._caller.call("mechanisms", verbs.AskMechanisms(id=id), list[Mechanism])
 
+    async def reset(self, id: str) -> None:
+        await self._caller.call("reset", verbs.Machine(id=id), verbs.Nothing)
+
+    async def screenshot(self, id: str) -> bytes:
+        return await self._caller.call("screenshot", verbs.Machine(id=id), bytes)
+
+    async def input(self, id: str, input: Input) -> None:
+        await self._caller.call("input", verbs.Hands(id=id, input=input), verbs.Nothing, seconds=_INPUT_SECONDS)
+
+    async def desktop(self, id: str, kind: str) -> DesktopTicket:
+        return await self._caller.call("desktop", verbs.Screen(id=id, kind=kind), DesktopTicket)
+
+    async def screen(self, id: str, kind: str) -> "RemoteProcess":
+        return await self._process("screen", verbs.Screen(id=id, kind=kind))
+
+    def dump(self, id: str, *, crash: bool) -> AsyncIterator[bytes]:
+        return self._bytes("dump", verbs.Dump(id=id, crash=crash))
+
+    def export_image(self, digest: str, format: str) -> AsyncIterator[bytes]:
+        return self._bytes("export_image", verbs.ExportImage(digest=digest, format=format))
+
     def image(self, request: ImageRequest) -> AsyncIterator[ImageProgress]:
         return self._items("image", verbs.BringImage(request=request), ImageProgress)
 
@@ -111,6 +133,11 @@ class RemoteAgent:
             await socket.close()
             raise
         return RemoteProcess(socket)
+
+    async def _bytes(self, verb: str, arguments: msgspec.Struct) -> AsyncIterator[bytes]:
+        async with await WebSocket.open(self._party, verb, arguments) as socket:
+            while (data := await socket.receive()) is not None:
+                yield data
 
     async def _items(self, verb: str, arguments: msgspec.Struct, type: type[ItemT]) -> AsyncIterator[ItemT]:
         decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(type)

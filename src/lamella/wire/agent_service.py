@@ -49,6 +49,20 @@ def _calls(agent: HostAgent) -> dict[str, Call]:
     async def mechanisms(_: str, asked: verbs.AskMechanisms) -> Any:
         return await agent.mechanisms(asked.id)
 
+    async def reset(_: str, asked: verbs.Machine) -> Any:
+        await agent.reset(asked.id)
+        return verbs.Nothing()
+
+    async def screenshot(_: str, asked: verbs.Machine) -> Any:
+        return await agent.screenshot(asked.id)
+
+    async def input(_: str, asked: verbs.Hands) -> Any:
+        await agent.input(asked.id, asked.input)
+        return verbs.Nothing()
+
+    async def desktop(_: str, asked: verbs.Screen) -> Any:
+        return await agent.desktop(asked.id, asked.kind)
+
     async def collect_images(_: str, asked: verbs.CollectImages) -> Any:
         return await agent.collect_images(asked.keep)
 
@@ -63,6 +77,10 @@ def _calls(agent: HostAgent) -> dict[str, Call]:
         "make_directory": call(verbs.MakeAtPath, make_directory),
         "usage": call(verbs.AskUsage, usage),
         "mechanisms": call(verbs.AskMechanisms, mechanisms),
+        "reset": call(verbs.Machine, reset),
+        "screenshot": call(verbs.Machine, screenshot),
+        "input": call(verbs.Hands, input),
+        "desktop": call(verbs.Screen, desktop),
         "collect_images": call(verbs.CollectImages, collect_images),
         "facts": call(verbs.Nothing, facts),
     }
@@ -87,6 +105,15 @@ def _streams(agent: HostAgent) -> dict[str, Stream]:
         await agent.write_file(asked.id, asked.path, chunks, mode=asked.mode, uid=asked.uid, gid=asked.gid)
         await ends.send({"type": "websocket.close", "code": 1000, "reason": ""})
 
+    async def screen(asked: verbs.Screen, ends: Ends) -> None:
+        await _process(ends, await agent.screen(asked.id, asked.kind))
+
+    async def dump(asked: verbs.Dump, ends: Ends) -> None:
+        await send_items(ends, _pieces(agent.dump(asked.id, crash=asked.crash)))
+
+    async def export_image(asked: verbs.ExportImage, ends: Ends) -> None:
+        await send_items(ends, _pieces(agent.export_image(asked.digest, asked.format)))
+
     async def image(asked: verbs.BringImage, ends: Ends) -> None:
         await send_items(ends, _encoded(agent.image(asked.request)))
 
@@ -96,6 +123,9 @@ def _streams(agent: HostAgent) -> dict[str, Stream]:
         "logs": stream(verbs.Logs, logs),
         "read_file": stream(verbs.AtPath, read_file),
         "write_file": stream(verbs.MakeAtPath, write_file),
+        "screen": stream(verbs.Screen, screen),
+        "dump": stream(verbs.Dump, dump),
+        "export_image": stream(verbs.ExportImage, export_image),
         "image": stream(verbs.BringImage, image),
     }
 

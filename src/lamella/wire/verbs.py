@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from lamella.model.assignment import ImageRequest, InstanceReport
+from lamella.model.board import Input
 from lamella.model.host import HostStatus
 from lamella.model.stream import ExecSpec
 
@@ -81,6 +82,36 @@ class AskUsage(msgspec.Struct, kw_only=True):
 
 class AskMechanisms(msgspec.Struct, kw_only=True):
     id: str
+
+
+class Machine(msgspec.Struct, kw_only=True):
+    """Of reset and screenshot."""
+
+    id: str
+
+
+class Hands(msgspec.Struct, kw_only=True):
+    """Of input."""
+
+    id: str
+    input: Input
+
+
+class Screen(msgspec.Struct, kw_only=True):
+    """Of desktop and screen."""
+
+    id: str
+    kind: str
+
+
+class Dump(msgspec.Struct, kw_only=True):
+    id: str
+    crash: bool
+
+
+class ExportImage(msgspec.Struct, kw_only=True):
+    digest: str
+    format: str
 
 
 class BringImage(msgspec.Struct, kw_only=True):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lamella.model.assignment import ImageRequest
+from lamella.model.board import Input, Pointer
 from lamella.model.errors import Corrupt, Forbidden, NotFound, Unauthenticated, Unavailable, Unsupported
 from lamella.model.stream import ExecSpec, Exit, Signal, Stderr, Stdin, StdinEnd, Stdout
 from lamella.wire.agent import RemoteAgent
@@ -94,6 +95,46 @@ async def test_a_process_is_spoken_with(agent: RemoteAgent) -> None:
     await process.send(Signal(15))
     assert await process.receive() == Exit(143)
     await process.close()
+
+
+async def test_a_machine_is_reset_seen_and_typed_at(agent: RemoteAgent) -> None:
+    await agent.reset("i")
+    asked = Input(text="root\n", keys=[["ctrl", "alt", "delete"]], pointer=[Pointer(x=0.5, y=1, buttons=["left"])])
+    await agent.input("i", asked)
+    assert set(await counts(agent)) == {"reset", "root\n|[['ctrl', 'alt', 'delete']]|[(0.5, 1.0, ['left'])]"}
+    assert len(await agent.screenshot("i")) == 4 + 4 * MEBIBYTE
+    with pytest.raises(Unsupported, match="no screen") as refused:
+        await agent.screenshot("box")
+    assert refused.value.hint == "take a vm"
+
+
+async def test_a_viewer_gets_a_ticket_and_a_connection(agent: RemoteAgent) -> None:
+    ticket = await agent.desktop("i", "spice")
+    assert (ticket.kind, ticket.password) == ("spice", "for i")
+    screen = await agent.screen("i", "vnc")
+    await screen.send(Stdin(b"RFB 003.008\n"))
+    assert await screen.receive() == Stdout(b"RFB 003.008\n")
+    await screen.close()
+    await eventually(agent, "closed")
+
+
+async def test_memory_and_disks_pass_in_bounded_memory(agent: RemoteAgent, party) -> None:
+    before = party.peak_memory()
+    size = 0
+    async for chunk in agent.dump("i", crash=False):
+        size += len(chunk)
+    assert size == 64 * MEBIBYTE
+    assert party.peak_memory() - before < 48 * MEBIBYTE
+    with pytest.raises(NotFound, match="never crashed"):
+        await anext(aiter(agent.dump("i", crash=True)))
+    left = agent.dump("i", crash=False)
+    await anext(aiter(left))
+    await left.aclose()
+    await eventually(agent, "dumps ended")
+    assert [part async for part in agent.export_image("sha256:a", "vmdk")] == [b"sha256:a as vmdk"]
+    with pytest.raises(Corrupt, match="the disk lies"):
+        async for _ in agent.export_image("sha256:a", "vdi"):
+            pass
 
 
 async def test_whoever_lets_go_of_a_process_closes_it(agent: RemoteAgent) -> None:

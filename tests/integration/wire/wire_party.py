@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lamella.model.assignment import Assignments, ImageProgress
+from lamella.model.board import DesktopTicket
 from lamella.model.contract import Mechanism
 from lamella.model.errors import Corrupt, NotFound, Unsupported
 from lamella.model.files import FileInfo, FileType
@@ -133,6 +134,37 @@ class EchoAgent:
 
     async def mechanisms(self, id: str) -> list[Mechanism]:
         return [Mechanism(name=name, value=str(count), evidence=id) for name, count in self.counts.items()]
+
+    async def reset(self, id: str) -> None:
+        self.counts["reset"] = self.counts.get("reset", 0) + 1
+
+    async def screenshot(self, id: str) -> bytes:
+        if id == "box":
+            raise Unsupported("a container has no screen", hint="take a vm")
+        return b"\x89PNG" + bytes(4 << 20)
+
+    async def input(self, id: str, input: Any) -> None:
+        self.counts[f"{input.text}|{input.keys}|{[(at.x, at.y, at.buttons) for at in input.pointer]}"] = 1
+
+    async def desktop(self, id: str, kind: str) -> DesktopTicket:
+        return DesktopTicket(kind=kind, password=f"for {id}", certificate="PEM", expires="soon")
+
+    async def screen(self, id: str, kind: str) -> EchoProcess:
+        return EchoProcess([kind], self.counts)
+
+    async def dump(self, id: str, *, crash: bool) -> AsyncIterator[bytes]:
+        if crash:
+            raise NotFound(f"{id} never crashed")
+        try:
+            for _ in range(8):
+                yield b"m" * (8 << 20)
+        finally:
+            self.counts["dumps ended"] = self.counts.get("dumps ended", 0) + 1
+
+    async def export_image(self, digest: str, format: str) -> AsyncIterator[bytes]:
+        yield f"{digest} as {format}".encode()
+        if format == "vdi":
+            raise Corrupt("the disk lies")
 
     async def image(self, request: Any) -> AsyncIterator[ImageProgress]:
         yield ImageProgress(step=request.verb, done=1, total=2)
