@@ -1,31 +1,10 @@
 """The contract of one instance, from what was asked and what its host read from the running thing. Pure."""
 
+from lamella.control.levels import EMULATED, LEVELS, NEVER_PROMISED
 from lamella.model.contract import LIMIT, Contract, Line, Mechanism
-from lamella.model.instance import Instance, Isolation, Phase
+from lamella.model.instance import Instance, Phase
 from lamella.model.quantity import format_cpu, format_size
 from lamella.model.resource import now
-
-LEVELS = {
-    Isolation.CONTAINER: "namespaces, seccomp and capabilities of the host's own kernel",
-    Isolation.MICROVM: "a kernel of its own on virtual hardware, in a confined process",
-}
-
-NOT_PROMISED = {
-    Isolation.CONTAINER: [
-        "Isolation from a flaw in the host's kernel: a container shares that kernel with everything else.",
-        "Protection from side channels between processes on one processor.",
-    ],
-    Isolation.MICROVM: [
-        "Protection from side channels between guests on one processor.",
-        "Confidentiality from the host: its administrator can read the guest's memory.",
-    ],
-}
-
-ALWAYS_NOT_PROMISED = [
-    "A guaranteed share of CPU or memory: limits are ceilings, nothing is reserved.",
-    "Availability: when the host fails, the instance is down until the host is back.",
-    "Limits on disk and network throughput.",
-]
 
 
 def contract_of(instance: Instance, mechanisms: list[Mechanism]) -> Contract:
@@ -33,8 +12,9 @@ def contract_of(instance: Instance, mechanisms: list[Mechanism]) -> Contract:
     spec, status = instance.spec, instance.status
     running = status.phase in (Phase.RUNNING, Phase.PAUSED)
     read = {item.name: item for item in mechanisms}
-    not_promised = [*NOT_PROMISED[spec.isolation], *ALWAYS_NOT_PROMISED]
-    if spec.isolation is Isolation.MICROVM and status.accelerator == "tcg":
+    level = LEVELS[spec.isolation]
+    not_promised = [*level.not_promised, *NEVER_PROMISED]
+    if spec.isolation in EMULATED and status.accelerator == "tcg":
         not_promised.insert(
             0, f"Speed near the hardware's: the processor is emulated (TCG), because {status.accelerator_reason}."
         )
@@ -42,7 +22,7 @@ def contract_of(instance: Instance, mechanisms: list[Mechanism]) -> Contract:
         instance=instance.name,
         id=instance.id,
         read_at=now(),
-        level=f"{spec.isolation}: {LEVELS[spec.isolation]}",
+        level=f"{spec.isolation}: {level.what}",
         driver=status.driver,
         observed=running and bool(mechanisms),
         isolation=[item for item in mechanisms if not item.name.startswith(LIMIT)],
@@ -51,6 +31,7 @@ def contract_of(instance: Instance, mechanisms: list[Mechanism]) -> Contract:
         accelerator=status.accelerator or "none needed: instructions run on the host's processor",
         accelerator_reason=status.accelerator_reason,
         not_promised=not_promised,
+        lacks=list(level.lacks),
     )
 
 

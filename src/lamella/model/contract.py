@@ -30,6 +30,7 @@ class Contract(msgspec.Struct, kw_only=True):
     """Contract v1 of one instance, as of ``read_at``.
 
     ``isolation`` was read from the running thing; it is empty, and ``observed`` false, while the instance does not run.
+    ``lacks`` are the verbs that this level does not have, each with the reason.
     """
 
     instance: str
@@ -45,3 +46,48 @@ class Contract(msgspec.Struct, kw_only=True):
     accelerator: str
     accelerator_reason: str
     not_promised: list[str]
+    lacks: list[str] = []
+
+
+class LevelSummary(msgspec.Struct, kw_only=True):
+    """One isolation level in a comparison. ``available`` says whether a ready host can run it, ``reason`` how that is known:
+    each host's own sentence."""
+
+    level: str
+    what: str
+    available: bool
+    reason: str
+
+
+class ComparisonRow(msgspec.Struct, kw_only=True):
+    """What each level says on one *subject*, by the level's name: every level of the comparison is there."""
+
+    subject: str
+    values: dict[str, str]
+
+
+class Comparison(msgspec.Struct, kw_only=True):
+    """The contracts of all levels side by side. ``levels`` are in order, the one that shares most with its host first;
+    ``not_promised`` is what no level promises."""
+
+    levels: list[LevelSummary]
+    rows: list[ComparisonRow]
+    not_promised: list[str]
+
+
+class Reason(msgspec.Struct, kw_only=True):
+    """One thing that a level needs, on one host: whether it is there (``available``), and the sentence that says how that was
+    found out."""
+
+    host: str
+    need: str
+    available: bool
+    reason: str
+
+
+class WhyNot(msgspec.Struct, kw_only=True):
+    """Why a level can or cannot be had: ``reasons`` is everything that it needs, host by host, what is missing first."""
+
+    level: str
+    available: bool
+    reasons: list[Reason]
