@@ -5,9 +5,9 @@ from datetime import datetime
 from typing import Literal, Protocol
 
 from lamella.model.board import DesktopTicket, Input
-from lamella.model.contract import Contract
+from lamella.model.contract import Comparison, Contract, WhyNot
 from lamella.model.files import FileInfo
-from lamella.model.instance import Instance
+from lamella.model.instance import Instance, Isolation
 from lamella.model.kinds import AnyResource
 from lamella.model.operation import Operation
 from lamella.model.requests import (
@@ -137,6 +137,14 @@ class LayerFace(Protocol):
     async def contract(self, who: Principal, project: str, name: str) -> Contract: ...
 
     async def explain(self, who: Principal, project: str, name: str) -> Explanation: ...
+
+    async def compare(self, who: Principal) -> Comparison:
+        """The contracts of all isolation levels side by side."""
+        ...
+
+    async def why_not(self, who: Principal, level: Isolation) -> WhyNot:
+        """What *level* needs on every host, and which of it is missing."""
+        ...
 
     async def wait_for(
         self, who: Principal, project: str, name: str, condition: WaitCondition, timeout: float

@@ -6,7 +6,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from lamella.api.face import WaitCondition
+from lamella.api.face import DesktopKind, DiskFormat, WaitCondition
 from lamella.model.files import InstancePath
 
 Seconds = Annotated[
@@ -75,3 +75,15 @@ class DirectoryQuery(Query):
     mode: FileMode = "0755"
     uid: UserId = 0
     gid: UserId = 0
+
+
+class ScreenQuery(Query):
+    kind: Annotated[DesktopKind, Meta(description="Which protocol the viewer speaks")] = "vnc"
+
+
+class DumpQuery(Query):
+    crash: Annotated[bool, Meta(description="What was kept when its kernel crashed, and not what is there now")] = False
+
+
+class ExportQuery(Query):
+    format: Annotated[DiskFormat, Meta(description="Of the file that is answered")] = "qcow2"

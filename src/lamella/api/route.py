@@ -15,6 +15,7 @@ from lamella.api.call import Call, NoQuery, QueryT
 OCTETS = "application/octet-stream"
 EVENTS = "text/event-stream"
 LINES = "application/x-ndjson"
+PNG = "image/png"
 
 
 class Success(msgspec.Struct, kw_only=True, frozen=True):

@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from lamella.model.contract import Contract, Line, Mechanism
+from lamella.model.board import DesktopTicket
+from lamella.model.contract import Comparison, Contract, Line, Mechanism, WhyNot
 from lamella.model.errors import Conflict, Invalid, NotFound, StaleRevision, Unavailable, Unsupported
 from lamella.model.files import FileInfo, FileType
 from lamella.model.ids import check_image_name, check_name
@@ -81,6 +82,7 @@ class FakeLayer:
         self.wakeup = asyncio.Condition()
         self.files: dict[str, bytes] = {}
         self.streams: list[FakeStream] = []
+        self.pressed: list[Any] = []
         self.uploaded = 0
         self.keys: dict[str, str] = {}
         for name, spec, status, kind in (
@@ -247,6 +249,49 @@ class FakeLayer:
         self._find(project, "instance", name)
         self.streams.append(FakeStream(["cat", str(start)]))
         return self.streams[-1]
+
+    async def reset(self, who: Any, project: str, name: str) -> None:
+        row = self._find(project, "instance", name)
+        if row.spec.isolation == "container":
+            raise Unsupported("a container has no reset button", hint="--isolation vm has one")
+        self.pressed.append("reset")
+
+    async def screenshot(self, who: Any, project: str, name: str) -> bytes:
+        self._find(project, "instance", name)
+        return b"\x89PNG\r\n" + name.encode()
+
+    async def input(self, who: Any, project: str, name: str, input: Any) -> None:
+        self._find(project, "instance", name)
+        self.pressed.append(input)
+
+    async def desktop(self, who: Any, project: str, name: str, *, kind: str) -> DesktopTicket:
+        self._find(project, "instance", name)
+        return DesktopTicket(kind=kind, password="once", certificate="PEM", expires="2026-01-01T00:00:00Z")
+
+    async def screen(self, who: Any, project: str, name: str, *, kind: str) -> FakeStream:
+        self._find(project, "instance", name)
+        self.streams.append(FakeStream(["cat", kind]))
+        return self.streams[-1]
+
+    async def dump(self, who: Any, project: str, name: str, *, crash: bool) -> AsyncIterator[bytes]:
+        self._find(project, "instance", name)
+        if crash:
+            raise NotFound(f"{name} never crashed", hint="leave crash out to see its memory as it is")
+        yield b"\x7fELF"
+        yield b"core"
+
+    async def export_image(self, who: Any, project: str, name: str, *, format: str) -> AsyncIterator[bytes]:
+        self._find(project, "image", name)
+        if format == "vdi":
+            yield b"half"
+            raise Unavailable("the disk went away")
+        yield f"{name} as {format}".encode()
+
+    async def compare(self, who: Any) -> Comparison:
+        return Comparison(levels=[], rows=[], not_promised=["anything"])
+
+    async def why_not(self, who: Any, level: Any) -> WhyNot:
+        return WhyNot(level=level, available=False, reasons=[])
 
     async def logs(
         self, who: Any, project: str, name: str, *, follow: bool, tail: int | None, since: Any

@@ -6,6 +6,9 @@ from lamella.api import answer
 from lamella.api.access import Action
 from lamella.api.call import Call
 from lamella.api.route import AnyRoute, Route, Success
+from lamella.model.contract import Comparison, WhyNot
+from lamella.model.errors import NotFound
+from lamella.model.instance import Isolation
 from lamella.model.requests import About, Diagnosis, Freed
 
 
@@ -19,6 +22,18 @@ async def doctor(call: Call[Any]) -> answer.Answer:
 
 async def collect(call: Call[Any]) -> answer.Answer:
     return answer.json(await call.layer.collect_images(call.who))
+
+
+async def compare(call: Call[Any]) -> answer.Answer:
+    return answer.json(await call.layer.compare(call.who))
+
+
+async def why_not(call: Call[Any]) -> answer.Answer:
+    if call.name not in list(Isolation):
+        raise NotFound(
+            f"there is no isolation level {call.name!r}", hint=f"one of: {', '.join(Isolation)}", field="name"
+        )
+    return answer.json(await call.layer.why_not(call.who, Isolation(call.name)))
 
 
 ROUTES: list[AnyRoute] = [
@@ -50,5 +65,24 @@ ROUTES: list[AnyRoute] = [
         kind="image",
         answers=Success(type=Freed),
         refuses=(409,),
+    ),
+    Route(
+        method="GET",
+        path="/v1/levels",
+        name="compareLevels",
+        summary="The contracts of all isolation levels side by side",
+        action=Action.READ,
+        handler=compare,
+        answers=Success(type=Comparison),
+    ),
+    Route(
+        method="GET",
+        path="/v1/levels/{name:str}/why-not",
+        name="whyNot",
+        summary="What an isolation level needs on every host, and which of it is missing",
+        action=Action.READ,
+        handler=why_not,
+        answers=Success(type=WhyNot),
+        refuses=(404,),
     ),
 ]

@@ -1,4 +1,4 @@
-"""Interactive processes over WebSocket: exec and attach. ``docs/api.md`` tells the messages."""
+"""Over WebSocket: processes (exec and attach) and a screen. ``docs/api.md`` tells the messages."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -8,7 +8,7 @@ import msgspec
 from lamella.api import answer
 from lamella.api.access import Action
 from lamella.api.call import Call, NoQuery
-from lamella.api.queries import Query
+from lamella.api.queries import Query, ScreenQuery
 from lamella.api.route import AnyRoute, Route
 from lamella.model.stream import ExecSpec
 from lamella.model.validation import invalid
@@ -48,6 +48,11 @@ async def attach(call: Call[AttachQuery], receive: Receive, send: Send) -> None:
     await converse(receive, send, stream, call.gone)
 
 
+async def screen(call: Call[ScreenQuery], receive: Receive, send: Send) -> None:
+    stream = await call.layer.screen(call.who, call.project, call.name, kind=call.query.kind)
+    await converse(receive, send, stream, call.gone)
+
+
 async def upgrade(call: Call[Any]) -> answer.Answer:
     """A plain GET where a WebSocket is spoken."""
     return answer.problem(
@@ -66,6 +71,7 @@ async def upgrade(call: Call[Any]) -> answer.Answer:
 SOCKETS = [
     SocketRoute(path=f"{BASE}/exec", query=NoQuery, handler=exec),
     SocketRoute(path=f"{BASE}/attach", query=AttachQuery, handler=attach),
+    SocketRoute(path=f"{BASE}/screen", query=ScreenQuery, handler=screen),
 ]
 
 ROUTES: list[AnyRoute] = [
@@ -89,6 +95,18 @@ ROUTES: list[AnyRoute] = [
         handler=upgrade,
         kind="instance",
         query=AttachQuery,
+        answers=None,
+        refuses=(426,),
+    ),
+    Route(
+        method="GET",
+        path=f"{BASE}/screen",
+        name="screen",
+        summary="A viewer's connection to an instance's screen, over WebSocket: what it sends is stdin, what it gets stdout",
+        action=Action.ENTER,
+        handler=upgrade,
+        kind="instance",
+        query=ScreenQuery,
         answers=None,
         refuses=(426,),
     ),
