@@ -32,6 +32,13 @@ void channel_open(struct channel *c, int input, int output) {
     }
 }
 
+void channel_close(struct channel *c) {
+    channel_reset(c);
+    close(c->events);
+    close(c->input);
+    if (c->output != c->input) close(c->output);
+}
+
 void channel_reset(struct channel *c) {
     c->synced = false;
     c->consumed = 0;
@@ -49,6 +56,7 @@ bool channel_receive(struct channel *c) {
         } else if (got == 0) {
             return false;
         } else if (errno != EINTR) {
+            c->lost = errno == ENODEV || errno == EIO;
             return errno == EAGAIN;
         }
     }

@@ -12,12 +12,14 @@ struct frame {
 struct channel {
     int input, output, events; /* events: an epoll descriptor that is readable when either may have moved */
     bool synced, more; /* more: there may be bytes that were not read yet */
+    bool lost;         /* the port itself was taken away */
     uint32_t seal;
     size_t consumed; /* bytes of received that the last frame took */
     struct bytes received, queued;
 };
 
 void channel_open(struct channel *c, int input, int output);
+void channel_close(struct channel *c);
 /* Read what there is. Returns false when the host went away. */
 bool channel_receive(struct channel *c);
 /* 1: *frame is set; 2: a new conversation began (its greeting is answered); 0: nothing more yet; -1: the stream broke, the conversation is over. */

@@ -19,6 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "freeze.h"
 #include "network.h"
 #include "process.h"
 #include "protocol.h"
@@ -26,9 +27,8 @@
 #define WAIT_MS 10000
 #define GROUP "/sys/fs/cgroup/instance"
 
-static bool configured;
+static bool configured, guest_has_init;
 static int data_filesystem = -1; /* the writable disk's, hidden from the instance */
-static int64_t thaw_at;          /* monotonic ms; 0: not frozen */
 static FILE *modules;
 
 static void pause_ms(long ms) { nanosleep(&(struct timespec){ms / 1000, ms % 1000 * 1000000}, NULL); }
@@ -72,22 +72,27 @@ void machine_begin(void) {
     load_modules();
 }
 
+int machine_find_port(const char *name) {
+    DIR *directory = opendir("/sys/class/virtio-ports");
+    struct dirent *entry;
+    int port = -1;
+    while (directory && port < 0 && (entry = readdir(directory))) {
+        char path[300], found[128] = "";
+        snprintf(path, sizeof path, "/sys/class/virtio-ports/%.200s/name", entry->d_name);
+        FILE *file = fopen(path, "re");
+        if (!file) continue;
+        if (fgets(found, sizeof found, file)) found[strcspn(found, "\n")] = 0;
+        fclose(file);
+        snprintf(path, sizeof path, "/dev/%.200s", entry->d_name);
+        if (strcmp(found, name) == 0) port = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
+    }
+    if (directory) closedir(directory);
+    return port;
+}
+
 int machine_port(const char *name) {
     for (int waited = 0; waited < WAIT_MS; waited += 2, pause_ms(2)) {
-        DIR *directory = opendir("/sys/class/virtio-ports");
-        struct dirent *entry;
-        int port = -1;
-        while (directory && port < 0 && (entry = readdir(directory))) {
-            char path[300], found[128] = "";
-            snprintf(path, sizeof path, "/sys/class/virtio-ports/%.200s/name", entry->d_name);
-            FILE *file = fopen(path, "re");
-            if (!file) continue;
-            if (fgets(found, sizeof found, file)) found[strcspn(found, "\n")] = 0;
-            fclose(file);
-            snprintf(path, sizeof path, "/dev/%.200s", entry->d_name);
-            if (strcmp(found, name) == 0) port = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
-        }
-        if (directory) closedir(directory);
+        int port = machine_find_port(name);
         if (port >= 0) return port;
     }
     return -1;
@@ -187,7 +192,8 @@ static void put_text(const char *path, const char *text) {
 /* One cgroup for all that the instance runs, so that its bound on processes spares the agent. */
 static void bound_processes(uint64_t pids) {
     char limit[32];
-    put_text("/proc/1/oom_score_adj", "-1000");
+    put_text("/proc/self/oom_score_adj", "-1000");
+    process_spared = true;
     if (mkdir(GROUP, 0755) < 0 && errno != EEXIST) return;
     process_group_file = GROUP "/cgroup.procs";
     put_text("/sys/fs/cgroup/cgroup.subtree_control", "+pids");
@@ -233,7 +239,8 @@ char *machine_set(struct view body) {
     struct utsname names;
     char *hostname = find_text(body, TAG_HOSTNAME), *address = find_text(body, TAG_ADDRESS), *problem = NULL;
     uint64_t now = find_number(body, TAG_TIME_NS, 0);
-    if (now) {
+    if (guest_has_init && (hostname || address)) problem = format_text("name and network of this machine are its own system's affair");
+    if (!problem && now) {
         struct timespec time = {(time_t)(now / 1000000000u), (long)(now % 1000000000u)};
         if (clock_settime(CLOCK_REALTIME, &time) < 0) problem = format_text("the clock cannot be set: %s", strerror(errno));
     }
@@ -280,34 +287,22 @@ char *machine_reseed(const void *data, size_t size) {
     return problem;
 }
 
+void machine_serve(void) {
+    guest_has_init = true;
+    put_text("/proc/self/oom_score_adj", "-1000");
+    process_spared = true;
+    umask(022);
+    (void)!chdir("/");
+}
+
 char *machine_freeze(uint32_t deadline_ms) {
+    if (guest_has_init) return freeze_machine(deadline_ms);
     if (data_filesystem < 0) return format_text("there is no disk to freeze");
-    if (!thaw_at && ioctl(data_filesystem, FIFREEZE, 0) < 0) return format_text("the disk cannot be frozen: %s", strerror(errno));
-    thaw_at = monotonic_ms() + (deadline_ms ? deadline_ms : 1);
-    return NULL;
-}
-
-char *machine_thaw(void) {
-    if (!thaw_at) return NULL;
-    if (ioctl(data_filesystem, FITHAW, 0) < 0 && errno != EINVAL) return format_text("the disk cannot be thawed: %s", strerror(errno));
-    thaw_at = 0;
-    return NULL;
-}
-
-bool machine_frozen(void) { return thaw_at; }
-
-void machine_tick(void) {
-    if (thaw_at && monotonic_ms() >= thaw_at) free(machine_thaw());
-}
-
-int machine_next_tick(void) {
-    if (!thaw_at) return -1;
-    int64_t left = thaw_at - monotonic_ms();
-    return left < 0 ? 0 : left > 60000 ? 60000 : (int)left;
+    return freeze_one(data_filesystem, deadline_ms);
 }
 
 void machine_off(void) {
-    free(machine_thaw());
+    free(freeze_thaw());
     kill(-1, SIGKILL);
     sync();
     if (data_filesystem >= 0) ioctl(data_filesystem, FIFREEZE, 0); /* leaves its journal empty */

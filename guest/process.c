@@ -22,6 +22,7 @@
 #define TERMINAL_GRACE_MS 100 /* a terminal's last output comes a little after the process ended */
 
 const char *process_group_file = "";
+bool process_spared;
 static struct process *processes;
 
 int64_t monotonic_ms(void) {
@@ -96,10 +97,8 @@ __attribute__((noreturn)) static void child(const struct command *c, const struc
     for (int number = 1; number < NSIG; number++) signal(number, SIG_DFL);
     sigprocmask(SIG_SETMASK, &none, NULL);
     setsid();
-    if (*process_group_file) {
-        write_file(process_group_file, "0");
-        write_file("/proc/self/oom_score_adj", "0");
-    }
+    if (*process_group_file) write_file(process_group_file, "0");
+    if (process_spared) write_file("/proc/self/oom_score_adj", "0");
     for (int i = 0; i < 3; i++)
         if (dup2(streams[i], i) < 0) fail(report, 's');
     if (c->terminal) ioctl(0, TIOCSCTTY, 0);

@@ -39,3 +39,5 @@ int64_t monotonic_ms(void);
 
 /* The cgroup.procs that every process joins; empty for none. */
 extern const char *process_group_file;
+/* Whether the agent itself is spared by the OOM killer, and its processes are not to be. */
+extern bool process_spared;

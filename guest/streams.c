@@ -10,8 +10,10 @@
 #include <unistd.h>
 
 #include "files.h"
+#include "freeze.h"
 #include "instance.h"
 #include "machine.h"
+#include "power.h"
 #include "usage.h"
 
 #define CHUNK 32768
@@ -22,7 +24,7 @@
 #define DATA_COST (FRAME_COST + 1) /* a data frame's, besides its data */
 #define ITEM_ROOM 9216 /* a directory entry with two longest names */
 
-enum kind { GATHERING, EXECUTING, ATTACHED, LOGGING, WAITING, LISTING, READING, WRITING, DONE };
+enum kind { GATHERING, EXECUTING, ATTACHED, LOGGING, WAITING, LISTING, READING, WRITING, POWERING, DONE };
 
 struct stream {
     uint32_t id;
@@ -38,28 +40,32 @@ struct stream {
     char *path;
     int file;
     struct upload upload;
+    unsigned attempt; /* POWERING: which program is being asked */
+    bool reboot;
     struct stream *next;
 };
 
 static struct channel *channel;
 static struct stream *streams;
 static uint32_t last_id, count;
-static bool init_mode, off_wanted;
+static enum agent_mode mode;
+static bool off_wanted;
 
-void streams_open(struct channel *c, bool init) {
+void streams_open(struct channel *c, enum agent_mode own_mode) {
     channel = c;
-    init_mode = init;
-    instance_owns_machine = init;
-    if (!init) instance_phase = PHASE_READY;
+    mode = own_mode;
+    instance_owns_machine = mode == MODE_INIT;
+    if (mode != MODE_INIT) instance_phase = mode == MODE_STDIO ? PHASE_READY : PHASE_MACHINE;
 }
 
 void streams_hello(void) {
+    static const char *const modes[] = {"init", "stdio", "service"};
     struct utsname names;
     struct bytes fields = {0};
     streams_reset();
     uname(&names);
     add_number(&fields, TAG_VERSION, PROTOCOL_VERSION);
-    add_text(&fields, TAG_AGENT_MODE, init_mode ? "init" : "stdio");
+    add_text(&fields, TAG_AGENT_MODE, modes[mode]);
     add_text(&fields, TAG_KERNEL, names.release);
     channel_send(channel, 0, FRAME_HELLO, fields.data, bytes_held(&fields));
     bytes_free(&fields);
@@ -185,7 +191,7 @@ static void on_path(struct stream *s, enum verb verb, struct view body) {
     s->path = find_text(body, TAG_PATH);
     if (!s->path || *s->path != '/') return finish_error(s, "invalid", "the path does not begin with /");
     char *path = s->path;
-    if ((verb == VERB_WRITE || verb == VERB_MAKE_DIRECTORY) && machine_frozen())
+    if ((verb == VERB_WRITE || verb == VERB_MAKE_DIRECTORY) && freeze_holds())
         return finish_error(s, "conflict", "the instance's disk is frozen for a snapshot");
     switch (verb) {
     case VERB_STAT:
@@ -229,14 +235,42 @@ static void serve_configure(struct stream *s, struct view body) {
     finish_sentence(s, "invalid", problem);
 }
 
+/* Ask the machine's init, by one program after another and then by a signal, to end. */
+static void power(struct stream *s) {
+    char **arguments, *none[] = {NULL}, *problem = NULL;
+    int code;
+    s->kind = POWERING;
+    while ((arguments = power_command(s->attempt++, s->reboot))) {
+        struct command command = {.arguments = arguments, .environment = none, .directory = "/", .user = ""};
+        free(problem);
+        if ((s->process = process_start(&command, &problem, &code))) return;
+    }
+    free(problem);
+    if (power_signal(s->reboot)) finish_state(s);
+    else finish_error(s, "unsupported", "no way was found to ask this machine's init to end; there is no systemctl and no poweroff that works");
+}
+
+static const char *refusal(uint64_t verb) {
+    switch (verb) {
+    case VERB_CONFIGURE: case VERB_ACKNOWLEDGE_EXIT:
+        if (mode == MODE_STDIO) return "this agent is not the init of a machine";
+        /* fall through */
+    case VERB_START: case VERB_ATTACH: case VERB_LOGS: case VERB_ACKNOWLEDGE_LOGS: case VERB_SIGNAL: case VERB_WAIT_EXIT:
+        return mode == MODE_SERVICE ? "this machine has an init of its own and runs no command of ours" : NULL;
+    case VERB_SET: case VERB_RESEED: case VERB_FREEZE: case VERB_THAW: case VERB_SHUTDOWN:
+        return mode == MODE_STDIO ? "this agent is not the init of a machine" : NULL;
+    default: return NULL;
+    }
+}
+
 static void serve(struct stream *s, struct view body) {
     struct bytes fields = {0};
     struct view entropy;
     uint64_t verb = find_number(body, TAG_VERB, 0), number = find_number(body, TAG_SIGNAL, SIGTERM);
-    bool only_init = verb == VERB_CONFIGURE || verb == VERB_SET || verb == VERB_RESEED || verb == VERB_FREEZE || verb == VERB_THAW || verb == VERB_SHUTDOWN || verb == VERB_ACKNOWLEDGE_EXIT;
+    const char *refused = refusal(verb);
     s->kind = DONE;
     if (!fields_sound(body)) return finish_error(s, "invalid", "the request cannot be read");
-    if (only_init && !init_mode) return finish_error(s, "unsupported", "this agent is not the init of a machine");
+    if (refused) return finish_error(s, "unsupported", refused);
     if (number < 1 || number > 64) return finish_error(s, "invalid", "there is no such signal");
     switch (verb) {
     case VERB_CONFIGURE: serve_configure(s, body); break;
@@ -264,6 +298,11 @@ static void serve(struct stream *s, struct view body) {
     case VERB_STATE: finish_state(s); break;
     case VERB_WAIT_EXIT: s->kind = WAITING; break;
     case VERB_SHUTDOWN:
+        if (mode == MODE_SERVICE) {
+            s->reboot = find_number(body, TAG_REBOOT, 0);
+            power(s);
+            break;
+        }
         instance_stop((int)number, (uint32_t)find_number(body, TAG_TIMEOUT_MS, 0));
         s->kind = WAITING;
         break;
@@ -277,7 +316,7 @@ static void serve(struct stream *s, struct view body) {
         finish(s, &fields);
         break;
     case VERB_FREEZE: finish_sentence(s, "conflict", machine_freeze((uint32_t)find_number(body, TAG_TIMEOUT_MS, 10000))); break;
-    case VERB_THAW: finish_sentence(s, "conflict", machine_thaw()); break;
+    case VERB_THAW: finish_sentence(s, "conflict", freeze_thaw()); break;
     case VERB_RESEED:
         if (find_field(body, TAG_ENTROPY, &entropy)) finish_sentence(s, "internal", machine_reseed(entropy.data, entropy.size));
         else finish_error(s, "invalid", "there is no entropy in the request");
@@ -333,7 +372,7 @@ static bool on_data(struct stream *s, struct view payload) {
     s->window -= (uint32_t)cost;
     struct view data = {payload.data + 1, payload.size - 1};
     if (s->kind == WRITING) {
-        int problem = machine_frozen() ? EBUSY : upload_write(&s->upload, data.data, data.size);
+        int problem = freeze_holds() ? EBUSY : upload_write(&s->upload, data.data, data.size);
         if (problem) finish_path(s, s->path, problem);
         else grant(s, (uint32_t)cost);
     } else if (s->kind == EXECUTING || s->kind == ATTACHED) {
@@ -363,7 +402,7 @@ bool streams_frame(const struct frame *frame) {
     case FRAME_DATA: return on_data(s, frame->payload);
     case FRAME_END:
         s->input_ended = true;
-        if (s->kind == WRITING) finish_path(s, s->path, machine_frozen() ? EBUSY : upload_finish(&s->upload));
+        if (s->kind == WRITING) finish_path(s, s->path, freeze_holds() ? EBUSY : upload_finish(&s->upload));
         return true;
     case FRAME_CREDIT:
         if (frame->payload.size != 4) return false;
@@ -416,6 +455,20 @@ static bool pump_exec(struct stream *s) {
     if (result > 0) send_data(s, number, data, got);
     if (result < 0 && p->reaped) finish_exit(s, p->exit_code, NULL);
     return result > 0;
+}
+
+/* What the program says is not kept; how it ended counts. */
+static void pump_power(struct stream *s) {
+    uint8_t data[1024], number;
+    size_t got;
+    int result;
+    while ((result = process_read(s->process, data, sizeof data, &number, &got)) > 0) continue;
+    if (result == 0 || !s->process->reaped) return;
+    int code = s->process->exit_code;
+    process_free(s->process);
+    s->process = NULL;
+    if (code) power(s);
+    else finish_state(s);
 }
 
 static bool pump_attached(struct stream *s) {
@@ -494,7 +547,7 @@ static size_t log_allowance(void) {
 bool streams_pump(void) {
     bool again = false;
     instance_tick();
-    machine_tick();
+    freeze_tick();
     process_reap();
     instance_kill_rest();
     size_t room = log_allowance();
@@ -506,6 +559,7 @@ bool streams_pump(void) {
         case LOGGING: again |= pump_log(s); break;
         case LISTING: again |= pump_list(s); break;
         case READING: again |= pump_file(s); break;
+        case POWERING: pump_power(s); break;
         case WAITING:
             if (instance_finished()) finish_state(s);
             break;
@@ -559,12 +613,13 @@ static void poll_output(struct pollfd *list, size_t most, size_t *used, const st
 size_t streams_poll(struct pollfd *list, size_t most, int *timeout) {
     size_t used = 0;
     struct process *own = instance_process();
-    sooner(timeout, machine_next_tick());
+    sooner(timeout, freeze_next_tick());
     sooner(timeout, instance_next_tick());
     if (own && !instance_finished() && log_allowance()) poll_output(list, most, &used, own);
     for (struct stream *s = streams; s; s = s->next) {
-        struct process *p = s->kind == EXECUTING ? s->process : s->kind == ATTACHED ? own : NULL;
+        struct process *p = s->kind == EXECUTING || s->kind == POWERING ? s->process : s->kind == ATTACHED ? own : NULL;
         if (p && bytes_held(&s->input)) add_poll(list, most, &used, p->terminal ? p->output : p->input, POLLOUT);
+        if (s->kind == POWERING) poll_output(list, most, &used, p), sooner(timeout, p->reaped ? 20 : 1000);
         if (s->kind != EXECUTING) continue;
         if (can_send(s, LEAST_CREDIT)) poll_output(list, most, &used, p);
         if (p->reaped || p->hung_up) sooner(timeout, 20);

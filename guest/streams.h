@@ -4,7 +4,9 @@
 
 #include "channel.h"
 
-void streams_open(struct channel *c, bool init);
+enum agent_mode { MODE_INIT, MODE_STDIO, MODE_SERVICE };
+
+void streams_open(struct channel *c, enum agent_mode mode);
 void streams_hello(void);                      /* a new conversation: say who we are */
 bool streams_frame(const struct frame *frame); /* false when it breaks the protocol */
 bool streams_pump(void);                       /* move what can be moved; whether to call again at once */

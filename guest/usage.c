@@ -3,6 +3,7 @@
 
 #include <dirent.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -41,7 +42,7 @@ static void processes(struct bytes *fields) {
         if (entry->d_name[0] < '1' || entry->d_name[0] > '9') continue;
         snprintf(path, sizeof path, "/proc/%.20s/cmdline", entry->d_name);
         FILE *file = fopen(path, "re");
-        if (file && fread(&one, 1, 1, file) == 1 && strcmp(entry->d_name, "1") != 0) count++;
+        if (file && fread(&one, 1, 1, file) == 1 && atoi(entry->d_name) != getpid()) count++;
         if (file) fclose(file);
     }
     if (directory) closedir(directory);

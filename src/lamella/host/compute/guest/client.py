@@ -13,7 +13,7 @@ from lamella.host.compute.guest.frames import FrameType
 from lamella.host.compute.guest.process import GuestProcessStream
 from lamella.host.compute.guest.setup import GuestHello, GuestNetwork, GuestProcess, GuestSetup, GuestState
 from lamella.host.compute.guest.socket import open_socket
-from lamella.model.errors import Corrupt, LamellaError, NoRoom
+from lamella.model.errors import Corrupt, LamellaError, NoRoom, Unsupported
 from lamella.model.files import FileInfo
 from lamella.model.resource import now
 from lamella.model.stream import ExecSpec, ProcessStream
@@ -21,6 +21,7 @@ from lamella.model.usage import LogEntry, Usage
 
 _LARGEST_LISTING = 32 << 20
 _CONFIGURE_TIMEOUT = 60.0
+_POWER_TIMEOUT = 60.0
 
 _Pairs = list[tuple[Tag, Value | None]]
 
@@ -122,6 +123,17 @@ class GuestClient:
         message = body((Tag.SIGNAL, signal), (Tag.TIMEOUT_MS, _milliseconds(timeout)))
         return answers.state(await self._wait(Verb.SHUTDOWN, message))
 
+    async def power(self, *, reboot: bool = False) -> None:
+        """Ask the init of the machine that the agent is a service of to power off or to reboot; returns when it has been asked.
+
+        :raise Unsupported: when the agent is not a service, or found no way to ask.
+        """
+        if self.hello.mode != "service":
+            raise Unsupported(
+                "this guest's agent has no init to ask: it is none of its services", hint="stop the instance instead"
+            )
+        await self._channel.call(Verb.SHUTDOWN, body((Tag.REBOOT, int(reboot))), timeout=_POWER_TIMEOUT)
+
     async def exec(self, spec: ExecSpec) -> ProcessStream:
         """A process beside the instance's own. What cannot be run answers ``Exit(126 or 127, reason)``.
 
@@ -216,7 +228,7 @@ class GuestClient:
         return answers.usage(await self._channel.call(Verb.USAGE))
 
     async def freeze(self, deadline: float) -> None:
-        """Hold writes to the data disk until :meth:`thaw`, at most *deadline* seconds."""
+        """Hold writes until :meth:`thaw`, at most *deadline* seconds: to the data disk, or to all of a machine that it serves."""
         await self._channel.call(Verb.FREEZE, body((Tag.TIMEOUT_MS, _milliseconds(deadline))))
 
     async def thaw(self) -> None:

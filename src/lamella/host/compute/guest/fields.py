@@ -90,6 +90,7 @@ class Tag(IntEnum):
     VERSION = 51
     AGENT_MODE = 52
     KERNEL = 53
+    REBOOT = 54
 
 
 Value = bytes | str | int | bool

@@ -50,16 +50,20 @@ class GuestProcess(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class GuestPhase(StrEnum):
-    """``WAITING`` for its setup, ``READY`` to start, ``RUNNING``, ``EXITED`` and not yet acknowledged."""
+    """``WAITING`` for its setup, ``READY`` to start, ``RUNNING``, ``EXITED`` and not yet acknowledged.
+
+    ``MACHINE``: the agent is a service of a machine that has an init of its own and runs no command of ours.
+    """
 
     WAITING = "waiting"
     READY = "ready"
     RUNNING = "running"
     EXITED = "exited"
+    MACHINE = "machine"
 
 
 class GuestHello(msgspec.Struct, kw_only=True, frozen=True):
-    """Who answered: the protocol's version, the agent's mode (``init`` or ``stdio``), and the kernel that it runs on."""
+    """Who answered: the protocol's version, the agent's mode (``init``, ``service`` or ``stdio``), and the kernel that it runs on."""
 
     version: int
     mode: str
