@@ -90,7 +90,7 @@ async def test_a_disk_is_taken_out(client: httpx.AsyncClient) -> None:
     assert (await client.get(f"{IMAGE}/export", params={"format": "zip"})).json()["field"] == "format"
     assert (await client.get("/v1/projects/default/images/absent/export")).status_code == 404
     with pytest.raises(httpx.RemoteProtocolError):
-        await client.get(f"{IMAGE}/export", params={"format": "vdi"})
+        await client.get("/v1/projects/default/images/debian:12/export")
 
 
 async def test_levels_are_compared_and_missed(client: httpx.AsyncClient) -> None:
