@@ -6,6 +6,7 @@
     partial/HEX           blobs that a pull has begun
     layers/HEX            an unpacked layer, named by its diff_id: a lower directory for overlayfs
     layers/HEX.json       its sizes
+    artifacts/HEX         a disk (raw), module, kernel or CD, named by its digest; read-only
     images/HEX.json       an image: its presence says that all of it is here
     derived/HEX/          what others made from an image once (a block image), gone with it
     scratch/              work in hand; emptied by every start
@@ -45,6 +46,7 @@ class Content:
         self._blobs = path / "blobs" / "sha256"
         self._partial = path / "partial"
         self._layers = path / "layers"
+        self._artifacts = path / "artifacts"
         self._images = path / "images"
         self._derived = path / "derived"
         self._scratch = path / "scratch"
@@ -56,11 +58,20 @@ class Content:
         """
         try:
             # Layers hold set-id programs that nobody of the host may run; what is derived is read by unprivileged processes.
-            for folder in (self._blobs, self._partial, self._layers, self._images, self._derived, self._scratch):
+            for folder in (
+                self._blobs,
+                self._partial,
+                self._layers,
+                self._artifacts,
+                self._images,
+                self._derived,
+                self._scratch,
+            ):
                 folder.mkdir(parents=True, exist_ok=True)
             for folder, mode in (
                 (self.path, 0o711),
                 (self._layers, 0o700),
+                (self._artifacts, 0o700),
                 (self._scratch, 0o700),
                 (self._derived, 0o711),
             ):
@@ -83,8 +94,11 @@ class Content:
 
     def _complete(self, digest: str) -> bool:
         try:
-            return self.blob(digest).exists() and all(
-                self.has_layer(layer.diff_id) for layer in self.image(digest).layers
+            image = self.image(digest)
+            return (
+                self.blob(digest).exists()
+                and all(self.has_layer(layer.diff_id) for layer in image.layers)
+                and all(self.has_artifact(artifact.digest) for artifact in image.artifacts)
             )
         except (Corrupt, NotFound):
             return False
@@ -156,6 +170,39 @@ class Content:
         self.layer(diff_id).with_suffix(".json").unlink(missing_ok=True)
         remove(scratch)
         return size
+
+    # Artifacts
+
+    def artifact(self, digest: str) -> Path:
+        return self._artifacts / hexadecimal(digest)
+
+    def has_artifact(self, digest: str) -> bool:
+        return self.artifact(digest).is_file()
+
+    def artifact_stored(self, digest: str) -> int:
+        """Bytes that it takes on this disk: less than its size where it has holes."""
+        return self.artifact(digest).stat().st_blocks * 512
+
+    def commit_artifact(self, digest: str, file: Path) -> None:
+        """*file*, on the same filesystem, takes its place as *digest*: owned by us, durable, and never written again."""
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fchown(descriptor, os.geteuid(), os.getegid())
+            os.fchmod(descriptor, 0o400)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        file.rename(self.artifact(digest))
+        _sync(self._artifacts)
+
+    def artifact_names(self) -> set[str]:
+        return {f"sha256:{path.name}" for path in self._artifacts.iterdir()}
+
+    def remove_artifact(self, digest: str) -> int:
+        """Returns bytes freed."""
+        freed = self.artifact_stored(digest)
+        self.artifact(digest).unlink()
+        return freed
 
     # Images
 

@@ -8,26 +8,30 @@ import asyncio
 import contextlib
 import errno
 import os
-import stat
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
-from lamella.host.compute.driver import Rootfs
+from lamella.host.compute.driver import Rootfs, StoredArtifact
 from lamella.host.images import debian, layout, manifest
-from lamella.host.images.archive import Directory, Section, Source, TarFile
+from lamella.host.images.archive import Directory, Source
+from lamella.host.images.collection import collect, forget
 from lamella.host.images.content import Content, LayerRecord, remove
+from lamella.host.images.formats.digest import digest_disk
 from lamella.host.images.holds import Hold, Holds, Turns
+from lamella.host.images.layers import decompress_file, unpack_layer
 from lamella.host.images.library import Credentials, Progress, Report
-from lamella.host.images.manifest import Configuration, Descriptor, Index, Manifest
+from lamella.host.images.look import archive, has_program, look, size_of, whole
+from lamella.host.images.machine import machine_configuration, machine_manifest
+from lamella.host.images.manifest import Configuration, Descriptor, Manifest, Named
 from lamella.host.images.meter import Meter
 from lamella.host.images.reference import Reference, parse_reference
 from lamella.host.images.registry import Registry
-from lamella.host.images.tape import Bounds, Compression, Intake, Tape, decompress, sniff
+from lamella.host.images.tape import Bounds, Compression
 from lamella.host.images.thread import stoppable, together
-from lamella.host.images.unpack import Cancelled, Unpacked, unpack
+from lamella.host.images.unpack import Unpacked
 from lamella.model.errors import Corrupt, Invalid, LamellaError, NoRoom, NotFound, Unavailable
-from lamella.model.image import ImageStatus, Layer
+from lamella.model.image import Appliance, Artifact, ArtifactKind, ImageStatus, Layer
 
 _AT_ONCE = 3
 _DEEPEST_INDEX = 4
@@ -112,15 +116,15 @@ class DiskLibrary:
                     return await self._take(hold, directory, found, report)
                 finally:
                     directory.close()
-            size, compression = await asyncio.to_thread(_look, source)
+            size, compression = await asyncio.to_thread(look, source)
             if compression is not Compression.NONE:
                 meter, plain = Meter(report, "decompressing", size), scratch / "plain"
-                await stoppable(lambda stop: self._decompress(source, plain, meter.add, stop))
+                await stoppable(lambda stop: decompress_file(source, plain, self._bounds, meter.add, stop))
                 source = plain
-            archive = await asyncio.to_thread(_archive, source, path)
-            found = await asyncio.to_thread(layout.find, archive)
+            opened = await asyncio.to_thread(archive, source, path)
+            found = await asyncio.to_thread(layout.find, opened)
             if found is not None:
-                return await self._take(hold, archive, found, report)
+                return await self._take(hold, opened, found, report)
             return await self._adopt(hold, source, report)
 
     async def build(self, name: str, report: Report, *, packages: list[str]) -> ImageStatus:
@@ -143,7 +147,11 @@ class DiskLibrary:
         status = self._content.image(digest)
         self._holds.known({digest})
         layers = [self._content.layer(layer.diff_id) for layer in reversed(status.layers)]
-        return Rootfs(digest=digest, layers=layers, config=status.config)
+        artifacts = [
+            StoredArtifact(kind=one.kind, digest=one.digest, path=self._content.artifact(one.digest), size=one.size)
+            for one in status.artifacts
+        ]
+        return Rootfs(digest=digest, layers=layers, config=status.config, artifacts=artifacts, os=status.os)
 
     async def inventory(self) -> set[str]:
         return await asyncio.to_thread(self._content.image_digests)
@@ -153,7 +161,7 @@ class DiskLibrary:
         self._holds.known(keep)
         async with self._holds.settled:
             held = self._holds.held()
-            return await stoppable(lambda _stop: self._collect(keep | self._holds.fresh() | held, held))
+            return await stoppable(lambda _stop: collect(self._content, keep | self._holds.fresh() | held, held))
 
     def derived(self, digest: str) -> Path:
         """A directory for what is made once from the image *digest*; it goes when the image is collected.
@@ -204,7 +212,9 @@ class DiskLibrary:
                     await stoppable(lambda _stop: self._content.commit_partial(layer.digest))
                 async with self._scratch() as scratch:
                     done = await stoppable(
-                        lambda stop: self._unpack(_whole(blob), scratch, stop, unpacking.add, diff_id=diff_id)
+                        lambda stop: unpack_layer(
+                            whole(blob), scratch, self._bounds, stop, unpacking.add, diff_id=diff_id
+                        )
                     )
                     await self._place(scratch, done)
                 blob.unlink(missing_ok=True)
@@ -214,7 +224,7 @@ class DiskLibrary:
         diff_ids = found.parsed.rootfs.diff_ids
         await hold.add(*diff_ids)
         pieces = {piece.diff_id: piece for piece in found.pieces}
-        sizes = {diff_id: await asyncio.to_thread(_size, source, piece.name) for diff_id, piece in pieces.items()}
+        sizes = {diff_id: await asyncio.to_thread(size_of, source, piece.name) for diff_id, piece in pieces.items()}
         meter = Meter(report, "unpacking", sum(sizes.values()))
 
         async def one(piece: layout.Piece) -> None:
@@ -224,9 +234,10 @@ class DiskLibrary:
                     return
                 async with gate, self._scratch() as scratch:
                     done = await stoppable(
-                        lambda stop: self._unpack(
+                        lambda stop: unpack_layer(
                             source.open(piece.name),
                             scratch,
+                            self._bounds,
                             stop,
                             meter.add,
                             diff_id=piece.diff_id,
@@ -244,23 +255,76 @@ class DiskLibrary:
 
     async def _adopt(self, hold: Hold, tar: Path, report: Report) -> ImageStatus:
         """The tar of a whole root filesystem: one layer, and a configuration of ours."""
+        configuration, layers = await self._adopt_layer(hold, tar, report)
+        data = manifest.manifest_for(configuration, layers)
+        return await self._commit(hold, data, configuration, manifest.read_configuration(configuration, 1))
+
+    async def _adopt_layer(self, hold: Hold, tar: Path, report: Report) -> tuple[bytes, list[tuple[str, int]]]:
+        """The tar of a whole root filesystem becomes a layer: its configuration, and its diff_id with the tar's size."""
         async with self._scratch() as scratch:
             meter = Meter(report, "unpacking", tar.stat().st_size)
-            done = await stoppable(lambda stop: self._unpack(_whole(tar), scratch, stop, meter.add, whole=True))
+            done = await stoppable(
+                lambda stop: unpack_layer(whole(tar), scratch, self._bounds, stop, meter.add, entire=True)
+            )
             if not done.entries:
                 raise Invalid(
                     "the archive is empty",
                     hint="an image is the tar of a root filesystem, or an archive of one",
                     field="source",
                 )
-            shell = next((name for name in _SHELLS if _has_program(scratch / "root", name)), "")
+            shell = next((name for name in _SHELLS if has_program(scratch / "root", name)), "")
             await hold.add(done.diff_id)
             async with self._turns.of(done.diff_id):
                 if not self._content.has_layer(done.diff_id):
                     await self._place(scratch, done)
-        configuration = manifest.configuration_for(done.diff_id, [shell] if shell else [])
-        data = manifest.manifest_for(configuration, [(done.diff_id, done.length)])
-        return await self._commit(hold, data, configuration, manifest.read_configuration(configuration, 1))
+        return manifest.configuration_for(done.diff_id, [shell] if shell else []), [(done.diff_id, done.length)]
+
+    async def _commit_mixed(
+        self, hold: Hold, tar: Path, artifacts: list[Named], appliance: Appliance | None, report: Report
+    ) -> ImageStatus:
+        """One image of a root filesystem, given as its tar, and of *artifacts* that are stored already."""
+        configuration, layers = await self._adopt_layer(hold, tar, report)
+        base = manifest.read_configuration(configuration, len(layers))
+        return await self._commit_machine(hold, artifacts, appliance, base=base, layers=layers)
+
+    async def _commit_machine(
+        self,
+        hold: Hold,
+        artifacts: list[Named],
+        appliance: Appliance | None,
+        *,
+        base: Configuration | None = None,
+        layers: list[tuple[str, int]] | None = None,
+    ) -> ImageStatus:
+        """An image of stored *artifacts*, in the order in which a machine has them, over *layers* with the configuration *base*."""
+        configuration = machine_configuration(artifacts, base=base, appliance=appliance)
+        data = machine_manifest(configuration, layers or [], artifacts)
+        parsed = manifest.read(configuration, Configuration, "image's configuration")
+        return await self._commit(hold, data, configuration, parsed)
+
+    async def _store_disk(self, hold: Hold, file: Path, report: Report) -> Named:
+        """The raw disk *file*, in scratch and written by nobody any more, becomes an artifact; *file* is gone then."""
+        size = file.stat().st_size
+        meter = Meter(report, "digesting", size)
+
+        def digest(stop: threading.Event) -> str:
+            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return digest_disk(descriptor, size, stop, meter.add)
+            finally:
+                os.close(descriptor)
+
+        return await self._store(hold, ArtifactKind.DISK, await stoppable(digest), size, file)
+
+    async def _store(self, hold: Hold, kind: ArtifactKind, digest: str, size: int, file: Path) -> Named:
+        """*file*, whose content *digest* names, takes its place unless that is there already."""
+        await hold.add(digest)
+        async with self._turns.of(digest):
+            if self._content.has_artifact(digest):
+                await asyncio.to_thread(file.unlink)
+            else:
+                await stoppable(lambda _stop: self._content.commit_artifact(digest, file))
+        return Named(kind=kind, digest=digest, size=size)
 
     async def _commit(self, hold: Hold, data: bytes, configuration: bytes, parsed: Configuration) -> ImageStatus:
         """Everything of the image is here: say so."""
@@ -269,13 +333,22 @@ class DiskLibrary:
         if self._content.has_image(digest):
             return self._here(digest)
         records = [(diff_id, self._content.layer_record(diff_id)) for diff_id in parsed.rootfs.diff_ids]
+        artifacts = [
+            Artifact(kind=one.kind, digest=one.digest, size=one.size, stored=self._content.artifact_stored(one.digest))
+            for one in parsed.artifacts
+        ]
         status = ImageStatus(
             digest=digest,
             architecture=parsed.architecture,
             os=parsed.os,
             config=manifest.image_config(parsed),
             layers=[Layer(diff_id=diff_id, size=record.size) for diff_id, record in records],
-            size=len(data) + len(configuration) + sum(record.size for record in dict(records).values()),
+            artifacts=artifacts,
+            appliance=parsed.appliance,
+            size=len(data)
+            + len(configuration)
+            + sum(record.size for record in dict(records).values())
+            + sum({artifact.digest: artifact.stored for artifact in artifacts}.values()),
         )
 
         def write() -> None:
@@ -290,73 +363,9 @@ class DiskLibrary:
         self._holds.brought(digest)
         return self._content.image(digest)
 
-    # Work in threads
-
-    def _unpack(
-        self,
-        section: Section,
-        scratch: Path,
-        stop: threading.Event,
-        progress: Callable[[int], None],
-        *,
-        diff_id: str = "",
-        digest: str = "",
-        whole: bool = False,
-    ) -> Unpacked:
-        root, trash = scratch / "root", scratch / "trash"
-        root.mkdir(0o755)
-        trash.mkdir()
-        with section as file:
-            intake = Intake(file, hashed=bool(digest), progress=progress)
-            done = unpack(
-                Tape(decompress(intake, self._bounds)), root, trash, bounds=self._bounds, whole=whole, stop=stop
-            )
-        if digest and intake.digest() != digest:
-            raise Corrupt(f"the layer {digest} is not what its digest names", hint="the image is damaged or lies")
-        if diff_id and done.diff_id != diff_id:
-            raise Corrupt(f"a layer unpacks to {done.diff_id}, not to {diff_id}", hint="the image is damaged or lies")
-        return done
-
     async def _place(self, scratch: Path, done: Unpacked) -> None:
         record = LayerRecord(size=done.size, length=done.length)
         await stoppable(lambda _stop: self._content.commit_layer(done.diff_id, scratch / "root", record))
-
-    def _decompress(self, source: Path, target: Path, progress: Callable[[int], None], stop: threading.Event) -> None:
-        with _whole(source) as file, target.open("wb") as out:
-            for piece in decompress(Intake(file, hashed=False, progress=progress), self._bounds):
-                out.write(piece)
-                room = os.fstatvfs(out.fileno())
-                if room.f_bavail * room.f_frsize < self._bounds.reserve:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                if stop.is_set():
-                    raise Cancelled
-
-    def _collect(self, images: set[str], held: set[str]) -> int:
-        content = self._content
-        freed = sum(
-            content.remove_image(digest) for digest in (content.image_digests() | content.derived_names()) - images
-        )
-        needed = self._needed() | held
-        freed += sum(content.remove_layer(diff_id) for diff_id in content.layer_names() - needed)
-        return freed + sum(content.remove_blob(digest) for digest in content.blob_names() - needed)
-
-    def _needed(self) -> set[str]:
-        """Every digest that an image here stands on."""
-        needed: set[str] = set()
-        for digest in self._content.image_digests():
-            needed |= {digest, *(layer.diff_id for layer in self._content.image(digest).layers)}
-            found = manifest.read_manifest(self._content.blob(digest).read_bytes(), "manifest")
-            if not isinstance(found, Index):
-                needed.add(found.config.digest)
-        return needed
-
-    def _forget(self, digests: set[str]) -> None:
-        """What a failed attempt brought and nobody else needs."""
-        unneeded = digests - self._needed()
-        for diff_id in unneeded & self._content.layer_names():
-            self._content.remove_layer(diff_id)
-        for digest in unneeded & self._content.blob_names():
-            self._content.remove_blob(digest)
 
     # Around every attempt
 
@@ -382,7 +391,7 @@ class DiskLibrary:
     async def _undo(self, hold: Hold) -> None:
         self._holds.end(hold)
         async with self._holds.settled:
-            await asyncio.to_thread(self._forget, hold.digests - self._holds.held())
+            await asyncio.to_thread(forget, self._content, hold.digests - self._holds.held())
 
     @contextlib.asynccontextmanager
     async def _scratch(self) -> AsyncGenerator[Path, None]:
@@ -398,44 +407,3 @@ def _explained(error: OSError, path: Path) -> LamellaError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoRoom(f"no room under {path}", hint="free some space, or collect images that nobody uses")
     return Unavailable(f"the image library cannot go on: {error}", hint=f"look at {path} and the disk below it")
-
-
-def _whole(path: Path) -> Section:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    return Section(descriptor, 0, os.fstat(descriptor).st_size)
-
-
-def _size(source: Source, name: str) -> int:
-    section = source.open(name)
-    with section:
-        return section.size
-
-
-def _look(path: Path) -> tuple[int, Compression]:
-    """Size in bytes and compression of the file *path*."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise NotFound(f"there is no {path} on this host", hint="name a file or directory of the host") from None
-    except (OSError, ValueError) as error:
-        raise Invalid(
-            f"{path} cannot be read: {error}", hint="name a file or directory of the host", field="source"
-        ) from error
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise Invalid(f"{path} is not a file", hint="name a file or directory of the host", field="source")
-        return status.st_size, sniff(os.pread(descriptor, 16, 0))
-    finally:
-        os.close(descriptor)
-
-
-def _archive(path: Path, named: str) -> TarFile:
-    try:
-        return TarFile(path)
-    except Corrupt as error:
-        raise Corrupt(f"{named} is not a whole tar archive: {error.message}", hint=error.hint) from error
-
-
-def _has_program(root: Path, name: str) -> bool:
-    return any(os.path.lexists(root / folder / name) for folder in ("bin", "usr/bin"))

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from lamella.model.errors import Corrupt, Unsupported
-from lamella.model.image import Digest, ImageConfig
+from lamella.model.image import Appliance, ArtifactKind, Digest, ImageConfig
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -69,17 +69,29 @@ class Process(msgspec.Struct, rename="pascal", kw_only=True):
     stop_signal: str | None = ""
 
 
+class Named(msgspec.Struct, kw_only=True):
+    """An artifact as the configuration of a machine image names it: the digest and size of what a guest reads."""
+
+    kind: ArtifactKind
+    digest: Digest
+    size: Size
+
+
 class RootfsDigests(msgspec.Struct, kw_only=True):
     type: str = "layers"
     diff_ids: list[Digest]
 
 
 class Configuration(msgspec.Struct, kw_only=True):
+    """``artifacts`` and ``appliance`` are in machine images alone (``machine.py``)."""
+
     architecture: str
     os: str
     variant: str = ""
     config: Process | None = None
     rootfs: RootfsDigests
+    artifacts: list[Named] = []
+    appliance: Appliance | None = None
 
 
 class Kind(msgspec.Struct, rename="camel"):
