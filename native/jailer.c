@@ -7,10 +7,14 @@
  *   --room DIRECTORY   an empty directory to build the room on (only its new mount namespace ever sees what is there)
  *   --bind FROM:TO     show FROM (file or directory) read-only at TO inside the room
  *   --device FROM:TO   the same for a device node, which may be written
+ *   --write FROM:TO    the same for a directory, which may be written; nothing in it can be executed
+ *   --file FROM:TO     the same for a regular file, which may be written
  *   --user N           uid and gid to run as; 0 is refused
  *   --group N          a supplementary group (at most 8)
- *   --limit WHAT=N     lower the resource limit core, nofile, nproc, memlock or fsize to N; one that is lower already stays
+ *   --limit WHAT=N     lower the resource limit core, nofile, nproc, memlock, fsize, cpu or as to N; one that is lower already stays
  *   --output FD        an open descriptor that becomes PROGRAM's standard output; without it, standard error does
+ *   --wait SECONDS     do not let go: stay until PROGRAM has ended, and end as it did (128 + N after signal N). After SECONDS, or
+ *                      when whoever called ends, PROGRAM is killed
  *   --keep FD          an open descriptor that PROGRAM shall inherit; all others above 2 are closed
  *
  * PROGRAM becomes process 1 of its own pid namespace, in its own mount, network, IPC, UTS and cgroup namespaces and its own
@@ -18,7 +22,7 @@
  * the mount points and nothing else. The environment is passed on as it is.
  *
  * When PROGRAM has been executed, its pid (as we see it) is printed on standard output and we exit 0: it is nobody's child
- * then and outlives whoever called. Otherwise one line on standard error says what failed, and we exit 1 (2: bad usage).
+ * then and outlives whoever called. With --wait nothing is printed. Otherwise one line on standard error says what failed, and we exit 1 (2: bad usage).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -27,7 +31,9 @@
 #include <limits.h>
 #include <linux/capability.h>
 #include <linux/close_range.h>
+#include <poll.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,9 +48,11 @@
 
 enum { MOST = 64, MOST_GROUPS = 8 };
 
+enum kind { READ_ONLY, DEVICE, WRITABLE };
+
 struct bind {
     char *from, *to;
-    int device;
+    enum kind kind;
 };
 
 struct limit {
@@ -61,6 +69,7 @@ static struct {
     int cgroup_count, bind_count, limit_count, group_count, keep_count;
     uid_t user;
     int output;
+    unsigned wait;
 } want = {.output = 2};
 
 static int report = 2; /* where a failure is told: our standard error, in the child the pipe to its parent */
@@ -104,7 +113,7 @@ static char *split(char *text, char at) {
 static int resource(const char *name) {
     static const struct { const char *name; int resource; } known[] = {
         {"core", RLIMIT_CORE}, {"nofile", RLIMIT_NOFILE}, {"nproc", RLIMIT_NPROC},
-        {"memlock", RLIMIT_MEMLOCK}, {"fsize", RLIMIT_FSIZE},
+        {"memlock", RLIMIT_MEMLOCK}, {"fsize", RLIMIT_FSIZE}, {"cpu", RLIMIT_CPU}, {"as", RLIMIT_AS},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (!strcmp(known[i].name, name)) return known[i].resource;
@@ -121,10 +130,11 @@ static char **parse(char **arg) {
             usage("too many of one option");
         if (!strcmp(*arg, "--cgroup")) want.cgroups[want.cgroup_count++] = value;
         else if (!strcmp(*arg, "--room")) want.room = value;
-        else if (!strcmp(*arg, "--bind") || !strcmp(*arg, "--device")) {
+        else if (!strcmp(*arg, "--bind") || !strcmp(*arg, "--device") || !strcmp(*arg, "--file")) {
             char *to = split(value, ':');
             if (to[0] != '/' || strstr(to, "/../")) usage("a path in the room is absolute and leads down");
-            want.binds[want.bind_count++] = (struct bind){value, to, !strcmp(*arg, "--device")};
+            enum kind kind = !strcmp(*arg, "--device") ? DEVICE : !strcmp(*arg, "--file") ? WRITABLE : READ_ONLY;
+            want.binds[want.bind_count++] = (struct bind){value, to, kind};
         } else if (!strcmp(*arg, "--user")) want.user = number(value);
         else if (!strcmp(*arg, "--group")) {
             if (want.group_count == MOST_GROUPS) usage("too many groups");
@@ -133,7 +143,9 @@ static char **parse(char **arg) {
             char *most = split(value, '=');
             want.limits[want.limit_count++] = (struct limit){resource(value), number(most)};
         } else if (!strcmp(*arg, "--output")) want.output = number(value);
-        else if (!strcmp(*arg, "--keep")) want.keep[want.keep_count++] = number(value);
+        else if (!strcmp(*arg, "--wait")) {
+            if (!(want.wait = number(value))) usage("nothing ends at once");
+        } else if (!strcmp(*arg, "--keep")) want.keep[want.keep_count++] = number(value);
         else usage("unknown option");
     }
     if (!*arg || !arg[1]) usage("no program");
@@ -167,11 +179,12 @@ static void show(const struct bind *bind) {
     char path[PATH_MAX];
     struct stat status;
     if (stat(bind->from, &status)) fail("cannot look at %s", bind->from);
-    if (bind->device != S_ISCHR(status.st_mode)) { errno = EINVAL; fail("%s is of another kind", bind->from); }
+    if ((bind->kind == DEVICE) != S_ISCHR(status.st_mode) || (bind->kind == WRITABLE && !S_ISREG(status.st_mode))) { errno = EINVAL; fail("%s is of another kind", bind->from); }
     if (snprintf(path, sizeof path, "%s%s", want.room, bind->to) >= (int)sizeof path) usage("a path is too long");
     make_place(path, strlen(want.room), S_ISDIR(status.st_mode));
     if (mount(bind->from, path, NULL, MS_BIND, NULL)) fail("cannot show %s", bind->from);
-    unsigned long flags = MS_NOSUID | (bind->device ? MS_NOEXEC : MS_NODEV | MS_RDONLY);
+    unsigned long flags = MS_NOSUID | (bind->kind == DEVICE ? MS_NOEXEC : MS_NODEV);
+    flags |= bind->kind == READ_ONLY ? MS_RDONLY : MS_NOEXEC;
     if (mount(NULL, path, NULL, MS_REMOUNT | MS_BIND | flags, NULL)) fail("cannot restrict %s", bind->from);
 }
 
@@ -220,10 +233,32 @@ static void drop_privileges(void) {
     umask(077);
 }
 
+/* Changing the user clears this, so it comes after. */
+static void die_with_parent(void) {
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)) fail("cannot be bound to the parent");
+}
+
+/* Our parent holds the reading end of what we report to, unless it ended before we were bound to it. */
+static void check_parent(void) {
+    struct pollfd end = {.fd = report};
+    if (poll(&end, 1, 0) > 0 && end.revents & POLLERR) _exit(1);
+}
+
+/* Waits for `child`, no longer than asked: the alarm ends us, and our end the child. Its output is not ours to hold open. */
+static int ending(pid_t child) {
+    int status;
+    signal(SIGALRM, SIG_DFL);
+    alarm(want.wait);
+    while (waitpid(child, &status, 0) < 0)
+        if (errno != EINTR) fail("cannot wait");
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
 int main(int argc, char **argv) {
     (void)argc;
     char **program = parse(argv);
     int told[2];
+    if (want.wait) die_with_parent();
     for (int i = 0; i < want.cgroup_count; i++) join(want.cgroups[i]);
     if (unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP | CLONE_NEWPID))
         fail("cannot make namespaces");
@@ -232,12 +267,17 @@ int main(int argc, char **argv) {
     if (child < 0) fail("cannot fork");
     if (!child) {
         report = told[1];
+        close(told[0]);
         if (setsid() < 0) fail("cannot start a session");
         if (sethostname("room", 4)) fail("cannot name the room");
         enter_room();
         lower_limits();
         keep_descriptors();
         drop_privileges();
+        if (want.wait) {
+            die_with_parent();
+            check_parent();
+        }
         execv(program[0], program);
         fail("cannot execute %s", program[0]);
     }
@@ -249,6 +289,7 @@ int main(int argc, char **argv) {
         waitpid(child, NULL, 0);
         return 1;
     }
+    if (want.wait) return ending(child);
     printf("%d\n", child);
     return fflush(stdout) ? 1 : 0;
 }
