@@ -4,17 +4,18 @@
 transaction.
 """
 
-import zlib
-from collections.abc import Container
-from ipaddress import IPv4Network
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 
 import msgspec
 
-from lamella.control.addressing import free_address, free_id_range, mac_of
+from lamella.control.addressing import free_id_range
+from lamella.control.devices import new_port, new_volume
+from lamella.control.fitting import COMMANDS, MACHINES, check_image, check_level, with_defaults
 from lamella.control.placement import Placement
+from lamella.model.board import Disk
 from lamella.model.command import whole_command
 from lamella.model.errors import Invalid, Unsupported
-from lamella.model.image import Image
+from lamella.model.image import SCRATCH, ArtifactKind, Image
 from lamella.model.instance import (
     Decision,
     Instance,
@@ -25,26 +26,38 @@ from lamella.model.instance import (
     Publish,
     RestartMode,
 )
-from lamella.model.network import Network, Port, PortSpec, PortStatus
+from lamella.model.network import Network, Port
 from lamella.model.resource import Labels, new_resource, now
 from lamella.model.signals import signal_number
-from lamella.model.storage import Volume, VolumeForm, VolumeSpec, VolumeStatus
+from lamella.model.storage import Volume, VolumeForm
 
-FORMS = {Isolation.CONTAINER: VolumeForm.FILESYSTEM, Isolation.MICROVM: VolumeForm.BLOCK}
+Decide = Callable[[str, str, str], None]
+
+# What an instance of each level writes to. A unikernel has a disk only when one is asked for.
+FORMS = {
+    Isolation.CONTAINER: VolumeForm.FILESYSTEM,
+    Isolation.WASM: None,
+    Isolation.MICROVM: VolumeForm.BLOCK,
+    Isolation.UNIKERNEL: None,
+    Isolation.VM: VolumeForm.BLOCK,
+    Isolation.CONFIDENTIAL: VolumeForm.BLOCK,
+}
 
 
 class Admitted(msgspec.Struct, kw_only=True):
-    """The instance with all that it owns, not yet stored."""
+    """The instance with all that it owns, not yet stored. ``disks`` and ``ports`` are those beside the first, by device name."""
 
     instance: Instance
-    volume: Volume
+    volume: Volume | None
     port: Port | None
+    disks: dict[str, Volume] = {}
+    ports: dict[str, Port] = {}
 
 
 class Taken(msgspec.Struct, kw_only=True):
-    """What others hold: addresses of the network (without prefix length), first ids of the host's ranges."""
+    """What others hold: addresses by network id (without prefix length), first ids of the host's ranges."""
 
-    addresses: Container[str]
+    addresses: Mapping[str, Collection[str]]
     id_ranges: Container[str]
 
 
@@ -52,6 +65,7 @@ def check_spec(spec: InstanceSpec) -> None:
     """What no type can say.
 
     :raise Invalid: when fields contradict each other.
+    :raise Unsupported: when the level has no use for one.
     """
     if spec.remove_on_exit and spec.restart.mode is not RestartMode.NO:
         raise Invalid(
@@ -76,6 +90,7 @@ def check_spec(spec: InstanceSpec) -> None:
             raise Invalid(error.message, hint=error.hint, field="spec.stop_signal") from error
     for nic in spec.nics:
         check_publish(nic.publish)
+    check_level(spec)
 
 
 def check_publish(publish: list[Publish]) -> None:
@@ -102,9 +117,11 @@ def check_publish(publish: list[Publish]) -> None:
 def command_of(spec: InstanceSpec, image: Image) -> list[str]:
     """The whole argument vector: as docker joins entrypoint and command; an entrypoint of one's own drops the image's command.
 
-    :raise Invalid: when neither the request nor the image names a program.
+    :raise Invalid: when neither the request nor the image names a program, at a level that has no other way to know.
     """
     whole = whole_command(spec, image.status.config)
+    if spec.isolation not in COMMANDS:
+        return whole
     if not whole or not whole[0]:
         raise Invalid(
             f"image {image.name} names no program to run",
@@ -122,20 +139,24 @@ def admit(
     spec: InstanceSpec,
     image: Image,
     placement: Placement,
-    network: Network | None,
+    networks: Sequence[Network],
     taken: Taken,
     seed: str,
+    drives: Mapping[str, Image] | None = None,
 ) -> Admitted:
-    """Everything that this instance will be, with the reasons.
+    """Everything that this instance will be, with the reasons. *networks* are those of its NICs in their order, *drives* the images
+    of its CD drives by device name.
 
     :raise Invalid: when the spec contradicts itself or the image.
     :raise NoRoom: when addresses or id ranges are used up.
     :raise Unsupported: when the host is of another architecture than the image, or a bound on the disk would not be kept.
     """
     check_spec(spec)
+    check_image(spec, image, scratch=image.status.digest == SCRATCH)
     command = command_of(spec, image)
     host = placement.host
-    if image.status.architecture and host.status.architecture and image.status.architecture != host.status.architecture:
+    made_for = image.status.architecture if spec.isolation is not Isolation.WASM else ""
+    if made_for and host.status.architecture and made_for != host.status.architecture:
         raise Unsupported(
             f"image {image.name} is for {image.status.architecture}, host {host.name} is {host.status.architecture}",
             hint="pull it on a host of that architecture",
@@ -150,57 +171,67 @@ def admit(
     decide("image", image.status.digest, f"{spec.image!r} means this digest in project {project} now")
     decide("isolation", spec.isolation, "it was asked for, or is the default: container")
     decide("host", host.name, placement.because)
-    decide("command", " ".join(command)[:200], _command_reason(spec))
+    if command:
+        decide("command", " ".join(command)[:200], _command_reason(spec))
+    decisions += with_defaults(spec, image.status.appliance)
 
     status = InstanceStatus(host=host.id, image_digest=image.status.digest, decisions=decisions)
     instance: Instance = new_resource("instance", name, spec, status, project=project, labels=labels)
     spec.epoch = 1 if spec.power is not Power.STOPPED else 0
     spec.attach_epoch = min(spec.attach_epoch, 1)
 
-    form = FORMS[spec.isolation]
-    if form is VolumeForm.FILESYSTEM and spec.disk is not None:
-        raise Unsupported(
-            f"pool default cannot bound what a {spec.isolation} writes: its volumes are directories",
-            hint="leave --disk out, or use --isolation microvm, whose disk has a size",
-            field="spec.disk",
-        )
-    volume: Volume = new_resource(
-        "volume",
-        f"{instance.id.replace('_', '-')}-root",
-        VolumeSpec(form=form, size=spec.disk or 0, owner=instance.id),
-        VolumeStatus(host=host.id),
-        project=project,
-    )
-    status.volume = volume.id
-    decide("disk", volume.name, f"a {form} volume of pool default: what {spec.isolation} writes to")
-
+    made = Admitted(instance=instance, volume=None, port=None)
+    _add_disks(made, image, decide)
+    status.cdroms = {name: drive.status.digest for name, drive in (drives or {}).items()}
     status.id_base = free_id_range(taken.id_ranges, seed=seed)
     decide("host ids", f"{status.id_base}+65536", "a range that no other instance of this host has")
+    _add_ports(made, networks, taken, decide)
+    return made
 
-    port: Port | None = None
-    if spec.nics and network is not None:
-        port = new_resource(
-            "port",
-            f"{instance.id.replace('_', '-')}-0",
-            PortSpec(network=network.id, address="", mac="", owner=instance.id),
-            PortStatus(host=host.id),
-            project=project,
-        )
-        address = free_address(IPv4Network(network.spec.subnet), taken.addresses, near=_spread(instance.id))
-        port.spec.address, port.spec.mac, port.spec.publish = str(address), mac_of(port.id), spec.nics[0].publish
-        status.port, status.address, status.mac = port.id, str(address.ip), port.spec.mac
-        decide("address", str(address), f"free in network {network.name}")
+
+def _add_disks(made: Admitted, image: Image, decide: Decide) -> None:
+    instance, spec, status = made.instance, made.instance.spec, made.instance.status
+    form = FORMS[spec.isolation]
+    if spec.isolation is Isolation.UNIKERNEL and spec.disk is not None:
+        form = VolumeForm.BLOCK
+    if form is None:
+        decide("disk", "none", f"a {spec.isolation} writes to none")
     else:
+        made.volume = new_volume(instance, "root", form, spec.disk or 0)
+        status.volume = made.volume.id
+        decide("disk", made.volume.name, f"a {form} volume of pool default: what {spec.isolation} writes to")
+    if spec.isolation in MACHINES:
+        # An appliance may come with several disks: the first is the root, the others are named by their number.
+        further = [artifact for artifact in image.status.artifacts if artifact.kind is ArtifactKind.DISK][1:]
+        spec.disks = [
+            *(Disk(name=f"image-{number}", size=artifact.size) for number, artifact in enumerate(further, 1)),
+            *spec.disks,
+        ]
+    for disk in spec.disks:
+        made.disks[disk.name] = new_volume(instance, disk.name, VolumeForm.BLOCK, disk.size)
+    status.disks = {name: volume.id for name, volume in made.disks.items()}
+
+
+def _add_ports(made: Admitted, networks: Sequence[Network], taken: Taken, decide: Decide) -> None:
+    instance, spec, status = made.instance, made.instance.spec, made.instance.status
+    ours: set[str] = set()
+    for number, (nic, network) in enumerate(zip(spec.nics, networks, strict=True)):
+        others = taken.addresses.get(network.id, frozenset[str]())
+        port = new_port(instance, str(number), network, nic.publish, {*others, *ours} if ours else others)
+        ours.add(port.spec.address.partition("/")[0])
+        decide("address", port.spec.address, f"free in network {network.name}")
+        if number == 0:
+            made.port = port
+            status.port, status.mac = port.id, port.spec.mac
+            status.address = port.spec.address.partition("/")[0]
+        else:
+            made.ports[nic.name or ""] = port
+    status.ports = {name: port.id for name, port in made.ports.items()}
+    if not spec.nics:
         decide("network", "none", "no network was asked for")
-    return Admitted(instance=instance, volume=volume, port=port)
 
 
 def _command_reason(spec: InstanceSpec) -> str:
     if spec.entrypoint is not None:
         return "the request's entrypoint replaces the image's"
     return "the request's command follows the image's entrypoint" if spec.command is not None else "the image says so"
-
-
-def _spread(instance_id: str) -> int:
-    # A just-released address is not the next one given: neighbours may still remember its MAC.
-    return zlib.crc32(instance_id.encode())

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -11,7 +12,10 @@ from lamella.model.assignment import Assignment, Assignments, InstanceReport
 from lamella.model.errors import Conflict, Forbidden, NotFound
 from lamella.model.host import Host, HostSpec, HostStatus
 from lamella.model.instance import Decision, Instance, InstanceStatus, Phase
+from lamella.model.kinds import AnyResource
+from lamella.model.network import Network, Port
 from lamella.model.resource import new_resource, now
+from lamella.model.storage import Volume
 from lamella.store.store import Change, Store, Transaction
 
 # What the host sees; everything else in an instance's status is control's and is not overwritten by a report.
@@ -32,6 +36,8 @@ OBSERVED_FIELDS = (
     "accelerator",
     "accelerator_reason",
     "mechanisms",
+    "board",
+    "devices",
 )
 RELEVANT = frozenset({"instance", "network", "pool"})
 
@@ -123,7 +129,9 @@ class Desk:
                 instances=[_assignment(tx, item) for item in mine],
                 networks=tx.list("network"),
                 pools=tx.list("pool"),
-                images=sorted({item.status.image_digest for item in mine}),
+                images=sorted(
+                    {digest for item in mine for digest in (item.status.image_digest, *item.status.cdroms.values())}
+                ),
             )
 
         return await self._store.read(look)
@@ -149,18 +157,36 @@ def _is_news(change: Change) -> bool:
 
 
 def _assignment(tx: Transaction, instance: Instance) -> Assignment:
-    volume = tx.by_id(instance.status.volume or "")
-    port = tx.by_id(instance.status.port) if instance.status.port else None
-    network = tx.by_id(port.spec.network) if port is not None else None
-    if volume is None:
+    status = instance.status
+    volume: Volume | None = tx.by_id(status.volume) if status.volume else None
+    if volume is None and status.volume:
         raise NotFound(f"instance {instance.name} has lost its volume")
+    port: Port | None = tx.by_id(status.port) if status.port else None
+    disks: dict[str, Volume] = {name: _need(tx, instance, id) for name, id in status.disks.items()}
+    ports: dict[str, Port] = {name: _need(tx, instance, id) for name, id in status.ports.items()}
+    ids = {item.spec.network for item in (port, *ports.values()) if item is not None}
+    networks: dict[str, Network] = {id: _need(tx, instance, id) for id in ids}
+    retired: list[AnyResource] = [part for id in status.retired if (part := tx.by_id(id)) is not None]
+    parts = [instance, volume, port, *disks.values(), *ports.values(), *networks.values()]
     return Assignment(
-        revision=max(part.revision for part in (instance, volume, port, network) if part is not None),
+        revision=max(part.revision for part in parts if part is not None),
         instance=instance,
         volume=volume,
         port=port,
-        network=network,
+        network=networks[port.spec.network] if port is not None else None,
+        disks=disks,
+        ports=ports,
+        networks=networks,
+        retired_volumes=[part for part in retired if part.kind == "volume"],
+        retired_ports=[part for part in retired if part.kind == "port"],
     )
+
+
+def _need(tx: Transaction, instance: Instance, id: str) -> Any:
+    found = tx.by_id(id)
+    if found is None:
+        raise NotFound(f"instance {instance.name} has lost a part of itself, {id}")
+    return found
 
 
 def _take(tx: Transaction, instance: Instance, report: InstanceReport) -> None:
@@ -171,15 +197,26 @@ def _take(tx: Transaction, instance: Instance, report: InstanceReport) -> None:
     if report.removed and instance.deleted_at is not None:
         tx.update(instance)
         record(tx, instance, "instance.removed", f"instance {instance.name} is removed")
-        for owned in (instance.status.port, instance.status.volume):
-            if owned and tx.by_id(owned) is not None:
+        for owned in _owned(instance.status):
+            if tx.by_id(owned) is not None:
                 tx.delete(owned)
         tx.delete(instance.id)
         return
+    for id in report.released:
+        if id in instance.status.retired:
+            instance.status.retired.remove(id)
+            if tx.by_id(id) is not None:
+                tx.delete(id)
     over = ended_for_good(instance) or instance.status.phase is Phase.FAILED
     if over and instance.spec.remove_on_exit and instance.deleted_at is None:
         instance.deleted_at = now()
     tx.update(instance)
+
+
+def _owned(status: InstanceStatus) -> list[str]:
+    """Ids of all volumes and ports of an instance."""
+    known = [status.port, status.volume, *status.ports.values(), *status.disks.values(), *status.retired]
+    return [id for id in known if id]
 
 
 def ended_for_good(instance: Instance) -> bool:

@@ -11,6 +11,7 @@ from lamella.model.assignment import HostAgent, ImageProgress, ImageRequest
 from lamella.model.errors import Conflict, Internal, Invalid, LamellaError, NotFound, error_for
 from lamella.model.ids import check_image_name
 from lamella.model.image import Image, ImageSpec, ImageStatus
+from lamella.model.instance import Instance
 from lamella.model.operation import Operation, OperationPhase, OperationSpec, OperationStatus
 from lamella.model.requests import ImageCreate, Principal
 from lamella.model.resource import new_resource, now
@@ -58,6 +59,8 @@ class Images:
             verb=body.verb,
             source=body.source,
             packages=body.packages,
+            disk=body.disk,
+            initrd=body.initrd,
             username=body.username,
             password=body.password,
             insecure=body.insecure,
@@ -144,7 +147,7 @@ class Images:
             image = tx.get("image", project, name) or tx.by_id(name)
             if image is None or image.kind != "image":
                 raise NotFound(f"no image is called {name!r} in project {project}", hint="lamella image ls lists them")
-            users = [i.name for i in tx.list("instance") if i.status.image_digest == image.status.digest]
+            users = [i.name for i in tx.list("instance") if image.status.digest in _digests(i)]
             others = [i for i in tx.list("image") if i.status.digest == image.status.digest and i.id != image.id]
             if users and not others and not force:
                 raise Conflict(
@@ -166,12 +169,17 @@ class Images:
 
         def look(tx: Transaction) -> set[str]:
             named = {image.status.digest for image in tx.list("image")}
-            return named | {instance.status.image_digest for instance in tx.list("instance")}
+            return named | {digest for instance in tx.list("instance") for digest in _digests(instance)}
 
         keep = await self._store.read(look)
         freed = await agent.collect_images({digest for digest in keep if digest})
         await self._store.write(lambda tx: tx.audit(Audit(principal=who.name, verb="collect", subject="images")))
         return freed
+
+
+def _digests(instance: Instance) -> set[str]:
+    """Of all images that an instance stands on: the one it was made from, and those in its drives."""
+    return {instance.status.image_digest, *instance.status.cdroms.values()}
 
 
 def default_name(body: ImageCreate) -> str:

@@ -7,26 +7,33 @@ import msgspec
 
 from lamella.control.admission import Taken, admit, check_spec
 from lamella.control.bulletin import Bulletin
+from lamella.control.devices import change_of, new_port, new_volume
 from lamella.control.events import record
+from lamella.control.fitting import FIXED_SIZE, PLUGGABLE, normalise
 from lamella.control.intent import CONDITIONS, PowerVerb, apply_power
 from lamella.control.lookup import find_image, find_instance, need_project
 from lamella.control.merging import merge_labels, merge_patch
 from lamella.control.naming import new_name
 from lamella.control.placement import Placement, place
-from lamella.model.errors import Conflict, DeadlineExceeded, Invalid, NotFound, Unavailable, Unsupported
+from lamella.model.board import Cdrom
+from lamella.model.errors import Conflict, DeadlineExceeded, Forbidden, Invalid, NotFound, Unavailable, Unsupported
 from lamella.model.ids import check_name
-from lamella.model.instance import Decision, Instance, InstanceSpec, Isolation, Phase, Power
-from lamella.model.network import Network
+from lamella.model.image import ArtifactKind, Image
+from lamella.model.instance import Decision, Instance, InstanceSpec, Phase, Power
+from lamella.model.network import Network, Port
 from lamella.model.quantity import format_cpu, format_size
 from lamella.model.requests import InstanceCreate, Principal, ResourcePatch, ResourcePut
 from lamella.model.resource import Resource, now
+from lamella.model.storage import VolumeForm
 from lamella.model.validation import invalid
 from lamella.store.store import Audit, Change, Store, Transaction
 
 # What cannot change after an instance was made, and what to do instead.
-FIXED = ("image", "isolation", "nics", "disk", "remove_on_exit", "stdin", "terminal")
-# Levels that cannot grow beyond the size that they started with.
-FIXED_SIZE = frozenset({Isolation.MICROVM})
+FIXED = ("image", "isolation", "disk", "remove_on_exit", "stdin", "terminal")
+# Devices: what may come and go with levels that can be plugged into.
+DEVICES = ("nics", "disks", "cdroms", "usb")
+# What changes only while it does not run.
+AT_REST = ("board", "seed", "directories", "fuel", "deadline")
 KEPT = ("epoch", "attach_epoch", "grace", "power")
 
 
@@ -49,6 +56,7 @@ class Instances:
         if body.name is not None:
             check_name(body.name)
         check_spec(body.spec)
+        _check_directories(who, body.spec)
 
         def write(tx: Transaction) -> tuple[Instance, bool]:
             space = f"idempotency:{project}"
@@ -59,8 +67,9 @@ class Instances:
             need_project(tx, project)
             # A retry of the transaction must start from what was asked, not from what the last try filled in.
             spec = msgspec.convert(msgspec.to_builtins(body.spec), InstanceSpec)
+            normalise(spec)
             placement = _placement(tx, spec)
-            network = _network(tx, project, spec)
+            networks = _networks(tx, project, spec)
             admitted = admit(
                 name=body.name or _unused_name(tx, project),
                 project=project,
@@ -68,24 +77,22 @@ class Instances:
                 spec=spec,
                 image=find_image(tx, project, spec.image),
                 placement=placement,
-                network=network,
+                networks=networks,
                 taken=Taken(
-                    addresses=tx.claims(f"address:{network.id}") if network else {},
+                    addresses={network.id: tx.claims(f"address:{network.id}") for network in networks},
                     id_ranges=tx.claims(f"ids:{placement.host.id}"),
                 ),
                 seed=self._seed,
+                drives={drive.name: _drive_image(tx, project, drive) for drive in spec.cdroms},
             )
             instance = tx.insert(admitted.instance)
-            tx.insert(admitted.volume)
             tx.claim(f"ids:{placement.host.id}", str(instance.status.id_base), instance.id)
-            if admitted.port is not None and network is not None:
-                tx.insert(admitted.port)
-                tx.claim(f"address:{network.id}", instance.status.address or "", admitted.port.id)
-                tx.claim(f"mac:{network.id}", admitted.port.spec.mac, admitted.port.id)
-                for item in admitted.port.spec.publish:
-                    if item.host_port:
-                        key = f"{item.host_address}:{item.host_port}/{item.protocol}"
-                        _claim_host_port(tx, placement.host.id, key, admitted.port.id)
+            for volume in (admitted.volume, *admitted.disks.values()):
+                if volume is not None:
+                    tx.insert(volume)
+            for port in (admitted.port, *admitted.ports.values()):
+                if port is not None:
+                    _insert_port(tx, port)
             if idempotency_key is not None:
                 tx.claim(space, idempotency_key, instance.id)
             record(tx, instance, "instance.created", f"{who.name} created {instance.name} from {spec.image}")
@@ -106,9 +113,11 @@ class Instances:
             create = InstanceCreate(name=name, labels=body.labels, spec=body.spec)
             return await self.create(who, project, create, wait=wait, idempotency_key=None)
 
-        def change(instance: Instance) -> None:
+        def change(tx: Transaction, instance: Instance) -> None:
             wanted = msgspec.structs.replace(body.spec, **{field: getattr(instance.spec, field) for field in KEPT})
-            self._replace_spec(instance, wanted)
+            if wanted.stop_timeout is None:
+                wanted.stop_timeout = instance.spec.stop_timeout
+            self._replace_spec(tx, who, instance, wanted)
             instance.labels = dict(body.labels)
 
         return await self._change(who, project, name, "put", change, expected=expected, wait=wait)
@@ -116,7 +125,7 @@ class Instances:
     async def patch(
         self, who: Principal, project: str, name: str, body: ResourcePatch, *, expected: int | None, wait: float
     ) -> Instance:
-        def change(instance: Instance) -> None:
+        def change(tx: Transaction, instance: Instance) -> None:
             if not isinstance(body.labels, msgspec.UnsetType):
                 merge_labels(instance.labels, body.labels)
             if not isinstance(body.spec, msgspec.UnsetType):
@@ -132,19 +141,34 @@ class Instances:
                     wanted = msgspec.convert(merged, InstanceSpec)
                 except msgspec.ValidationError as error:
                     raise invalid(str(error), "the change", "spec") from None
-                self._replace_spec(instance, wanted)
+                self._replace_spec(tx, who, instance, wanted)
 
         return await self._change(who, project, name, "patch", change, expected=expected, wait=wait)
 
-    def _replace_spec(self, instance: Instance, wanted: InstanceSpec) -> None:
-        for field in FIXED:
+    def _replace_spec(self, tx: Transaction, who: Principal, instance: Instance, wanted: InstanceSpec) -> None:
+        normalise(wanted)
+        fixed = FIXED if instance.spec.isolation in PLUGGABLE else (*FIXED, *DEVICES)
+        for field in fixed:
             if getattr(wanted, field) != getattr(instance.spec, field):
                 raise Unsupported(
                     f"spec.{field} of an instance cannot be changed",
                     hint="remove it and run it anew",
                     field=f"spec.{field}",
                 )
+        if wanted.nics[:1] != instance.spec.nics[:1]:
+            raise Unsupported(
+                "the first NIC of an instance stays as it is", hint="plug in another one", field="spec.nics"
+            )
+        for field in AT_REST:
+            changed = getattr(wanted, field) != getattr(instance.spec, field)
+            if changed and instance.status.phase not in (Phase.STOPPED, Phase.FAILED, Phase.PENDING):
+                raise Conflict(
+                    f"spec.{field} of {instance.name} cannot be changed while it is {instance.status.phase}",
+                    hint=f"lamella stop {instance.name}, change it, and start it again",
+                    field=f"spec.{field}",
+                )
         check_spec(wanted)
+        _check_directories(who, wanted)
         self._refuse_growth(instance, wanted)
         for field in ("cpu", "memory", "pids"):
             before, after = getattr(instance.spec, field), getattr(wanted, field)
@@ -157,10 +181,11 @@ class Instances:
                         because=f"set by hand; was {_limit(field, before)}",
                     )
                 )
+        _change_devices(tx, instance, wanted)
         instance.spec = wanted
 
     def _refuse_growth(self, instance: Instance, wanted: InstanceSpec) -> None:
-        """A microVM cannot be made larger than it booted; said now, before anything is written."""
+        """A machine cannot be made larger than its host said; said now, before anything is written."""
         grows = instance.spec.isolation not in FIXED_SIZE
         if grows or instance.status.phase not in (Phase.RUNNING, Phase.PAUSED):
             return
@@ -168,8 +193,8 @@ class Instances:
             asked = getattr(wanted, field)
             if launched is not None and asked != getattr(instance.spec, field) and (asked or 0) > launched:
                 raise Unsupported(
-                    f"{instance.name} booted with {field} {_limit(field, launched)}, and a {instance.spec.isolation} cannot grow"
-                    " beyond that while it runs",
+                    f"{instance.name} can have {field} {_limit(field, launched)} at most while it runs: it booted as a"
+                    f" {instance.spec.isolation} with room for no more",
                     hint=f"lamella stop {instance.name}, set it, and start it again: a restart is needed",
                     field=f"spec.{field}",
                 )
@@ -177,7 +202,7 @@ class Instances:
     async def power(
         self, who: Principal, project: str, name: str, verb: PowerVerb, *, timeout: float | None, wait: float
     ) -> Instance:
-        def change(instance: Instance) -> None:
+        def change(tx: Transaction, instance: Instance) -> None:
             apply_power(instance, verb)
             instance.spec.grace = timeout
 
@@ -186,7 +211,7 @@ class Instances:
     async def begin_attached(self, who: Principal, project: str, name: str) -> Instance:
         """Ask for a run that waits until somebody is attached."""
 
-        def change(instance: Instance) -> None:
+        def change(tx: Transaction, instance: Instance) -> None:
             if instance.spec.power is Power.RUNNING and instance.spec.attach_epoch == instance.spec.epoch:
                 return
             apply_power(instance, "start")
@@ -197,7 +222,7 @@ class Instances:
     async def delete(
         self, who: Principal, project: str, name: str, *, force: bool, expected: int | None, wait: float
     ) -> None:
-        def change(instance: Instance) -> None:
+        def change(tx: Transaction, instance: Instance) -> None:
             busy = instance.status.phase in (Phase.RUNNING, Phase.PAUSED, Phase.STARTING, Phase.STOPPING)
             if busy and not force and instance.deleted_at is None:
                 raise Conflict(
@@ -217,7 +242,7 @@ class Instances:
         project: str,
         name: str,
         verb: str,
-        change: Callable[[Instance], None],
+        change: Callable[[Transaction, Instance], None],
         *,
         expected: int | None,
         wait: float,
@@ -226,7 +251,7 @@ class Instances:
             instance = find_instance(tx, project, name)
             if instance.deleted_at is not None and verb != "delete":
                 raise Conflict(f"{instance.name} is being removed")
-            change(instance)
+            change(tx, instance)
             tx.audit(Audit(principal=who.name, verb=verb, subject=f"instance/{project}/{instance.name}"))
             return tx.update(instance, expected=expected)
 
@@ -290,14 +315,75 @@ def _placement(tx: Transaction, spec: InstanceSpec) -> Placement:
     return place(spec, hosts, load)
 
 
-def _network(tx: Transaction, project: str, spec: InstanceSpec) -> Network | None:
-    if not spec.nics:
-        return None
-    name = spec.nics[0].network
+def _networks(tx: Transaction, project: str, spec: InstanceSpec) -> list[Network]:
+    """The networks of the NICs, in their order."""
+    return [_network(tx, project, nic.network) for nic in spec.nics]
+
+
+def _network(tx: Transaction, project: str, name: str) -> Network:
     found = tx.get("network", project, name) or tx.get("network", "default", name)
     if found is None:
         raise NotFound(f"there is no network {name!r}", hint="lamella network ls lists them", field="spec.nics.network")
     return found
+
+
+def _drive_image(tx: Transaction, project: str, drive: Cdrom) -> Image:
+    """:raise Unsupported: when what is called so is no CD."""
+    image = find_image(tx, project, drive.image)
+    if all(artifact.kind is not ArtifactKind.CDROM for artifact in image.status.artifacts):
+        raise Unsupported(
+            f"image {image.name} is no CD",
+            hint="import one: lamella image import FILE.iso --name NAME",
+            field="spec.cdroms",
+        )
+    return image
+
+
+def _insert_port(tx: Transaction, port: Port) -> None:
+    """Store *port* with the claims on all that it holds."""
+    tx.insert(port)
+    tx.claim(f"address:{port.spec.network}", port.spec.address.partition("/")[0], port.id)
+    tx.claim(f"mac:{port.spec.network}", port.spec.mac, port.id)
+    for item in port.spec.publish:
+        if item.host_port:
+            key = f"{item.host_address}:{item.host_port}/{item.protocol}"
+            _claim_host_port(tx, port.status.host or "", key, port.id)
+
+
+def _change_devices(tx: Transaction, instance: Instance, wanted: InstanceSpec) -> None:
+    """Rows for disks and NICs that come; those that go wait in ``status.retired`` until the host has let go of them."""
+    status, change = instance.status, change_of(instance.spec, wanted)
+    before = {disk.name: disk.size for disk in instance.spec.disks}
+    for disk in wanted.disks:
+        if disk.name in change.disks_added:
+            volume = tx.insert(new_volume(instance, disk.name, VolumeForm.BLOCK, disk.size))
+            status.disks[disk.name] = volume.id
+        elif before[disk.name] != disk.size:
+            raise Unsupported(
+                f"the size of disk {disk.name} cannot be changed", hint="attach another one", field="spec.disks"
+            )
+    for name in change.disks_dropped:
+        status.retired.append(status.disks.pop(name))
+    for nic in wanted.nics[1:]:
+        if nic.name in change.nics_added:
+            network = _network(tx, instance.project, nic.network)
+            taken = tx.claims(f"address:{network.id}")
+            port = new_port(instance, nic.name or "", network, [], taken)
+            _insert_port(tx, port)
+            status.ports[nic.name or ""] = port.id
+    for name in change.nics_dropped:
+        status.retired.append(status.ports.pop(name))
+    status.cdroms = {drive.name: _drive_image(tx, instance.project, drive).status.digest for drive in wanted.cdroms}
+
+
+def _check_directories(who: Principal, spec: InstanceSpec) -> None:
+    """:raise Forbidden: when somebody who may not do all wants a directory of the host."""
+    if spec.directories and not who.admin:
+        raise Forbidden(
+            "directories of the host are for administrators of the layer",
+            hint="put the files into the image",
+            field="spec.directories",
+        )
 
 
 def _unused_name(tx: Transaction, project: str) -> str:

@@ -6,21 +6,24 @@ from datetime import datetime
 from typing import Any
 
 from lamella.control.bulletin import Bulletin
+from lamella.control.comparison import compare, why_not
 from lamella.control.contract import contract_of
 from lamella.control.defaults import ensure_defaults
 from lamella.control.desk import Desk
 from lamella.control.doctor import diagnose
+from lamella.control.events import record
 from lamella.control.images import Images
 from lamella.control.instances import Instances
 from lamella.control.intent import PowerVerb
-from lamella.control.lookup import need_project
+from lamella.control.lookup import find_image, need_project
 from lamella.control.merging import merge_labels
 from lamella.control.presence import Presence
 from lamella.model.assignment import HostAgent
-from lamella.model.contract import Contract
+from lamella.model.board import DesktopTicket, Input
+from lamella.model.contract import Comparison, Contract, WhyNot
 from lamella.model.errors import Conflict, DeadlineExceeded, NotFound, Unavailable, Unsupported
 from lamella.model.files import FileInfo
-from lamella.model.instance import Instance, Phase
+from lamella.model.instance import Instance, Isolation, Phase
 from lamella.model.kinds import AnyResource
 from lamella.model.operation import Operation
 from lamella.model.requests import (
@@ -307,7 +310,59 @@ class Layer:
         next_steps = [f"{c.reason}: {c.message}" for c in instance.status.conditions if not c.status]
         return Explanation(instance=instance.name, decisions=instance.status.decisions, next_steps=next_steps)
 
+    async def compare(self, who: Principal) -> Comparison:
+        return await self.store.read(lambda tx: compare(tx.list("host")))
+
+    async def why_not(self, who: Principal, level: Isolation) -> WhyNot:
+        return await self.store.read(lambda tx: why_not(level, tx.list("host")))
+
+    # --- instances that are whole machines
+
+    async def reset(self, who: Principal, project: str, name: str) -> None:
+        instance = await self._running(project, name)
+        await self._agent(instance).reset(instance.id)
+        audit = Audit(principal=who.name, verb="reset", subject=f"instance/{project}/{instance.name}")
+
+        def note(tx: Transaction) -> None:
+            record(tx, instance, "instance.reset", f"{who.name} pressed the reset button")
+            tx.audit(audit)
+
+        await self.store.write(note)
+
+    async def screenshot(self, who: Principal, project: str, name: str) -> bytes:
+        instance = await self._running(project, name, paused=True)
+        return await self._agent(instance).screenshot(instance.id)
+
+    async def input(self, who: Principal, project: str, name: str, input: Input) -> None:
+        instance = await self._running(project, name)
+        await self._agent(instance).input(instance.id, input)
+
+    async def desktop(self, who: Principal, project: str, name: str, *, kind: str) -> DesktopTicket:
+        instance = await self._running(project, name, paused=True)
+        ticket = await self._agent(instance).desktop(instance.id, kind)
+        audit = Audit(principal=who.name, verb="desktop", subject=f"instance/{project}/{instance.name}")
+        await self.store.write(lambda tx: tx.audit(audit))
+        return ticket
+
+    async def screen(self, who: Principal, project: str, name: str, *, kind: str) -> ProcessStream:
+        instance = await self._running(project, name, paused=True)
+        return await self._agent(instance).screen(instance.id, kind)
+
+    async def dump(self, who: Principal, project: str, name: str, *, crash: bool) -> AsyncIterator[bytes]:
+        instance: Instance = await self.store.get("instance", project, name)
+        if not crash:
+            instance = await self._running(project, name, paused=True)
+        audit = Audit(principal=who.name, verb="dump", subject=f"instance/{project}/{instance.name}")
+        await self.store.write(lambda tx: tx.audit(audit))
+        async for piece in self._agent(instance).dump(instance.id, crash=crash):
+            yield piece
+
     # --- images and the house
+
+    async def export_image(self, who: Principal, project: str, name: str, *, format: str) -> AsyncIterator[bytes]:
+        image = await self.store.read(lambda tx: find_image(tx, project, name))
+        async for piece in self._any_agent().export_image(image.status.digest, format):
+            yield piece
 
     async def create_image(self, who: Principal, project: str, body: ImageCreate, *, wait: float) -> Operation:
         return await self.images.create(who, project, body, self._any_agent(), wait=wait)

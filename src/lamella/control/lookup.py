@@ -3,8 +3,9 @@
 from typing import Any
 
 from lamella.model.errors import NotFound
-from lamella.model.image import Image
+from lamella.model.image import SCRATCH, SCRATCH_NAME, Image, ImageSpec, ImageStatus
 from lamella.model.instance import Instance
+from lamella.model.resource import new_resource
 from lamella.store.store import Transaction
 
 
@@ -29,8 +30,12 @@ def _find(tx: Transaction, kind: str, project: str, name: str) -> Any:
 def find_image(tx: Transaction, project: str, reference: str) -> Image:
     """The image called so in *project*, else in ``default``; also by id or digest, and by the address that it was pulled from.
 
+    ``scratch`` is the image of nothing.
+
     :raise NotFound: with the command that would make it.
     """
+    if reference == SCRATCH_NAME and tx.get("image", project, reference) is None:
+        return new_resource("image", SCRATCH_NAME, ImageSpec(source=SCRATCH_NAME), ImageStatus(digest=SCRATCH))
     for where in dict.fromkeys((project, "default")):
         found = tx.get("image", where, reference)
         if found is not None and found.status.digest:

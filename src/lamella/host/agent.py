@@ -8,8 +8,9 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
+from typing import TypeVar
 
-from lamella.host.compute.driver import ComputeDriver, DerivesImages, Home, TakesTap
+from lamella.host.compute.driver import ComputeDriver, DerivesImages, HasMachine, HasScreen, Home, TakesTap
 from lamella.host.facts import read_facts
 from lamella.host.images.library import Credentials, ImageLibrary, Progress
 from lamella.host.journal import Journal
@@ -19,6 +20,7 @@ from lamella.host.reporter import Reporter
 from lamella.host.storage.driver import StorageDriver
 from lamella.host.worker import Worker
 from lamella.model.assignment import Assignment, Assignments, ControlDesk, ImageProgress, ImageRequest
+from lamella.model.board import DesktopTicket, Input
 from lamella.model.contract import Mechanism
 from lamella.model.errors import Invalid, LamellaError, NotFound, Unavailable, Unsupported
 from lamella.model.files import FileInfo
@@ -28,6 +30,8 @@ from lamella.model.stream import ExecSpec, ProcessStream
 from lamella.model.usage import LogEntry, Usage
 
 log = logging.getLogger("lamella.host.agent")
+
+T = TypeVar("T")
 
 POLL = 25.0
 TICK = 60.0
@@ -184,7 +188,7 @@ class Agent:
                 log.warning("removing %s, which belongs to nothing", id)
                 with suppress(LamellaError):
                     await driver.remove(id)
-        ports = {a.port.id for a in news.instances if a.port is not None}
+        ports = {port.id for a in news.instances for port in (a.port, *a.ports.values()) if port is not None}
         for id in await self.network.inventory() - ports:
             with suppress(LamellaError):
                 await self.network.detach(id)
@@ -196,10 +200,10 @@ class Agent:
 
     async def _open_tap(self, port_id: str) -> int:
         for worker in self._workers.values():
-            port = worker.asked.port
-            if port is not None and port.id == port_id:
-                _, descriptor = await self.network.attach_tap(desired_port(port))
-                return descriptor
+            for port in (worker.asked.port, *worker.asked.ports.values()):
+                if port is not None and port.id == port_id:
+                    _, descriptor = await self.network.attach_tap(desired_port(port))
+                    return descriptor
         raise NotFound(f"no instance here has the port {port_id}")
 
     # --- HostAgent
@@ -288,6 +292,38 @@ class Agent:
     async def mechanisms(self, id: str) -> list[Mechanism]:
         return await (await self._worker(id)).driver.mechanisms(id)
 
+    # What only some levels have
+
+    async def _able(self, id: str, protocol: type[T], what: str) -> T:
+        driver = (await self._worker(id)).driver
+        if not isinstance(driver, protocol):
+            raise Unsupported(f"a {driver.name} has no {what}", hint="--isolation vm has")
+        return driver
+
+    async def reset(self, id: str) -> None:
+        await (await self._able(id, HasMachine, "reset button")).reset(id)
+
+    async def screenshot(self, id: str) -> bytes:
+        return await (await self._able(id, HasScreen, "screen")).screenshot(id)
+
+    async def input(self, id: str, input: Input) -> None:
+        await (await self._able(id, HasScreen, "keyboard or pointer")).input(id, input)
+
+    async def desktop(self, id: str, kind: str) -> DesktopTicket:
+        return await (await self._able(id, HasScreen, "screen")).desktop(id, kind)
+
+    async def screen(self, id: str, kind: str) -> ProcessStream:
+        return await (await self._able(id, HasScreen, "screen")).screen(id, kind)
+
+    async def dump(self, id: str, *, crash: bool) -> AsyncIterator[bytes]:
+        driver = await self._able(id, HasMachine, "memory to write out")
+        async for piece in driver.dump(id, crash=crash):
+            yield piece
+
+    async def export_image(self, digest: str, format: str) -> AsyncIterator[bytes]:
+        async for piece in self.library.export(digest, format):
+            yield piece
+
     async def facts(self) -> HostStatus:
         pools = {name: await pool.status() for name, pool in self._pools.items()}
         return read_facts(self._capabilities, pools)
@@ -337,7 +373,7 @@ class Agent:
                 credentials = Credentials(username=request.username, password=request.password)
             return await self.library.pull(request.source, report, credentials=credentials, insecure=request.insecure)
         if request.verb == "import":
-            return await self.library.import_file(request.source, report)
+            return await self.library.import_file(request.source, report, initrd=request.initrd)
         if request.verb == "build":
-            return await self.library.build(request.source, report, packages=request.packages)
+            return await self.library.build(request.source, report, packages=request.packages, disk=request.disk)
         raise Invalid(f"an image cannot be brought in by {request.verb!r}", hint="pull, import or build", field="verb")

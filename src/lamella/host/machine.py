@@ -1,6 +1,8 @@
 """From an assignment to the :class:`Machine` that a driver is given. Pure."""
 
-from lamella.host.compute.driver import Machine, Rootfs
+import msgspec
+
+from lamella.host.compute.driver import DataDisk, DriveImage, Machine, NamedNic, Rootfs, StoredArtifact
 from lamella.host.network.driver import Attachment, DesiredNetwork, DesiredPort
 from lamella.host.plan import limits_of
 from lamella.host.storage.driver import VolumeHandle
@@ -57,9 +59,19 @@ def attachment_of(port: Port, network: Network) -> Attachment:
     )
 
 
-def machine_of(asked: Assignment, rootfs: Rootfs, disk: VolumeHandle, nameservers: list[str]) -> Machine:
+class Parts(msgspec.Struct, kw_only=True, frozen=True):
+    """What was made ready for one start: the image, volumes by device name, the images in the drives."""
+
+    rootfs: Rootfs
+    disk: VolumeHandle | None
+    disks: dict[str, VolumeHandle] = {}
+    drives: dict[str, StoredArtifact] = {}
+    nameservers: list[str] = []
+
+
+def machine_of(asked: Assignment, parts: Parts) -> Machine:
     """Everything resolved."""
-    instance, spec = asked.instance, asked.instance.spec
+    instance, spec, rootfs = asked.instance, asked.instance.spec, parts.rootfs
     nic = None
     if asked.port is not None and asked.network is not None:
         nic = attachment_of(asked.port, asked.network)
@@ -77,8 +89,24 @@ def machine_of(asked: Assignment, rootfs: Rootfs, disk: VolumeHandle, nameserver
         stdin=spec.stdin,
         limits=limits_of(spec),
         id_base=instance.status.id_base,
-        disk=disk,
+        disk=parts.disk,
         nic=nic,
-        nameservers=nameservers,
+        nameservers=parts.nameservers,
         stop_signal=spec.stop_signal or rootfs.config.stop_signal or "SIGTERM",
+        board=spec.board,
+        board_type=instance.status.board,
+        disks=[DataDisk(name=disk.name, volume=parts.disks[disk.name]) for disk in spec.disks],
+        cdroms=[
+            DriveImage(name=name, path=drive.path, size=drive.size)
+            for name, drive in ((drive.name, parts.drives[drive.name]) for drive in spec.cdroms)
+        ],
+        nics=[
+            NamedNic(name=name, attachment=attachment_of(port, asked.networks[port.spec.network]))
+            for name, port in ((nic.name or "", asked.ports[nic.name or ""]) for nic in spec.nics[1:])
+        ],
+        usb=spec.usb,
+        seed=spec.seed,
+        directories=spec.directories,
+        fuel=spec.fuel,
+        deadline=spec.deadline,
     )

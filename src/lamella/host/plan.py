@@ -11,6 +11,7 @@ from lamella.host.compute.driver import Limits, Observed
 from lamella.model.assignment import Assignment
 from lamella.model.instance import InstanceSpec, InstanceStatus, Phase, Power, RestartMode
 
+DEFAULT_GRACE = 10.0
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 30.0
 # A run of this many seconds counts as well: the delay before the next restart begins anew.
@@ -50,6 +51,14 @@ class Update(Step, frozen=True):
     limits: Limits
 
 
+class Rewire(Step, frozen=True):
+    """Plug in what is asked for and missing, unplug what nobody asks for any more."""
+
+
+class Release(Step, frozen=True):
+    """Volumes and ports that were retired, and are in no machine any more, go for good."""
+
+
 class Discard(Step, frozen=True):
     """Throw away what was prepared and never launched, or what a stopped run left on the network."""
 
@@ -58,7 +67,7 @@ class Remove(Step, frozen=True):
     """Instance, port and volume go from this host."""
 
 
-AnyStep = Prepare | Launch | Stop | Pause | Resume | Update | Discard | Remove
+AnyStep = Prepare | Launch | Stop | Pause | Resume | Update | Rewire | Release | Discard | Remove
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -70,6 +79,19 @@ class Plan(msgspec.Struct, frozen=True):
 
 def limits_of(spec: InstanceSpec) -> Limits:
     return Limits(cpu=spec.cpu, memory=spec.memory, pids=spec.pids)
+
+
+def grace_of(spec: InstanceSpec) -> float:
+    """Seconds between asking an instance to end and forcing it."""
+    if spec.grace is not None:
+        return spec.grace
+    return DEFAULT_GRACE if spec.stop_timeout is None else spec.stop_timeout
+
+
+def devices_of(spec: InstanceSpec) -> list[str]:
+    """Names of all devices that may come and go, sorted: what ``Observed.devices`` is held against."""
+    named = [item.name for group in (spec.disks, spec.cdroms, spec.usb) for item in group]
+    return sorted([*named, *(nic.name or "" for nic in spec.nics[1:])])
 
 
 def restart_delay(spec: InstanceSpec, status: InstanceStatus) -> float | None:
@@ -92,7 +114,11 @@ def plan(asked: Assignment, seen: Observed | None, applied: Limits | None, at: d
         return Plan((Remove(),))
     phase = seen.phase if seen is not None else Phase.STOPPED
     alive = phase in (Phase.RUNNING, Phase.PAUSED)
-    stop = Stop(spec.stop_timeout if spec.grace is None else spec.grace, "it was asked")
+    stop = Stop(grace_of(spec), "it was asked")
+
+    retired = bool(asked.retired_volumes or asked.retired_ports)
+    if retired and not alive and phase is not Phase.STARTING:
+        return Plan((Release(),))
 
     if spec.power is Power.STOPPED:
         if alive:
@@ -103,7 +129,10 @@ def plan(asked: Assignment, seen: Observed | None, applied: Limits | None, at: d
     if alive and due:
         return Plan((stop, Prepare(), _launch(spec)))
     if alive:
-        return Plan(_while_running(spec, phase, applied))
+        steps = _while_running(spec, phase, applied)
+        if seen is not None and seen.devices is not None and seen.devices != devices_of(spec):
+            return Plan((*steps, Rewire()))
+        return Plan((*steps, Release()) if retired and not steps else steps)
     if due:
         return Plan((Prepare(), _launch(spec)))
     delay = restart_delay(spec, status)
@@ -156,6 +185,9 @@ def fold(status: InstanceStatus, seen: Observed | None, at: datetime) -> tuple[I
         accelerator=seen.accelerator or status.accelerator,
         accelerator_reason=seen.accelerator_reason or status.accelerator_reason,
     )
+    if seen.board_type:
+        after.board = seen.board_type
+    after.devices = seen.devices or []
     if seen.started_at is not None:
         after.started_at = seen.started_at
     if seen.launched is not None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,23 +10,51 @@ from typing import Protocol
 
 import msgspec
 
-from lamella.host.compute.driver import ComputeDriver, JoinsNamespace, Limits, Observed, Rootfs
+from lamella.host.compute.driver import (
+    ComputeDriver,
+    JoinsNamespace,
+    Limits,
+    Machine,
+    Observed,
+    Rootfs,
+    StoredArtifact,
+    TakesDevices,
+)
 from lamella.host.ended import EndedStream
 from lamella.host.images.library import ImageLibrary
 from lamella.host.journal import Journal
-from lamella.host.machine import desired_network, desired_port, machine_of
+from lamella.host.machine import Parts, desired_network, desired_port, machine_of
 from lamella.host.network.driver import NetworkDriver
-from lamella.host.plan import AnyStep, Discard, Launch, Pause, Prepare, Remove, Resume, Stop, Update, fold, plan
+from lamella.host.plan import (
+    AnyStep,
+    Discard,
+    Launch,
+    Pause,
+    Prepare,
+    Release,
+    Remove,
+    Resume,
+    Rewire,
+    Stop,
+    Update,
+    fold,
+    plan,
+)
 from lamella.host.reporter import Reporter
-from lamella.host.storage.driver import StorageDriver
+from lamella.host.storage.driver import Base, StorageDriver, VolumeHandle
 from lamella.model.assignment import Assignment, InstanceReport
-from lamella.model.errors import CannotRun, Conflict, Internal, LamellaError, NoRoom, Unavailable
-from lamella.model.instance import Decision, InstanceStatus, Phase
+from lamella.model.errors import CannotRun, Conflict, Internal, LamellaError, NoRoom, Unavailable, Unsupported
+from lamella.model.image import SCRATCH, ArtifactKind, ImageConfig
+from lamella.model.instance import Decision, InstanceStatus, Isolation, Phase
+from lamella.model.network import Port
 from lamella.model.resource import Condition, now
+from lamella.model.storage import Volume
 from lamella.model.stream import ProcessStream
 
 log = logging.getLogger("lamella.host.worker")
 
+# Levels whose disk begins as a clone of the image's.
+MACHINES = frozenset({Isolation.VM, Isolation.CONFIDENTIAL})
 ATTACH_WAIT = 60.0
 FIRST_RETRY = 0.5
 LONGEST_RETRY = 60.0
@@ -88,6 +117,7 @@ class Worker:
         """Take the newest intent; what was seen stays this worker's own knowledge."""
         same = (
             assignment.instance.generation == self.asked.instance.generation
+            and not (assignment.retired_ports or assignment.retired_volumes)
             and assignment.instance.deleted_at == self.asked.instance.deleted_at
         )
         self.asked = assignment
@@ -208,6 +238,10 @@ class Worker:
             case Update():
                 await self.driver.update(self.id, step.limits)
                 self._applied = step.limits
+            case Rewire():
+                await self._rewire(asked)
+            case Release():
+                await self._release(asked)
             case Discard():
                 await self._unplug(asked)
             case Remove():
@@ -215,14 +249,9 @@ class Worker:
 
     async def _prepare(self, asked: Assignment) -> None:
         began = time.perf_counter()
-        rootfs = await self._image(asked)
-        volume = asked.volume
-        pool = self._wings.pool(volume.spec.pool)
-        disk = await pool.create(volume.id, volume.spec.form, volume.spec.size)
-        nameservers = await self._wings.network.nameservers() if asked.port is not None else []
-        machine = machine_of(asked, rootfs, disk, nameservers)
-        if asked.network is not None:
-            await self._wings.network.ensure_network(desired_network(asked.network))
+        machine = await self._machine(asked)
+        for network in asked.networks.values():
+            await self._wings.network.ensure_network(desired_network(network))
         await self.driver.create(machine)
         self._applied = machine.limits
         if asked.port is not None:
@@ -233,6 +262,50 @@ class Worker:
             if port.publish:
                 self._status.published = await self._wings.network.publish(port)
         log.debug("%s prepared in %.1f ms", self.id, (time.perf_counter() - began) * 1e3)
+
+    async def _machine(self, asked: Assignment) -> Machine:
+        """Everything that a start or a change of devices needs, made ready."""
+        rootfs = await self._image(asked)
+        base = [Base(path=a.path, size=a.size) for a in rootfs.artifacts if a.kind is ArtifactKind.DISK]
+        whole = asked.instance.spec.isolation in MACHINES
+        disk = None
+        if asked.volume is not None:
+            disk = await self._volume(asked.volume, base[0] if whole and base else None)
+        disks: dict[str, VolumeHandle] = {}
+        for name, volume in asked.disks.items():
+            number = int(name.removeprefix("image-")) if re.fullmatch(r"image-\d+", name) else len(base)
+            disks[name] = await self._volume(volume, base[number] if whole and number < len(base) else None)
+        drives: dict[str, StoredArtifact] = {}
+        for name, digest in asked.instance.status.cdroms.items():
+            held = await self._wings.library.rootfs(digest)
+            drives[name] = next(a for a in held.artifacts if a.kind is ArtifactKind.CDROM)
+        nameservers = await self._wings.network.nameservers() if asked.port is not None else []
+        parts = Parts(rootfs=rootfs, disk=disk, disks=disks, drives=drives, nameservers=nameservers)
+        return machine_of(asked, parts)
+
+    async def _volume(self, volume: Volume, base: Base | None) -> VolumeHandle:
+        pool = self._wings.pool(volume.spec.pool)
+        return await pool.create(volume.id, volume.spec.form, volume.spec.size, base=base)
+
+    async def _rewire(self, asked: Assignment) -> None:
+        if not isinstance(self.driver, TakesDevices):
+            raise Unsupported(f"{self.driver.name} takes no devices while it runs", hint="stop it first")
+        for network in asked.networks.values():
+            await self._wings.network.ensure_network(desired_network(network))
+        await self.driver.rewire(await self._machine(asked))
+
+    async def _release(self, asked: Assignment) -> None:
+        """Retired volumes and ports are deleted; control hears of it and forgets them."""
+        for port in asked.retired_ports:
+            await self._wings.network.detach(port.id)
+        for volume in asked.retired_volumes:
+            await self._wings.pool(volume.spec.pool).delete(volume.id)
+        released = [item.id for item in (*asked.retired_ports, *asked.retired_volumes)]
+        # Not asked for again: what is newest of the assignment says so until the next one comes.
+        self.asked = msgspec.structs.replace(self.asked, retired_ports=[], retired_volumes=[])
+        self._reporter.tell(
+            InstanceReport(id=self.id, status=self._status, released=released, events=self._take_events())
+        )
 
     async def _launch(self, step: Launch) -> None:
         if step.wait_for_attach:
@@ -299,8 +372,8 @@ class Worker:
         self._attach_asked.clear()
 
     async def _unplug(self, asked: Assignment) -> None:
-        if asked.port is not None:
-            await self._wings.network.detach(asked.port.id)
+        for port in _ports(asked):
+            await self._wings.network.detach(port.id)
         self._plugged = False
         self._status.published = []
         seen = await self.driver.observe(self.id)
@@ -310,7 +383,9 @@ class Worker:
     async def _remove(self, asked: Assignment) -> None:
         self._phase(Phase.DELETING)
         await self._let_go(asked)
-        await self._wings.pool(asked.volume.spec.pool).delete(asked.volume.id)
+        for volume in (asked.volume, *asked.disks.values(), *asked.retired_volumes):
+            if volume is not None:
+                await self._wings.pool(volume.spec.pool).delete(volume.id)
         self._journal.forget(self.id)
         self._reporter.tell(InstanceReport(id=self.id, status=self._status, removed=True, events=self._take_events()))
         self._fail_attach(Conflict("the instance was removed"))
@@ -319,13 +394,14 @@ class Worker:
     async def _let_go(self, asked: Assignment) -> None:
         """Instance and port side by side: the kernel takes its time for a link."""
         going = [self.driver.remove(self.id)]
-        if asked.port is not None:
-            going.append(self._wings.network.detach(asked.port.id))
+        going += [self._wings.network.detach(port.id) for port in (*_ports(asked), *asked.retired_ports)]
         for failed in await asyncio.gather(*going, return_exceptions=True):
             if failed is not None:
                 raise failed
 
     async def _image(self, asked: Assignment) -> Rootfs:
+        if asked.instance.status.image_digest == SCRATCH:
+            return Rootfs(digest=SCRATCH, layers=[], config=ImageConfig())
         if self._rootfs is None:
             self._rootfs = await self._wings.library.rootfs(asked.instance.status.image_digest)
         return self._rootfs
@@ -373,6 +449,10 @@ class Worker:
         """Note a decision of this host for ``explain``."""
         decision = Decision(at=now(), what=what, chosen=chosen, because=because)
         self._status.decisions = [*self._status.decisions, decision]
+
+
+def _ports(asked: Assignment) -> list[Port]:
+    return [port for port in (asked.port, *asked.ports.values()) if port is not None]
 
 
 def _not_ready(error: LamellaError) -> Condition:

@@ -25,16 +25,19 @@ class Assignment(msgspec.Struct, kw_only=True):
     """One instance with everything that its host needs to make it so. ``revision`` is the newest of its parts.
 
     ``disks`` and ``ports`` are what it has beside the first volume and port, by device name; ``networks`` those of all ports, by id.
+    What is ``retired`` is to be let go of for good: the host reports it as ``released``. A wasm module has no ``volume``.
     """
 
     revision: int
     instance: Instance
-    volume: Volume
+    volume: Volume | None = None
     port: Port | None = None
     network: Network | None = None
     disks: dict[str, Volume] = {}
     ports: dict[str, Port] = {}
     networks: dict[str, Network] = {}
+    retired_volumes: list[Volume] = []
+    retired_ports: list[Port] = []
 
 
 class Assignments(msgspec.Struct, kw_only=True):
@@ -52,12 +55,14 @@ class Assignments(msgspec.Struct, kw_only=True):
 class InstanceReport(msgspec.Struct, kw_only=True):
     """What the host saw of an instance. ``removed`` says that nothing of it is left on the host.
 
-    ``events`` are (type, message) pairs that happened since the last report, oldest first.
+    ``events`` are (type, message) pairs that happened since the last report, oldest first. ``released`` are the ids of volumes and
+    ports that were retired and of which nothing is left.
     """
 
     id: str
     status: InstanceStatus
     removed: bool = False
+    released: list[str] = []
     events: list[tuple[str, str]] = []
 
 

@@ -9,6 +9,10 @@ from msgspec import Meta
 from lamella.model.board import Firmware, Hardware
 from lamella.model.resource import Condition, Resource
 
+# The image of nothing: a machine without a disk of an image, as docker's ``scratch`` is without a layer.
+SCRATCH_NAME = "scratch"
+SCRATCH = "sha256:" + "0" * 64
+
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$(?!\n)")]
 
 

@@ -70,9 +70,10 @@ class Nic(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class InstanceSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What was asked. ``None`` means: as the image says, or no limit.
 
-    ``cpu`` is a ceiling in milli-cores (a microVM gets that rounded up in vCPUs), ``memory`` in bytes, ``disk`` the size of
-    the writable layer in bytes. ``stop_timeout`` is in seconds. ``epoch`` counts the runs that were asked for; the layer keeps
-    it. The run with the number ``attach_epoch`` begins when somebody has attached (or after a minute): nothing is missed.
+    ``cpu`` is a ceiling in milli-cores (a machine gets that rounded up in vCPUs), ``memory`` in bytes, ``disk`` the size of the
+    writable layer in bytes. ``stop_timeout`` is in seconds, 10 unless asked, 60 for a full machine. ``epoch`` counts the runs that
+    were asked for; the layer keeps it. The run with the number ``attach_epoch`` begins when somebody has attached (or after a
+    minute): nothing is missed.
     ``grace`` is the ``stop_timeout`` of the stop or restart that was asked last; the layer keeps it too.
 
     ``board``, ``disks``, ``cdroms``, ``usb`` and ``seed`` are a full machine's; ``directories`` a WebAssembly module's, as are
@@ -104,7 +105,7 @@ class InstanceSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     deadline: Annotated[float, Meta(gt=0, le=31_536_000)] | None = None
     restart: RestartPolicy = msgspec.field(default_factory=RestartPolicy)
     stop_signal: Annotated[str, Meta(pattern=r"^[A-Z0-9+-]{1,16}$(?!\n)")] | None = None
-    stop_timeout: Annotated[float, Meta(ge=0, le=86400)] = 10.0
+    stop_timeout: Annotated[float, Meta(ge=0, le=86400)] | None = None
     remove_on_exit: bool = False
     power: Power = Power.RUNNING
     epoch: Annotated[int, Meta(ge=0, le=1 << 53)] = 0
@@ -142,7 +143,8 @@ class InstanceStatus(msgspec.Struct, kw_only=True):
 
     ``disks`` and ``ports`` are the ids of the volumes and ports beside the first, by device name; ``cdroms`` the digests of the
     images in the drives. ``board`` is the machine type that the first start chose (``pc-q35-7.2``): every later one is the same.
-    ``devices`` are the names of what is plugged in now and can be unplugged.
+    ``devices`` are the names of what is plugged in now and can be unplugged; ``retired`` the ids of volumes and ports that go as soon
+    as the host has let go of them.
     """
 
     phase: Phase = Phase.PENDING
@@ -165,6 +167,7 @@ class InstanceStatus(msgspec.Struct, kw_only=True):
     disks: dict[str, str] = {}
     ports: dict[str, str] = {}
     cdroms: dict[str, str] = {}
+    retired: list[str] = []
     board: str = ""
     devices: list[str] = []
     id_base: int = 0

@@ -58,8 +58,8 @@ def admitted(spec: InstanceSpec, **changes: object):
         "spec": spec,
         "image": an_image(),
         "placement": Placement(host=a_host(), because="it is there"),
-        "network": a_network(),
-        "taken": Taken(addresses=set(), id_ranges=set()),
+        "networks": [a_network() for _ in spec.nics],
+        "taken": Taken(addresses={}, id_ranges=set()),
         "seed": "lamella-00000000",
     }
     return admit(**(arguments | changes))  # type: ignore[arg-type]
@@ -113,7 +113,7 @@ def test_everything_that_is_owned_names_its_owner() -> None:
 
 
 def test_no_network_means_no_port() -> None:
-    assert admitted(InstanceSpec(image="debian:12"), network=None).port is None
+    assert admitted(InstanceSpec(image="debian:12")).port is None
 
 
 def test_a_stopped_one_waits_for_its_first_start() -> None:

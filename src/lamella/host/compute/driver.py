@@ -16,6 +16,7 @@ from lamella.host.network.driver import Attachment
 from lamella.host.storage.driver import VolumeHandle
 from lamella.model.board import Board, DesktopTicket, Directory, Input, Seed, Usb
 from lamella.model.contract import Mechanism
+from lamella.model.errors import Internal
 from lamella.model.files import FileInfo
 from lamella.model.host import Capability
 from lamella.model.image import ArtifactKind, ImageConfig
@@ -100,7 +101,8 @@ class Machine(msgspec.Struct, kw_only=True, frozen=True):
     """One instance with everything decided.
 
     ``command`` is the whole argument vector (entrypoint and command joined), ``environment`` the image's with the person's
-    over it; ``id_base`` is the first of 65536 host ids that belong to this instance alone; ``disk`` is its writable layer.
+    over it; ``id_base`` is the first of 65536 host ids that belong to this instance alone; ``disk`` is its writable layer (a wasm
+    module has none; :attr:`volume` is for levels that cannot do without).
 
     ``board_type`` is the machine type of its first start (empty then). ``disks``, ``cdroms``, ``nics`` and ``usb`` are the devices
     that may come and go while it runs.
@@ -119,7 +121,7 @@ class Machine(msgspec.Struct, kw_only=True, frozen=True):
     stdin: bool
     limits: Limits
     id_base: int
-    disk: VolumeHandle
+    disk: VolumeHandle | None
     nic: Attachment | None
     nameservers: list[str]
     stop_signal: str
@@ -133,6 +135,16 @@ class Machine(msgspec.Struct, kw_only=True, frozen=True):
     directories: list[Directory] = []
     fuel: int | None = None
     deadline: float | None = None
+
+    @property
+    def volume(self) -> VolumeHandle:
+        """The writable layer.
+
+        :raise Internal: when there is none.
+        """
+        if self.disk is None:
+            raise Internal(f"instance {self.id} has no volume", hint="this is a defect: its level needs one")
+        return self.disk
 
     @property
     def devices(self) -> list[str]:

@@ -125,7 +125,7 @@ class MicrovmDriver:
             host = self._ready()
             wanted = size.size_of(machine.limits)
             image, _ = await asyncio.gather(
-                self.block_images.ensure(machine.rootfs), disk.format_once(machine.disk, self._environment)
+                self.block_images.ensure(machine.rootfs), disk.format_once(machine.volume, self._environment)
             )
             places = Places(self._home, self.name, machine.id)
             log = self._log(machine.id)
@@ -286,7 +286,7 @@ class MicrovmDriver:
             memory=group.memory,
             memory_limit=limit,
             processes=inside.processes if inside else None,
-            disk_used=_blocks(machine.disk.path) if machine else None,
+            disk_used=_blocks(machine.volume.path) if machine else None,
             received=inside.received if inside else None,
             sent=inside.sent if inside else None,
         )
@@ -329,7 +329,7 @@ class MicrovmDriver:
         machine = session.places.machine()
         size = 0
         if machine is not None:
-            size = (await asyncio.to_thread(machine.disk.path.stat)).st_size
+            size = (await asyncio.to_thread(machine.volume.path.stat)).st_size
         return mechanisms.of_guest(most, size)
 
     # --- how
@@ -358,7 +358,7 @@ class MicrovmDriver:
                 arguments.MONITOR: stack.enter_context(launch.listening(places.run / "monitor")).fileno(),
                 arguments.AGENT: stack.enter_context(launch.listening(places.run / "agent")).fileno(),
                 arguments.ROOT: own(os.open(image, os.O_RDONLY | os.O_CLOEXEC)),
-                arguments.DATA: own(os.open(machine.disk.path, os.O_RDWR | os.O_CLOEXEC)),
+                arguments.DATA: own(os.open(machine.volume.path, os.O_RDWR | os.O_CLOEXEC)),
             }
             if machine.nic is not None:
                 if self._open_tap is None:

@@ -238,7 +238,7 @@ class OciDriver:
         try:
             rootfs.assemble(
                 machine.rootfs.layers,
-                machine.disk.path,
+                machine.volume.path,
                 userns,
                 machine.id_base,
                 lowers=place.lowers,
@@ -489,7 +489,7 @@ class OciDriver:
         if machine is None:
             raise NotFound(f"there is no container {id} on this host")
         now = datetime.now(UTC)
-        disk = await self._used(id, machine.disk.path)
+        disk = await self._used(id, machine.volume.path)
         if self._shim(place) is None:
             return Usage(at=now, disk_used=disk)
         group = self._group(id)
