@@ -48,7 +48,7 @@
 
 enum { MOST = 64, MOST_GROUPS = 8 };
 
-enum kind { READ_ONLY, DEVICE, WRITABLE };
+enum kind { READ_ONLY, DEVICE, WRITABLE, WRITABLE_DIRECTORY };
 
 struct bind {
     char *from, *to;
@@ -130,10 +130,11 @@ static char **parse(char **arg) {
             usage("too many of one option");
         if (!strcmp(*arg, "--cgroup")) want.cgroups[want.cgroup_count++] = value;
         else if (!strcmp(*arg, "--room")) want.room = value;
-        else if (!strcmp(*arg, "--bind") || !strcmp(*arg, "--device") || !strcmp(*arg, "--file")) {
+        else if (!strcmp(*arg, "--bind") || !strcmp(*arg, "--device") || !strcmp(*arg, "--file") || !strcmp(*arg, "--write")) {
             char *to = split(value, ':');
             if (to[0] != '/' || strstr(to, "/../")) usage("a path in the room is absolute and leads down");
             enum kind kind = !strcmp(*arg, "--device") ? DEVICE : !strcmp(*arg, "--file") ? WRITABLE : READ_ONLY;
+            if (!strcmp(*arg, "--write")) kind = WRITABLE_DIRECTORY;
             want.binds[want.bind_count++] = (struct bind){value, to, kind};
         } else if (!strcmp(*arg, "--user")) want.user = number(value);
         else if (!strcmp(*arg, "--group")) {
@@ -179,7 +180,7 @@ static void show(const struct bind *bind) {
     char path[PATH_MAX];
     struct stat status;
     if (stat(bind->from, &status)) fail("cannot look at %s", bind->from);
-    if ((bind->kind == DEVICE) != S_ISCHR(status.st_mode) || (bind->kind == WRITABLE && !S_ISREG(status.st_mode))) { errno = EINVAL; fail("%s is of another kind", bind->from); }
+    if ((bind->kind == DEVICE) != S_ISCHR(status.st_mode) || (bind->kind == WRITABLE && !S_ISREG(status.st_mode)) || (bind->kind == WRITABLE_DIRECTORY && !S_ISDIR(status.st_mode))) { errno = EINVAL; fail("%s is of another kind", bind->from); }
     if (snprintf(path, sizeof path, "%s%s", want.room, bind->to) >= (int)sizeof path) usage("a path is too long");
     make_place(path, strlen(want.room), S_ISDIR(status.st_mode));
     if (mount(bind->from, path, NULL, MS_BIND, NULL)) fail("cannot show %s", bind->from);
