@@ -356,8 +356,10 @@ def _change_devices(tx: Transaction, instance: Instance, wanted: InstanceSpec) -
     before = {disk.name: disk.size for disk in instance.spec.disks}
     for disk in wanted.disks:
         if disk.name in change.disks_added:
-            volume = tx.insert(new_volume(instance, disk.name, VolumeForm.BLOCK, disk.size))
-            status.disks[disk.name] = volume.id
+            volume = new_volume(instance, disk.name, VolumeForm.BLOCK, disk.size)
+            # Its device's name may be that of one that is retired and still there.
+            volume.name = volume.id.replace("_", "-")
+            status.disks[disk.name] = tx.insert(volume).id
         elif before[disk.name] != disk.size:
             raise Unsupported(
                 f"the size of disk {disk.name} cannot be changed", hint="attach another one", field="spec.disks"
@@ -369,6 +371,7 @@ def _change_devices(tx: Transaction, instance: Instance, wanted: InstanceSpec) -
             network = _network(tx, instance.project, nic.network)
             taken = tx.claims(f"address:{network.id}")
             port = new_port(instance, nic.name or "", network, [], taken)
+            port.name = port.id.replace("_", "-")
             _insert_port(tx, port)
             status.ports[nic.name or ""] = port.id
     for name in change.nics_dropped:

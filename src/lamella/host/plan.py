@@ -117,8 +117,8 @@ def plan(asked: Assignment, seen: Observed | None, applied: Limits | None, at: d
     stop = Stop(grace_of(spec), "it was asked")
 
     retired = bool(asked.retired_volumes or asked.retired_ports)
-    if retired and not alive and phase is not Phase.STARTING:
-        return Plan((Release(),))
+    if retired and not alive:
+        return Plan((Discard(), Release()) if phase is Phase.STARTING else (Release(),))
 
     if spec.power is Power.STOPPED:
         if alive:

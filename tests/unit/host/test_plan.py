@@ -11,16 +11,20 @@ from lamella.host.plan import (
     Launch,
     Pause,
     Prepare,
+    Release,
     Remove,
     Resume,
+    Rewire,
     Stop,
     Update,
+    devices_of,
     fold,
     limits_of,
     plan,
     restart_delay,
 )
 from lamella.model.assignment import Assignment
+from lamella.model.board import Disk
 from lamella.model.instance import InstanceSpec, InstanceStatus, Phase, Power, RestartMode, RestartPolicy
 from lamella.model.resource import new_resource
 from lamella.model.storage import VolumeForm, VolumeSpec, VolumeStatus
@@ -28,11 +32,14 @@ from lamella.model.storage import VolumeForm, VolumeSpec, VolumeStatus
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def asked(spec: InstanceSpec, status: InstanceStatus | None = None, *, deleted: bool = False) -> Assignment:
+def asked(
+    spec: InstanceSpec, status: InstanceStatus | None = None, *, deleted: bool = False, old: tuple[str, ...] = ()
+) -> Assignment:
     instance = new_resource("instance", "web", spec, status or InstanceStatus())
     instance.deleted_at = AT if deleted else None
     volume = new_resource("volume", "root", VolumeSpec(form=VolumeForm.FILESYSTEM), VolumeStatus())
-    return Assignment(revision=1, instance=instance, volume=volume)
+    retired = [new_resource("volume", name, VolumeSpec(form=VolumeForm.BLOCK), VolumeStatus()) for name in old]
+    return Assignment(revision=1, instance=instance, volume=volume, retired_volumes=retired)
 
 
 specs = st.builds(
@@ -124,6 +131,48 @@ def test_what_is_to_go_is_removed_whatever_state_it_is_in(
 ) -> None:
     chosen = plan(asked(spec, status, deleted=True), World(phase, status).seen(), None, AT)
     assert chosen.steps == (Remove(),)
+
+
+names = st.frozensets(st.sampled_from(["a", "b", "c"]))
+
+
+@given(specs, statuses, seen_phases, names, names, st.sampled_from([(), ("old",), ("old", "older")]))
+def test_devices_come_and_go_and_what_is_retired_is_let_go_of_last(
+    spec: InstanceSpec,
+    status: InstanceStatus,
+    phase: Phase | None,
+    wanted: frozenset[str],
+    plugged: frozenset[str],
+    old: tuple[str, ...],
+) -> None:
+    spec.disks = [Disk(name=name, size=1 << 30) for name in sorted(wanted)]
+    world = World(phase, status)
+    present = plugged | set(old)
+    for _ in range(10):
+        seen = world.seen()
+        if seen is not None and seen.phase in (Phase.RUNNING, Phase.PAUSED):
+            seen.devices = sorted(present)
+        chosen = plan(asked(spec, world.status, old=old), seen, world.applied, AT)
+        if not chosen.steps:
+            break
+        for step in chosen.steps:
+            match step:
+                case Rewire():
+                    present = wanted
+                case Prepare():
+                    present = wanted
+                    world.do(step, spec)
+                case Release():
+                    alive = world.phase in (Phase.RUNNING, Phase.PAUSED)
+                    assert not (alive and set(old) & present), "released while it is plugged in"
+                    old = ()
+                case _:
+                    world.do(step, spec)
+    else:
+        raise AssertionError("the plan does not come to rest")
+    assert old == ()
+    if world.phase in (Phase.RUNNING, Phase.PAUSED):
+        assert sorted(present) == devices_of(spec)
 
 
 def test_a_run_that_ended_by_itself_is_left_alone_without_a_policy() -> None:
