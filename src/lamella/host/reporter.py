@@ -42,10 +42,14 @@ class Reporter:
                     await self._desk.report(self._host, list(self._waiting.values()))
 
     def tell(self, report: InstanceReport, *, patient: bool = False) -> None:
-        """Replace what was going to be said of this instance; its events are kept, in order. *patient* ones may wait a moment."""
+        """Replace what was going to be said of this instance; its events and what it let go of are kept, in order. *patient* ones may wait a moment."""
         before = self._waiting.get(report.id)
         if before is not None:
-            report = msgspec.structs.replace(report, events=[*before.events, *report.events])
+            report = msgspec.structs.replace(
+                report,
+                events=[*before.events, *report.events],
+                released=[*before.released, *(id for id in report.released if id not in before.released)],
+            )
         self._waiting[report.id] = report
         if patient:
             asyncio.get_running_loop().call_later(PATIENCE, self._wake.set)
