@@ -5,7 +5,7 @@ import contextlib
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -91,9 +91,15 @@ def forwarded(configuration: str) -> list[str]:
 
 
 def command(
-    wanted: Release, packages: list[str], target: Path, archive: str, security: str, options: list[str]
+    wanted: Release,
+    packages: list[str],
+    target: Path,
+    archive: str,
+    security: str,
+    options: list[str],
+    hooks: Sequence[str] = (),
 ) -> list[str]:
-    """The argument vector. The host's apt settings are for the making alone and do not stay in the image."""
+    """The argument vector. The host's apt settings are for the making alone and do not stay in the image. *hooks* are options more."""
     return [
         "mmdebstrap",
         "--variant=minbase",
@@ -103,6 +109,7 @@ def command(
         *[f"--dpkgopt=path-exclude={path}" for path in _WITHOUT],
         "--dpkgopt=path-include=/usr/share/doc/*/copyright",
         "--dpkgopt=path-include=/usr/share/locale/locale.alias",
+        *hooks,
         '--customize-hook=rm -f "$1/etc/apt/apt.conf.d/99mmdebstrap" "$1/etc/hostname" "$1/etc/resolv.conf"',
         wanted.suite,
         str(target),
@@ -123,9 +130,15 @@ def read_sources(folder: Path = Path("/etc/apt")) -> list[str]:
 
 
 async def bootstrap(
-    wanted: Release, packages: list[str], target: Path, scratch: Path, step: Callable[[str], None], mark: str
+    wanted: Release,
+    packages: list[str],
+    target: Path,
+    scratch: Path,
+    step: Callable[[str], None],
+    mark: str,
+    hooks: Sequence[str] = (),
 ) -> None:
-    """Write the tar of *wanted* with *packages* to *target*. *step* hears what is being done.
+    """Write the tar of *wanted* with *packages* to *target*. *step* hears what is being done, *hooks* are options of mmdebstrap.
 
     :raise Unsupported: when mmdebstrap is not installed.
     :raise Invalid: when a package is not known.
@@ -137,7 +150,7 @@ async def bootstrap(
     try:
         dump = await _output(["apt-config", "dump"], environment)
         sources = await asyncio.to_thread(read_sources)
-        arguments = command(wanted, packages, target, *mirrors(sources), forwarded(dump))
+        arguments = command(wanted, packages, target, *mirrors(sources), forwarded(dump), hooks)
         process = await asyncio.create_subprocess_exec(
             *arguments,
             stdin=asyncio.subprocess.DEVNULL,
