@@ -44,6 +44,8 @@ FindUsb = Callable[[str], usb.HostDevice]
 PATIENCE = 30.0
 _AGAIN = 5.0
 _GLANCE = 0.5
+_MOMENT = 0.05
+_MOMENTS = 100
 
 cold_arguments = devices.cold_arguments
 
@@ -281,14 +283,24 @@ class _Work:
         )
 
     async def _clear(self, name: str) -> None:
-        for command, arguments in (
-            ("blockdev-del", {"node-name": f"disk-{name}"}),
-            ("netdev_del", {"id": f"net-{name}"}),
-        ):
-            with contextlib.suppress(Refused):
-                await self._monitor.execute(command, arguments)
+        await self._delete_node(f"disk-{name}")
+        with contextlib.suppress(Refused):  # it has none
+            await self._monitor.execute("netdev_del", {"id": f"net-{name}"})
         for fdset in {fdset for fdset, owner, _ in await _files(self._monitor) if owner == name}:
             await self._monitor.remove_fdset(fdset)
+
+    async def _delete_node(self, node: str) -> None:
+        """A device that has just gone holds its block node for a moment longer."""
+        for _ in range(_MOMENTS):
+            try:
+                await self._monitor.execute("blockdev-del", {"node-name": node})
+            except Refused as error:
+                if "in use" not in error.reason:
+                    return  # there is none
+                await asyncio.sleep(_MOMENT)
+            else:
+                return
+        raise Unavailable(f"QEMU does not let go of {node}", hint="try again")
 
     # --- what comes
 

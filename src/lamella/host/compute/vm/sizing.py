@@ -30,6 +30,19 @@ _BLOCK = 2 * MIB
 # What a balloon may miss of what it was asked for: a guest that has little left stops before the end.
 _TOLERANCE = 4 * MIB
 
+# For a Linux guest: what was plugged in is there, and used when it is online. Debian's kernels leave that to somebody inside.
+ONLINE = """
+for policy in /sys/devices/system/memory/auto_online_blocks; do
+  [ ! -e $policy ] || [ "$(cat $policy)" != offline ] || echo online_movable > $policy
+done
+for state in /sys/devices/system/memory/memory*/state; do
+  [ ! -e $state ] || [ "$(cat $state)" != offline ] || echo online_movable > $state
+done
+for online in /sys/devices/system/cpu/cpu*/online; do
+  [ ! -e $online ] || [ "$(cat $online)" = 1 ] || echo 1 > $online
+done
+"""
+
 PATIENCE = 30.0
 _GLANCE = 0.2
 
