@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 # What takes an instance's name.
 _INSTANCE = [
     *("show", "exec", "shell", "logs", "cp", "top", "set", "contract", "explain"),
-    *("start", "stop", "restart", "kill", "pause", "resume", "rm"),
+    *("start", "stop", "restart", "reset", "kill", "pause", "resume", "rm"),
+    *("console", "desktop", "screenshot", "type", "dump", "device ls", "device attach", "device detach"),
 ]
 _ASK = "lamella ps -a -o name 2>/dev/null"
 
@@ -35,6 +36,10 @@ def _first() -> list[str]:
 
 def _verbs(noun: str) -> list[str]:
     return [name.partition(" ")[2] for name in MODULES if name.startswith(f"{noun} ")]
+
+
+def _patterns() -> list[str]:
+    return [f'"{name}"' if " " in name else name for name in _INSTANCE]
 
 
 def bash() -> str:
@@ -61,12 +66,12 @@ _lamella() {{
     -*) COMPREPLY=($(compgen -W "$options" -- "$word")); return ;;
   esac
   case "$first" in
-    {"|".join(_INSTANCE)}) words="$({_ASK})" ;;
-    run|create|"image show"|"image rm") words="$(lamella image ls -o name 2>/dev/null)" ;;
+    {"|".join(_patterns())}) words="$({_ASK})" ;;
+    run|create|"image show"|"image rm"|"image export") words="$(lamella image ls -o name 2>/dev/null)" ;;
     completion) words="bash zsh fish" ;;
   esac
   COMPREPLY=($(compgen -W "$words" -- "$word"))
-  if [ "$first" = cp ] || [ "$first" = "image import" ]; then COMPREPLY+=($(compgen -f -- "$word")); fi
+  case "$first" in cp|run|create|"image import"|"device attach") COMPREPLY+=($(compgen -f -- "$word")) ;; esac
 }}
 complete -o bashdefault -F _lamella lamella
 """
@@ -101,8 +106,9 @@ def fish() -> str:
             kind = f"-l {word[2:]}" if word.startswith("--") else f"-s {word[1:]}"
             lines.append(f"complete -c lamella -n '{seen}' {kind}")
     lines += [f"complete -c lamella -n 'not __fish_seen_subcommand_from {every}' -a {noun}" for noun in NOUNS]
-    lines.append(f"complete -c lamella -n '__fish_seen_subcommand_from {' '.join(_INSTANCE)}' -a '({_ASK})'")
-    lines.append("complete -c lamella -n '__fish_seen_subcommand_from cp import' -F")
+    takers = dict.fromkeys(name.partition(" ")[2] or name for name in _INSTANCE if name != "device ls")
+    lines.append(f"complete -c lamella -n '__fish_seen_subcommand_from {' '.join(takers)}' -a '({_ASK})'")
+    lines.append("complete -c lamella -n '__fish_seen_subcommand_from cp import run create attach' -F")
     return "\n".join(lines) + "\n"
 
 

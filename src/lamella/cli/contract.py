@@ -14,9 +14,22 @@ if TYPE_CHECKING:
 _FORMATS = ("table", "json", "yaml")
 
 
-def _options(parser: "Parser") -> None:
-    parser.positional("name", help="the instance")
+def _contract_options(parser: "Parser") -> None:
+    parser.positional("name", nargs="*", help="the instance; with --compare the levels (default: all)")
+    parser.option("--compare", action="store_true", help="what each isolation level promises, side by side")
     parser.option("-o", "--output", choices=_FORMATS, default="table", help="table, json or yaml")
+
+
+def _explain_options(parser: "Parser") -> None:
+    parser.positional("name", nargs="?", help="the instance")
+    parser.option("--why-not", metavar="LEVEL", help="what an isolation level needs here, and what of it is missing")
+    parser.option("-o", "--output", choices=_FORMATS, default="table", help="table, json or yaml")
+
+
+def _unclear(message: str, hint: str) -> Exception:
+    from lamella.model.errors import Invalid
+
+    return Invalid(message, hint=hint, field="name")
 
 
 def _section(title: str, rows: "list[list[str]]") -> None:
@@ -28,8 +41,12 @@ def _section(title: str, rows: "list[list[str]]") -> None:
 
 
 def _contract(options: "Options") -> int:
+    if options.compare:
+        return _compare(options)
+    if len(options.name) != 1:
+        raise _unclear("a contract is one instance's", "lamella contract NAME; or lamella contract --compare")
     session = Session(options)
-    contract = session.ask(routes.instance_page(session.project, options.name, "contract"))
+    contract = session.ask(routes.instance_page(session.project, options.name[0], "contract"))
     if options.output != "table":
         line(output.structured(contract.value, options.output))
         return 0
@@ -49,8 +66,45 @@ def _contract(options: "Options") -> int:
     )
     _section("What it is guaranteed", [_row(item) for item in contract.each("guarantees")])
     _section("What limits it", [_row(item) for item in contract.each("limits")])
+    _section("What it cannot do", [[item.string] for item in contract.each("lacks")])
     _section("What is not promised", [[item.string] for item in contract.each("not_promised")])
     return 0
+
+
+def _compare(options: "Options") -> int:
+    comparison = Session(options).ask(routes.levels())
+    if options.output != "table":
+        line(output.structured(comparison.value, options.output))
+        return 0
+    known = [level.text("level") for level in comparison.each("levels")]
+    absent = next((name for name in options.name if name not in known), None)
+    if absent is not None:
+        raise _unclear(f"there is no isolation level {absent!r}", f"one of: {', '.join(known)}")
+    shown = options.name or known
+    line("Isolation levels, the one that shares most with its host first")
+    for text in output.table(
+        [""] * 3,
+        [
+            [level.text("level"), "here" if level.flag("available") else "not here", level.text("what")]
+            for level in comparison.each("levels")
+            if level.text("level") in shown
+        ],
+    )[1:]:
+        line(f"  {text}")
+    for row in comparison.each("rows"):
+        _section(clean(row.text("subject")).capitalize(), alike([(name, row.text("values", name)) for name in shown]))
+    _section("What no level promises", [[item.string] for item in comparison.each("not_promised")])
+    line()
+    line("`lamella explain --why-not LEVEL` says what a level lacks here.")
+    return 0
+
+
+def alike(values: "list[tuple[str, str]]") -> "list[list[str]]":
+    """Rows of levels and what they say; those that say the same share one."""
+    rows: dict[str, list[str]] = {}
+    for name, value in values:
+        rows.setdefault(value, []).append(name)
+    return [[", ".join(names), value] for value, names in rows.items()]
 
 
 def _row(item: "Document") -> list[str]:
@@ -72,7 +126,28 @@ DECISIONS: "list[Column]" = [
 ]
 
 
+def _why_not(options: "Options") -> int:
+    answer = Session(options).ask(routes.why_not(options.why_not))
+    if options.output != "table":
+        line(output.structured(answer.value, options.output))
+        return 0
+    level = clean(answer.text("level"))
+    line(f"{level} can be had here." if answer.flag("available") else f"{level} cannot be had here.")
+    rows = [
+        ["yes" if reason.flag("available") else "NO", *(reason.text(name) for name in ("host", "need", "reason"))]
+        for reason in answer.each("reasons")
+    ]
+    _section("What it needs", rows)
+    return 0
+
+
 def _explain(options: "Options") -> int:
+    if options.why_not is not None:
+        if options.name is not None:
+            raise _unclear("--why-not is about a level and not about an instance", "leave the instance out")
+        return _why_not(options)
+    if options.name is None:
+        raise _unclear("it is not said what to explain", "lamella explain NAME; or lamella explain --why-not LEVEL")
     session = Session(options)
     explanation = session.ask(routes.instance_page(session.project, options.name, "explain"))
     if options.output != "table":
@@ -87,4 +162,7 @@ def _explain(options: "Options") -> int:
     return 0
 
 
-COMMANDS: "dict[str, Command]" = {"contract": (_options, _contract), "explain": (_options, _explain)}
+COMMANDS: "dict[str, Command]" = {
+    "contract": (_contract_options, _contract),
+    "explain": (_explain_options, _explain),
+}

@@ -1,4 +1,4 @@
-"""``image``: bring images in, list them, forget them."""
+"""``image``: bring images in, list them, take their disks out, forget them."""
 
 import os
 import sys
@@ -8,6 +8,7 @@ from lamella.cli.nouns import CREATED, NAME, both, size
 from lamella.cli.output import clean, line
 from lamella.cli.progress import Progress
 from lamella.cli.session import Session
+from lamella.cli.source import name_of
 from lamella.client import routes
 
 TYPE_CHECKING = False
@@ -16,10 +17,29 @@ if TYPE_CHECKING:
     from lamella.cli.output import Column
     from lamella.cli.parser import Command, Options, Parser
 
+
+def levels(image: "Document") -> "list[str]":
+    """What *image* can be run as, by what it holds; a CD alone is for ``--iso``."""
+    kinds = {artifact.text("kind") for artifact in image.each("status", "artifacts")}
+    if "module" in kinds or image.text("status", "os") == "wasi":
+        return ["wasm"]
+    found: list[str] = []
+    if next(image.each("status", "layers"), None) is not None:
+        found += ["container", "microvm"]
+    if "kernel" in kinds:
+        found.append("unikernel")
+    if "disk" in kinds:
+        found += ["vm", "confidential"]
+    if "cdrom" in kinds:
+        found.append("vm --iso" if "disk" not in kinds else "--iso")
+    return found
+
+
 COLUMNS: "list[Column]" = [
     NAME,
     ("DIGEST", lambda item: item.text("status", "digest").removeprefix("sha256:")[:12]),
     ("SIZE", lambda item: size(item, "status", "size")),
+    ("RUNS AS", lambda item: ", ".join(levels(item))),
     ("ARCHITECTURE", lambda item: item.text("status", "architecture")),
     ("SOURCE", lambda item: item.text("spec", "source")),
     CREATED,
@@ -75,6 +95,7 @@ def _named(parser: "Parser") -> None:
 
 def _build_options(parser: "Parser") -> None:
     parser.positional("source", help="a short name: debian:12, debian:13")
+    parser.option("--disk", action="store_true", help="a bootable disk, too: the image is run as a vm then besides")
     parser.option(
         "--with", action="append", default=[], dest="packages", metavar="PACKAGE", help="more packages (repeat, or a,b)"
     )
@@ -83,7 +104,13 @@ def _build_options(parser: "Parser") -> None:
 
 def _build(options: "Options") -> int:
     packages = [name for text in options.packages for name in text.replace(",", " ").split()]
-    asked: dict[str, object] = {"verb": "build", "source": options.source, "name": options.name, "packages": packages}
+    asked: dict[str, object] = {
+        "verb": "build",
+        "source": options.source,
+        "name": options.name,
+        "packages": packages,
+        "disk": options.disk,
+    }
     return _bring(options, asked, f"building {clean(options.source)}")
 
 
@@ -119,14 +146,45 @@ def _pull(options: "Options") -> int:
 
 
 def _import_options(parser: "Parser") -> None:
-    parser.positional("source", help="a file or directory of the host that the daemon runs on")
+    parser.positional(
+        "source",
+        help="a file or directory of the host that the daemon runs on: .qcow2 .raw .vmdk .vdi .vhdx .ova .iso .wasm .elf .tar",
+    )
+    parser.option("--initrd", metavar="FILE", help="goes with a kernel")
     _named(parser)
 
 
 def _import(options: "Options") -> int:
     path = os.path.abspath(options.source)  # noqa: PTH100 - the daemon has another working directory
-    asked: dict[str, object] = {"verb": "import", "source": path, "name": options.name}
+    asked: dict[str, object] = {"verb": "import", "source": path, "name": options.name or name_of(options.source)}
+    if options.initrd is not None:
+        asked["initrd"] = os.path.abspath(options.initrd)  # noqa: PTH100
     return _bring(options, asked, f"importing {clean(options.source)}")
+
+
+FORMATS = ("qcow2", "raw", "vmdk", "vdi", "vhdx")
+
+
+def _export_options(parser: "Parser") -> None:
+    parser.positional("name", help="the image")
+    parser.option("--format", choices=FORMATS, help="(default: as the FILE's name ends, else qcow2)")
+    parser.option("-o", "--output", metavar="FILE", help="(default: standard output, when that is no terminal)")
+    parser.option("-q", "--quiet", action="store_true", help="no progress")
+
+
+def _export(options: "Options") -> int:
+    from lamella.cli import save
+
+    ending = (options.output or "").rpartition(".")[2].lower()
+    form = options.format or (ending if ending in FORMATS else "qcow2")
+    save.check(options.output, "a disk", f"lamella image export {options.name} -o server.{form}")
+    session = Session(options)
+    with (
+        Progress(f"exporting {clean(options.name)} as {form}", quiet=options.quiet) as progress,
+        session.wire.stream(routes.export_image(session.project, options.name, format=form)) as pieces,
+    ):
+        save.save(pieces, options.output, progress)
+    return 0
 
 
 def _rm_options(parser: "Parser") -> None:
@@ -155,10 +213,11 @@ def _gc(options: "Options") -> int:
 
 
 COMMANDS: "dict[str, Command]" = {
-    **both("image", COLUMNS),
+    **both("image", COLUMNS, lambda image: [f"runs as: {', '.join(levels(image)) or 'nothing by itself'}"]),
     "image build": (_build_options, _build),
     "image pull": (_pull_options, _pull),
     "image import": (_import_options, _import),
+    "image export": (_export_options, _export),
     "image rm": (_rm_options, _rm),
     "image gc": (_gc_options, _gc),
 }

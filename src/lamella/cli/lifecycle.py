@@ -1,4 +1,4 @@
-"""``start``, ``stop``, ``restart``, ``kill``, ``pause``, ``resume`` and ``rm``: one verb, several names."""
+"""``start``, ``stop``, ``restart``, ``reset``, ``kill``, ``pause``, ``resume`` and ``rm``: one verb, several names."""
 
 import sys
 
@@ -85,6 +85,14 @@ def _timed_options(parser: "Parser") -> None:
     parser.option("-t", "--time", metavar="TIME", help="until force: 10s (default: the instance's own)")
 
 
+def _reset(options: "Options") -> int:
+    return _each(
+        options,
+        "resetting",
+        lambda session, name: session.ask(routes.instance_verb(session.project, name, "reset")),
+    )
+
+
 def _kill_options(parser: "Parser") -> None:
     _names(parser)
     parser.option("-s", "--signal", default="KILL", help="by name or number (default: KILL)")
@@ -121,6 +129,7 @@ COMMANDS: "dict[str, Command]" = {
     "restart": (_timed_options, _timed("restart", "restarting")),
     "pause": (_names, _power("pause", "pausing")),
     "resume": (_names, _power("resume", "resuming")),
+    "reset": (_names, _reset),
     "kill": (_kill_options, _kill),
     "rm": (_rm_options, _rm),
 }

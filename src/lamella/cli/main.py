@@ -44,7 +44,7 @@ def obey(words: "list[str]") -> int:
         return _report(error, failure)
 
 
-_FOLLOWING = ("run", "exec", "shell")
+_FOLLOWING = ("run", "exec", "shell", "console")
 
 
 def load(name: str) -> "Command":

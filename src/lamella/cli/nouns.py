@@ -6,9 +6,13 @@ from lamella.cli.session import Session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lamella.cli.document import Document
     from lamella.cli.output import Column
     from lamella.cli.parser import Act, Command, Options, Parser
+
+    More = Callable[[Document], list[str]]
 
 
 def size(item: "Document", *path: str) -> str:
@@ -113,13 +117,13 @@ def _show_options(parser: "Parser") -> None:
     parser.output()
 
 
-def show(kind: str, columns: "list[Column]") -> "Act":
-    """The command that shows one of *kind*."""
+def show(kind: str, columns: "list[Column]", more: "More | None" = None) -> "Act":
+    """The command that shows one of *kind*; *more* gives lines that go below."""
 
     def act(options: "Options") -> int:
         found = Session(options).get(kind, options.name)
         if options.output == "table":
-            for text in outline(found):
+            for text in [*outline(found), *(more(found) if more else ())]:
                 output.line(text)
         else:
             output.show([found], options.output, columns, one=True)
@@ -128,9 +132,9 @@ def show(kind: str, columns: "list[Column]") -> "Act":
     return act
 
 
-def both(kind: str, columns: "list[Column]") -> "dict[str, Command]":
+def both(kind: str, columns: "list[Column]", more: "More | None" = None) -> "dict[str, Command]":
     """``KIND ls`` and ``KIND show``."""
-    return {f"{kind} ls": (_ls_options, ls(kind, columns)), f"{kind} show": (_show_options, show(kind, columns))}
+    return {f"{kind} ls": (_ls_options, ls(kind, columns)), f"{kind} show": (_show_options, show(kind, columns, more))}
 
 
 COMMANDS: "dict[str, Command]" = {

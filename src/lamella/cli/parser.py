@@ -34,15 +34,21 @@ class Parser(argparse.ArgumentParser):
         self._failure = failure
         self._values: dict[str, bool] = {}
         self.rest_after = 0
+        self.options_follow: Callable[[Options], bool] = lambda options: False
+        self._section: argparse._ArgumentGroup | None = None  # pyright: ignore[reportPrivateUsage]
         self.option("--help", action="help", help="show this and exit")
         self.option("--host", metavar="URL", help="where the daemon is (unix:///PATH or https://HOST:PORT)")
         self.option("--project", default=os.environ.get("LAMELLA_PROJECT") or "default", help="(default: default)")
 
     def option(self, *names: str, **settings: object) -> None:
         """Add an option, as argparse's ``add_argument``."""
-        action = self.add_argument(*names, **settings)  # pyright: ignore[reportArgumentType]
+        action = (self._section or self).add_argument(*names, **settings)  # pyright: ignore[reportArgumentType]
         for name in names:
             self._values[name] = action.nargs != 0
+
+    def section(self, title: str) -> None:
+        """Options that are added from now on stand under *title* in the help."""
+        self._section = self.add_argument_group(title)
 
     def positional(self, name: str, **settings: object) -> None:
         """Add an argument without a dash."""
@@ -67,16 +73,31 @@ class Parser(argparse.ArgumentParser):
         return self._values.get(name, False)
 
     def read(self, arguments: "list[str]") -> "Options":
-        """Parse; with ``rest_after`` N, what follows the Nth argument without a dash is ``rest``, untouched."""
+        """Parse; with ``rest_after`` N, what follows the Nth argument without a dash is ``rest``, untouched.
+
+        Where ``options_follow`` says so, our own options may stand at its beginning, too.
+        """
         rest: list[str] = []
         if self.rest_after:
             cut = self._cut(arguments)
             arguments, rest = arguments[:cut], arguments[cut:]
-            if rest and rest[0] == "--":
-                rest = rest[1:]
         options = self.parse_args(arguments)
-        options.rest = rest
+        if rest and self.options_follow(options):
+            rest = self._more(rest, options)
+        options.rest = rest[1:] if rest and rest[0] == "--" else rest
         return options
+
+    def _more(self, rest: "list[str]", options: "Options") -> "list[str]":
+        """Read the options that *rest* begins with; what is left of it."""
+        end = 0
+        while end < len(rest) and rest[end].partition("=")[0] in self._values:
+            end += 2 if self._needs_next(rest[end]) else 1
+        known = dict(vars(options))
+        self.parse_args(rest[:end], options)
+        # What has no dash was read before, and argparse has just put its default there.
+        for action in self._get_positional_actions():
+            setattr(options, action.dest, known[action.dest])
+        return rest[end:]
 
     def _cut(self, arguments: "list[str]") -> int:
         """Where the untouched rest begins."""

@@ -62,13 +62,16 @@ class Pump:
     """Carries one process's streams over *channel* until it ends.
 
     With *terminal* the window's size is followed and an interrupt is a key like any other; without, signals that come
-    to us are sent on. The third interrupt lets go.
+    to us are sent on. The third interrupt lets go. With *leave*, a key, this is a visit: that key ends it (exit code 0), and signals
+    that come to us are ours.
     """
 
-    def __init__(self, channel: "Channel", *, terminal: bool, stdin: bool) -> None:
+    def __init__(self, channel: "Channel", *, terminal: bool, stdin: bool, leave: bytes = b"") -> None:
         self._channel = channel
         self._terminal = terminal
         self._stdin = stdin
+        self._leave = leave
+        self._left = False
         self._signals: list[int] = []
         self._interrupts = 0
         self._progress: Progress | None = None
@@ -99,6 +102,8 @@ class Pump:
             os.close(waker)
 
     def _wanted(self) -> "tuple[int, ...]":
+        if self._leave:
+            return (signal.SIGWINCH, signal.SIGTERM, signal.SIGHUP) if self._terminal else ()
         return (
             (signal.SIGWINCH, signal.SIGTERM, signal.SIGHUP)
             if self._terminal and self._stdin
@@ -133,6 +138,8 @@ class Pump:
                 channel.advance()
             elif 0 in ready:
                 self._type()
+            if self._left and not channel.unsent:
+                return 0
 
     def _arrived(self) -> "int | None":
         """Hand out what has come; the exit code, when that was it."""
@@ -142,7 +149,7 @@ class Pump:
             if data is None:
                 raise self._lost()
             self._begun()
-            kind, *values = _frame(data)
+            kind, *values = frame_of(data)
             if kind == "stdout" and isinstance(values[0], bytes):
                 _write(1, values[0])
             elif kind == "stderr" and isinstance(values[0], bytes):
@@ -175,7 +182,12 @@ class Pump:
             data = os.read(0, _PIECE)
         except OSError:
             data = b""  # a terminal that has gone (EIO), or a closed descriptor
-        if data:
+        if self._leave and self._terminal and self._leave in data:
+            data, _, _ = data.partition(self._leave)
+            self._left, self._stdin = True, False
+            if data:
+                self._channel.offer(pack(("stdin", data)))
+        elif data:
             self._channel.offer(pack(("stdin", data)))
         else:
             self._stdin = False
@@ -188,6 +200,8 @@ class Pump:
             if number == signal.SIGWINCH:
                 self._resize()
                 continue
+            if self._leave:
+                raise SystemExit(128 + number)
             self._interrupts += number == signal.SIGINT
             if self._interrupts >= _ENOUGH:
                 raise KeyboardInterrupt
@@ -199,13 +213,14 @@ class Pump:
             self._channel.offer(pack(("resize", *size)))
 
 
-def _frame(data: bytes) -> "list[object]":
+def frame_of(data: bytes) -> "list[object]":
+    """The frame in a message: its kind and at least one value; ``unknown`` for what is none of ours."""
     value = unpack(data)
     if isinstance(value, list):
         parts: list[object] = value  # pyright: ignore[reportUnknownVariableType]
         if len(parts) >= 2:
             return parts
-    return ["unknown"]
+    return ["unknown", None]
 
 
 def _write(descriptor: int, data: bytes) -> None:

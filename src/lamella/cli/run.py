@@ -2,11 +2,12 @@
 
 import sys
 
-from lamella.cli import spec
+from lamella.cli import machine, spec
 from lamella.cli.document import render
 from lamella.cli.output import clean, line
 from lamella.cli.progress import Progress
 from lamella.cli.session import Session
+from lamella.cli.source import image_of
 from lamella.client import routes
 
 TYPE_CHECKING = False
@@ -21,13 +22,19 @@ _REMOVE = 60.0
 
 def _options(parser: "Parser") -> None:
     parser.rest_after = 1
-    parser.positional("image", help="IMAGE [--] [COMMAND ...]: what to run, and the command in place of the image's")
+    # A kernel has no options that could be meant: `lamella run --isolation unikernel kernel.elf --cmdline TEXT`.
+    parser.options_follow = lambda options: options.isolation == "unikernel"
+    parser.positional(
+        "image",
+        nargs="?",
+        help="IMAGE [--] [COMMAND ...]: an image or a file of this machine, and the command in place of the image's",
+    )
     parser.option(
         "--isolation",
-        choices=("container", "microvm"),
+        choices=machine.LEVELS,
         default="container",
         metavar="LEVEL",
-        help="container (default) or microvm",
+        help="container (default), wasm, microvm, unikernel, vm or confidential",
     )
     parser.option("--name", help="(default: one is chosen)")
     parser.option("-d", "--detach", action="store_true", help="print the name and come back at once")
@@ -44,7 +51,6 @@ def _options(parser: "Parser") -> None:
     parser.option("--restart", default="no", metavar="POLICY", help="no, always, unless-stopped or on-failure[:N]")
     parser.option("-l", "--label", action="append", default=[], metavar="KEY=VALUE", help="set a label")
     spec.size_options(parser)
-    parser.option("--disk", metavar="SIZE", help="size of a microVM's writable disk: 10GiB")
     parser.option("--network", default="default", metavar="NAME", help="default, or none")
     parser.option(
         "-p",
@@ -58,6 +64,14 @@ def _options(parser: "Parser") -> None:
     parser.option("--stop-signal", metavar="SIGNAL", help="(default: the image's, or TERM)")
     parser.option("--stop-timeout", metavar="TIME", help="until force: 10s")
     parser.option("-q", "--quiet", action="store_true", help="no progress")
+    machine.options(parser)
+
+
+def _prepare(options: "Options", session: Session) -> None:
+    """Have images made of what are files of this machine: of the image to run, and of the CDs."""
+    spec.check_image(options)
+    options.image = image_of(session, options.image, initrd=options.initrd, quiet=options.quiet)
+    options.iso = [image_of(session, word, quiet=options.quiet) for word in options.iso]
 
 
 def _body(options: "Options", power: str) -> bytes:
@@ -78,6 +92,7 @@ def _run(options: "Options") -> int:
 
         raise Invalid("standard input is no terminal", hint="leave out -t to pass a file or a pipe on", field="tty")
     session = Session(options)
+    _prepare(options, session)
     with Progress(f"making an instance of {options.image}", quiet=options.quiet):
         made = session.ask(routes.create_instance(session.project, _body(options, "stopped")))
         channel = session.wire.channel(routes.attach_stream(session.project, made.text("id"), start=True))
@@ -115,6 +130,7 @@ def _gone(session: Session, id: str) -> None:
 
 def _detached(options: "Options") -> int:
     session = Session(options)
+    _prepare(options, session)
     with Progress(f"starting {options.image}", quiet=options.quiet):
         made = session.ask(routes.create_instance(session.project, _body(options, "running"), wait=_SETTLE))
     line(clean(made.text("name")))
@@ -145,6 +161,7 @@ def failed(instance: "Document") -> int:
 
 def _create(options: "Options") -> int:
     session = Session(options)
+    _prepare(options, session)
     made = session.ask(routes.create_instance(session.project, _body(options, "stopped")))
     line(clean(made.text("name")))
     return 0

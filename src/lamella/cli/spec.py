@@ -110,11 +110,30 @@ def size_options(parser: "Parser") -> None:
     parser.option("--pids", type=int, metavar="N", help="most processes at once (4096)")
 
 
+SCRATCH = "scratch"  # the image of nothing, as docker calls it
+
+
+def check_image(options: "Options") -> None:
+    """Fill in the image where it may be left out: a machine that boots from a CD.
+
+    :raise Invalid: when there is nothing to run.
+    """
+    if options.image is None and options.iso:
+        options.image = SCRATCH
+    if options.image is None:
+        raise _invalid(
+            "there is no image to run", "name one: lamella run debian:12; or a CD: --iso installer.iso", "image"
+        )
+
+
 def instance(options: "Options") -> "Json":
     """The spec that the options of ``run`` and ``create`` ask for, less ``power``.
 
     :raise Invalid: when one of them is not understood, or two contradict each other.
     """
+    from lamella.cli import machine
+
+    check_image(options)
     spec: Json = {"image": options.image, "isolation": options.isolation, **sizes(options)}
     command: list[str] = options.rest
     entrypoint: str | None = options.entrypoint
@@ -132,9 +151,13 @@ def instance(options: "Options") -> "Json":
     published = [publish(text) for text in options.publish]
     if options.network == "none" and published:
         raise _invalid("a port cannot be published without a network", "leave out --network none, or -p", "publish")
+    if options.network == "none" and options.nic:
+        raise _invalid("--network none and --nic contradict each other", "leave one of them out", "nic")
     spec |= {
         "environment": environment,
-        "nics": [] if options.network == "none" else [{"network": options.network, "publish": published}],
+        "nics": []
+        if options.network == "none"
+        else [{"network": options.network, "publish": published}, *({"network": network} for network in options.nic)],
         "restart": policy,
         "terminal": options.tty,
         "stdin": options.interactive,
@@ -147,20 +170,12 @@ def instance(options: "Options") -> "Json":
         "stop_signal": _signal(options.stop_signal),
     }
     spec |= {name: value for name, value in named.items() if value is not None}
-    return spec | _measured(options)
+    if options.stop_timeout is not None:
+        from lamella.model.quantity import parse_duration
+
+        spec["stop_timeout"] = parse_duration(options.stop_timeout, field="stop-timeout")
+    return spec | machine.spec(options)
 
 
 def _signal(text: "str | None") -> "str | None":
     return None if text is None else text.upper()
-
-
-def _measured(options: "Options") -> "Json":
-    made: Json = {}
-    if options.disk is not None or options.stop_timeout is not None:
-        from lamella.model.quantity import parse_duration, parse_size
-
-        if options.disk is not None:
-            made["disk"] = parse_size(options.disk, field="disk")
-        if options.stop_timeout is not None:
-            made["stop_timeout"] = parse_duration(options.stop_timeout, field="stop-timeout")
-    return made

@@ -6,12 +6,13 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
-from lamella.client import routes
+from lamella.client import devices, routes
 from lamella.client.call import Call, answer, decode, nothing
 from lamella.client.lines import ServerEvent
 from lamella.client.problem import problem
 from lamella.client.request import Request
-from lamella.model.contract import Contract
+from lamella.model.board import DesktopTicket, Input
+from lamella.model.contract import Comparison, Contract, WhyNot
 from lamella.model.errors import LamellaError, error_for
 from lamella.model.files import FileInfo
 from lamella.model.image import Image
@@ -34,6 +35,8 @@ from lamella.model.usage import LogEntry, Usage
 
 PowerVerb = Literal["start", "stop", "restart", "pause", "resume"]
 Condition = Literal["settled", "running", "stopped", "removed"]
+DesktopKind = Literal["vnc", "spice"]
+DiskFormat = Literal["qcow2", "raw", "vmdk", "vdi", "vhdx"]
 KindT = TypeVar("KindT")
 
 SETTLE = 300.0  # seconds that a verb waits for its change to have happened
@@ -110,6 +113,55 @@ def kill(project: str, name: str, signal: str) -> Call[Instance]:
 
 def wait_for(project: str, name: str, condition: Condition, timeout: float) -> Call[Instance]:
     return Call(routes.wait_for(project, name, condition, timeout), answer(Instance))
+
+
+def reset(project: str, name: str) -> Call[None]:
+    return Call(routes.instance_verb(project, name, "reset"), nothing)
+
+
+def screenshot(project: str, name: str) -> Call[bytes]:
+    return Call(routes.screenshot(project, name), lambda reply: reply.body)
+
+
+def send_input(project: str, name: str, body: Input) -> Call[None]:
+    # Typing takes its time, key by key.
+    return Call(routes.send_input(project, name, _encode(body), wait=SETTLE), nothing)
+
+
+def desktop(project: str, name: str, kind: DesktopKind) -> Call[DesktopTicket]:
+    return Call(routes.desktop(project, name, kind=kind), answer(DesktopTicket))
+
+
+def compare() -> Call[Comparison]:
+    return Call(routes.levels(), answer(Comparison))
+
+
+def why_not(level: str) -> Call[WhyNot]:
+    return Call(routes.why_not(level), answer(WhyNot))
+
+
+def plug(instance: Instance, kind: str, description: dict[str, Any], name: str | None) -> tuple[str, Call[Instance]]:
+    """The new device's name, and the patch that plugs it into *instance* as it was read.
+
+    :raise Conflict: when the name is taken.
+    """
+    made, patch = devices.attach(msgspec.to_builtins(instance.spec), kind, description, name)
+    return made, _patch_devices(instance, patch)
+
+
+def unplug(instance: Instance, name: str, *, force: bool) -> Call[Instance]:
+    """The patch that takes the device out of *instance* as it was read.
+
+    :raise NotFound: when there is no such device.
+    :raise Conflict: when it is a disk and *force* is not set.
+    """
+    _, patch = devices.detach(msgspec.to_builtins(instance.spec), name, force=force)
+    return _patch_devices(instance, patch)
+
+
+def _patch_devices(instance: Instance, patch: dict[str, Any]) -> Call[Instance]:
+    body = ResourcePatch(spec=patch)
+    return patch_instance(instance.project, instance.id, body, revision=instance.revision)
 
 
 def contract(project: str, name: str) -> Call[Contract]:

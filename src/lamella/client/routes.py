@@ -116,6 +116,46 @@ def wait_for(project: str, name: str, what: str, timeout: float) -> Request:
     return Request("GET", path, wait=timeout)
 
 
+def screenshot(project: str, name: str) -> Request:
+    """The answer is a PNG."""
+    return Request("GET", target("projects", project, "instances", name, "screenshot"))
+
+
+def send_input(project: str, name: str, body: bytes, *, wait: float) -> Request:
+    """Type, press, click (:class:`lamella.model.board.Input`); *wait* is how long that may take."""
+    return Request("POST", target("projects", project, "instances", name, "input"), body=body, headers=_JSON, wait=wait)
+
+
+def desktop(project: str, name: str, *, kind: str) -> Request:
+    """A DesktopTicket."""
+    return Request("POST", target("projects", project, "instances", name, "desktop", query=[("kind", kind)]))
+
+
+def screen_stream(project: str, name: str, *, kind: str) -> Request:
+    """A WebSocket that carries a viewer's connection in frames of MessagePack: up ``stdin``, down ``stdout``."""
+    return Request("GET", target("projects", project, "instances", name, "screen", query=[("kind", kind)]))
+
+
+def dump(project: str, name: str, *, crash: bool = False) -> Request:
+    """The answer is an ELF core; the guest's memory is gathered first."""
+    return Request("GET", target("projects", project, "instances", name, "dump", query=[("crash", crash)]), wait=1800)
+
+
+def export_image(project: str, name: str, *, format: str) -> Request:
+    """The answer is a disk in *format*; it is converted first."""
+    return Request("GET", target("projects", project, "images", name, "export", query=[("format", format)]), wait=3600)
+
+
+def levels() -> Request:
+    """A Comparison of all isolation levels."""
+    return Request("GET", target("levels"))
+
+
+def why_not(level: str) -> Request:
+    """A WhyNot."""
+    return Request("GET", target("levels", level, "why-not"))
+
+
 def instance_page(project: str, name: str, page: str) -> Request:
     """``contract`` or ``explain``."""
     return Request("GET", target("projects", project, "instances", name, page))

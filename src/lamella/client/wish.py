@@ -1,10 +1,12 @@
 """What a person writes in Python turned into specs: ``memory="512MiB"``, ``cpu=1.5``, ``publish=["8080:80"]``."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypedDict
 
 import msgspec
 
+from lamella.client import machine
 from lamella.model.errors import Invalid
 from lamella.model.instance import Nic, Power, Publish, RestartMode, RestartPolicy
 from lamella.model.quantity import parse_cpu, parse_duration, parse_size
@@ -19,6 +21,11 @@ class Wishes(TypedDict, total=False):
 
     ``cpu`` is cores (1.5, ``"250m"``), ``memory`` and ``disk`` bytes or ``"512MiB"``, ``stop_timeout`` seconds or ``"10s"``,
     ``network`` ``"default"`` or ``"none"``, ``publish`` as ``docker run -p`` has it, ``restart`` as ``--restart``.
+
+    Of a full machine: ``disks`` are sizes by name, or sizes alone (``disk1``, ``disk2`` …); ``networks`` those of further NICs;
+    ``cdroms`` names of images; ``certificates`` PEM texts; ``ssh_keys`` public keys; ``seed`` false gives cloud-init nothing.
+    Of a WebAssembly module: ``directories`` as ``"/HOST:/TARGET[:ro]"``, ``fuel`` in instructions, ``deadline`` seconds or ``"10s"``.
+    Of a unikernel: ``command_line``.
     """
 
     command: Sequence[str]
@@ -42,6 +49,35 @@ class Wishes(TypedDict, total=False):
     stdin: bool
     terminal: bool
     remove_on_exit: bool
+    disks: Mapping[str, Size] | Sequence[Size]
+    networks: Sequence[str]
+    cdroms: Sequence[str]
+    usb: Sequence[str]
+    firmware: str
+    secure_boot: bool
+    certificates: Sequence[str]
+    tpm: bool
+    hardware: str
+    graphics: str
+    spice: bool
+    watchdog: str
+    on_crash: str
+    boot: Sequence[str]
+    confidential: str
+    command_line: str
+    user_data: str
+    ssh_keys: Sequence[str]
+    seed: bool
+    directories: Sequence[str]
+    fuel: int
+    deadline: float | str
+
+
+# What goes to the board as it is.
+_BOARD = (
+    *("firmware", "secure_boot", "tpm", "hardware", "graphics", "spice", "watchdog", "on_crash"),
+    *("confidential", "command_line"),
+)
 
 
 def cores(value: Cores, *, field: str = "cpu") -> int:
@@ -71,6 +107,7 @@ def instance(image: str, wishes: Wishes, *, power: Power = Power.RUNNING) -> Ins
         "stdin",
         "terminal",
         "remove_on_exit",
+        "fuel",
     ):
         if name in given:
             spec[name] = given[name]
@@ -86,22 +123,54 @@ def instance(image: str, wishes: Wishes, *, power: Power = Power.RUNNING) -> Ins
     for name in ("memory", "disk"):
         if name in given:
             spec[name] = size(given[name], field=name)
-    if "stop_timeout" in given:
-        spec["stop_timeout"] = _seconds(given["stop_timeout"])
+    for name in ("stop_timeout", "deadline"):
+        if name in given:
+            spec[name] = _seconds(given[name], field=name)
     if "restart" in given:
         spec["restart"] = restart(given["restart"])
+    spec |= _machine(wishes)
     network = wishes.get("network", "default")
     spec["nics"] = (
         []
         if network == "none"
         else [Nic(network=network, publish=[publish(text) for text in wishes.get("publish", ())])]
     )
+    spec["nics"] += [Nic(network=further) for further in wishes.get("networks", ())]
     body = {"name": wishes.get("name"), "labels": dict(wishes.get("labels", {})), "spec": spec}
     try:
         # Through the same rules as on the other side, so that a wrong type is found where it was written.
         return msgspec.convert(msgspec.to_builtins(body), InstanceCreate)
     except msgspec.ValidationError as error:
         raise Invalid(f"the instance cannot be asked for: {error}") from error
+
+
+def _machine(wishes: Wishes) -> dict[str, Any]:
+    """What *wishes* say of a machine's hardware, its seed, and a module's surroundings."""
+    given: dict[str, Any] = {**wishes}
+    made: dict[str, Any] = {
+        "cdroms": machine.numbered("cdrom", "image", wishes.get("cdroms", ())),
+        "usb": machine.numbered("usb", "device", [machine.usb(text) for text in wishes.get("usb", ())]),
+        "directories": [machine.directory(text, str(Path.cwd())) for text in wishes.get("directories", ())],
+        "disks": _disks(wishes.get("disks", ())),
+    }
+    board: dict[str, Any] = {name: given[name] for name in _BOARD if name in given}
+    board |= {"certificates": [machine.certificate(text, "a text") for text in wishes.get("certificates", ())]}
+    board["boot"] = list(wishes.get("boot", ()))
+    board["secure_boot"] = bool(board["certificates"]) or board.get("secure_boot", False)
+    made["board"] = machine.secured({name: value for name, value in board.items() if value not in ([], False)})
+    keys = [key for text in wishes.get("ssh_keys", ()) for key in machine.public_keys(text, "a key")]
+    seed = {"user_data": wishes.get("user_data", ""), "ssh_keys": keys}
+    made["seed"] = {name: value for name, value in seed.items() if value}
+    if not wishes.get("seed", True):
+        if made["seed"]:
+            raise Invalid("there is something for cloud-init, and no seed to tell it with", hint="leave out seed=False")
+        made["seed"] = {"enabled": False}
+    return {name: value for name, value in made.items() if value}
+
+
+def _disks(wanted: Mapping[str, Size] | Sequence[Size]) -> list[dict[str, object]]:
+    pairs = wanted.items() if isinstance(wanted, Mapping) else [(f"disk{n}", of) for n, of in enumerate(wanted, 1)]
+    return [{"name": name, "size": size(measure, field="disks")} for name, measure in pairs]
 
 
 class Changes(TypedDict, total=False):
@@ -127,7 +196,7 @@ def patch(changes: Changes) -> ResourcePatch:
     if "restart" in changes:
         spec["restart"] = msgspec.to_builtins(restart(changes["restart"]))
     if "stop_timeout" in changes:
-        spec["stop_timeout"] = _seconds(changes["stop_timeout"])
+        spec["stop_timeout"] = _seconds(changes["stop_timeout"], field="stop_timeout")
     return ResourcePatch(
         spec=spec or msgspec.UNSET, labels=dict(changes["labels"]) if "labels" in changes else msgspec.UNSET
     )
@@ -154,5 +223,5 @@ def publish(text: str) -> Publish:
     return made
 
 
-def _seconds(value: float | str) -> float:
-    return parse_duration(value, field="stop_timeout") if isinstance(value, str) else float(value)
+def _seconds(value: float | str, *, field: str) -> float:
+    return parse_duration(value, field=field) if isinstance(value, str) else float(value)

@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import Unpack
 
 from lamella.client import calls, routes, wish
+from lamella.client.aio.machine import Machine
 from lamella.client.aio.streams import Stream, communicate
-from lamella.client.aio.talk import Talk
 from lamella.client.lines import LineReader
 from lamella.client.result import Result
 from lamella.model.contract import Contract
@@ -22,19 +22,11 @@ from lamella.model.usage import LogEntry, Usage
 DAY = 86400.0
 
 
-class Box:
+class Box(Machine):
     """An instance. ``instance`` is how it was when it was last looked at; :meth:`refresh` looks again.
 
     Every method may raise what the daemon says was wrong: ``NotFound``, ``Conflict``, ``Unsupported``, ``Unavailable`` …
     """
-
-    def __init__(self, talk: Talk, instance: Instance) -> None:
-        self._talk = talk
-        self.instance = instance
-
-    @property
-    def id(self) -> str:
-        return self.instance.id
 
     @property
     def name(self) -> str:
@@ -194,10 +186,6 @@ class Box:
     async def make_directory(self, path: str, *, mode: int = 0o755, uid: int = 0, gid: int = 0) -> None:
         """Make a directory, and those above it."""
         await self._talk.ask(calls.make_directory(self._project, self.id, path, mode=mode, uid=uid, gid=gid))
-
-    @property
-    def _project(self) -> str:
-        return self._talk.project
 
     async def _power(self, verb: calls.PowerVerb, timeout: float | None = None) -> None:
         self.instance = calls.started(await self._talk.ask(calls.power(self._project, self.id, verb, timeout=timeout)))

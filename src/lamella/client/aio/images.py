@@ -1,9 +1,9 @@
 """All images of a project, and how they come in."""
 
 import builtins
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
-from lamella.client import calls
+from lamella.client import calls, routes
 from lamella.client.aio.talk import Talk
 from lamella.model.image import Image
 from lamella.model.operation import Operation, OperationPhase, OperationStatus
@@ -27,10 +27,18 @@ class Images:
         return await self._talk.ask(calls.get(self._talk.project, "image", name))
 
     async def build(
-        self, source: str, *, packages: Sequence[str] = (), name: str | None = None, progress: Progress | None = None
+        self,
+        source: str,
+        *,
+        packages: Sequence[str] = (),
+        disk: bool = False,
+        name: str | None = None,
+        progress: Progress | None = None,
     ) -> Image:
-        """Build a distribution's image (``debian:12``) from its packages, with more *packages*."""
-        return await self._bring(ImageCreate(verb="build", source=source, name=name, packages=[*packages]), progress)
+        """Build a distribution's image (``debian:12``) from its packages, with more *packages*; with *disk* a bootable disk, too."""
+        return await self._bring(
+            ImageCreate(verb="build", source=source, name=name, packages=[*packages], disk=disk), progress
+        )
 
     async def pull(
         self,
@@ -48,9 +56,18 @@ class Images:
         )
         return await self._bring(body, progress)
 
-    async def import_file(self, path: str, *, name: str | None = None, progress: Progress | None = None) -> Image:
-        """Import an OCI layout, a docker archive or a root file system's tar that lies at *path* on the daemon's host."""
-        return await self._bring(ImageCreate(verb="import", source=path, name=name), progress)
+    async def import_file(
+        self, path: str, *, name: str | None = None, initrd: str = "", progress: Progress | None = None
+    ) -> Image:
+        """Import a file that lies at *path* on the daemon's host: an OCI layout, a docker archive, a root file system's tar, a disk
+        (qcow2, raw, vmdk, vdi, vhdx, ova), a CD (iso), a WebAssembly module, a kernel (ELF) with its *initrd*."""
+        return await self._bring(ImageCreate(verb="import", source=path, name=name, initrd=initrd), progress)
+
+    async def export(self, name: str, *, format: calls.DiskFormat = "qcow2") -> AsyncIterator[bytes]:
+        """The image's disk as a file of *format*, piece by piece."""
+        async with self._talk.wire.stream(routes.export_image(self._talk.project, name, format=format)) as pieces:
+            async for data in pieces:
+                yield data
 
     async def remove(self, name: str) -> None:
         """Forget a name; :meth:`collect` frees what then nothing uses."""

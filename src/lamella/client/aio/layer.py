@@ -12,6 +12,7 @@ from lamella.client.aio.images import Images
 from lamella.client.aio.instances import Instances
 from lamella.client.aio.talk import Talk
 from lamella.client.aio.wire import Wire
+from lamella.model.contract import Comparison, WhyNot
 from lamella.model.errors import LamellaError, NotFound
 from lamella.model.operation import Event
 from lamella.model.requests import About, Diagnosis
@@ -48,6 +49,14 @@ class Layer:
     async def doctor(self) -> Diagnosis:
         """What was looked at on the host, and what to do about what is wrong."""
         return await self._talk.ask(calls.doctor())
+
+    async def compare(self) -> Comparison:
+        """The contracts of all isolation levels side by side."""
+        return await self._talk.ask(calls.compare())
+
+    async def why_not(self, level: str) -> WhyNot:
+        """What the isolation *level* needs on every host, and which of it is missing."""
+        return await self._talk.ask(calls.why_not(level))
 
     async def usage(self) -> dict[str, Usage]:
         """What every running instance uses now, by name."""

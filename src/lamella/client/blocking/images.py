@@ -1,9 +1,9 @@
 """All images of a project, and how they come in."""
 
 import builtins
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from lamella.client import calls
+from lamella.client import calls, routes
 from lamella.client.blocking.talk import Talk
 from lamella.model.image import Image
 from lamella.model.operation import Operation, OperationPhase, OperationStatus
@@ -27,10 +27,18 @@ class Images:
         return self._talk.ask(calls.get(self._talk.project, "image", name))
 
     def build(
-        self, source: str, *, packages: Sequence[str] = (), name: str | None = None, progress: Progress | None = None
+        self,
+        source: str,
+        *,
+        packages: Sequence[str] = (),
+        disk: bool = False,
+        name: str | None = None,
+        progress: Progress | None = None,
     ) -> Image:
-        """Build a distribution's image (``debian:12``) from its packages, with more *packages*."""
-        return self._bring(ImageCreate(verb="build", source=source, name=name, packages=[*packages]), progress)
+        """Build a distribution's image (``debian:12``) from its packages, with more *packages*; with *disk* a bootable disk, too."""
+        return self._bring(
+            ImageCreate(verb="build", source=source, name=name, packages=[*packages], disk=disk), progress
+        )
 
     def pull(
         self,
@@ -48,9 +56,17 @@ class Images:
         )
         return self._bring(body, progress)
 
-    def import_file(self, path: str, *, name: str | None = None, progress: Progress | None = None) -> Image:
-        """Import an OCI layout, a docker archive or a root file system's tar that lies at *path* on the daemon's host."""
-        return self._bring(ImageCreate(verb="import", source=path, name=name), progress)
+    def import_file(
+        self, path: str, *, name: str | None = None, initrd: str = "", progress: Progress | None = None
+    ) -> Image:
+        """Import a file that lies at *path* on the daemon's host: an OCI layout, a docker archive, a root file system's tar, a disk
+        (qcow2, raw, vmdk, vdi, vhdx, ova), a CD (iso), a WebAssembly module, a kernel (ELF) with its *initrd*."""
+        return self._bring(ImageCreate(verb="import", source=path, name=name, initrd=initrd), progress)
+
+    def export(self, name: str, *, format: calls.DiskFormat = "qcow2") -> Iterator[bytes]:
+        """The image's disk as a file of *format*, piece by piece."""
+        with self._talk.wire.stream(routes.export_image(self._talk.project, name, format=format)) as pieces:
+            yield from pieces
 
     def remove(self, name: str) -> None:
         """Forget a name; :meth:`collect` frees what then nothing uses."""

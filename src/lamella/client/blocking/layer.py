@@ -11,6 +11,7 @@ from lamella.client.blocking.images import Images
 from lamella.client.blocking.instances import Instances
 from lamella.client.blocking.talk import Talk
 from lamella.client.blocking.wire import Wire
+from lamella.model.contract import Comparison, WhyNot
 from lamella.model.errors import LamellaError, NotFound
 from lamella.model.operation import Event
 from lamella.model.requests import About, Diagnosis
@@ -47,6 +48,14 @@ class Layer:
     def doctor(self) -> Diagnosis:
         """What was looked at on the host, and what to do about what is wrong."""
         return self._talk.ask(calls.doctor())
+
+    def compare(self) -> Comparison:
+        """The contracts of all isolation levels side by side."""
+        return self._talk.ask(calls.compare())
+
+    def why_not(self, level: str) -> WhyNot:
+        """What the isolation *level* needs on every host, and which of it is missing."""
+        return self._talk.ask(calls.why_not(level))
 
     def usage(self) -> dict[str, Usage]:
         """What every running instance uses now, by name."""
