@@ -8,6 +8,8 @@ import msgspec
 
 from lamella.host.compute.qemu.launch import FIRMWARE, QEMU, SANDBOX
 from lamella.host.compute.qemu.size import MIB, TRANSLATED
+from lamella.host.compute.vm.devices import Properties, disk_node, file_node
+from lamella.host.storage.driver import VolumeHandle
 from lamella.model.board import Firmware, Graphics, Hardware, Watchdog
 
 # Descriptors that QEMU inherits; 9 is the jailer's (launch.OUTPUT).
@@ -25,18 +27,11 @@ _SCREEN, _NIC, _ROOT, _SERIAL, _ENTROPY, _BALLOON, _WATCHDOG, _SEED = range(1, 9
 _CARDS = {Graphics.VGA: "VGA", Graphics.VIRTIO: "virtio-vga", Graphics.QXL: "qxl-vga"}
 
 
-class RootDisk(msgspec.Struct, kw_only=True, frozen=True):
-    """The first disk: descriptor ``ROOT``, in *format*, over the raw file of descriptor ``BASE`` when there is one."""
-
-    format: str = "raw"
-    base: bool = False
-
-
 class Vm(msgspec.Struct, kw_only=True, frozen=True):
     """One machine as QEMU is to make it.
 
     ``board_type`` is a versioned machine type (``pc-q35-7.2``); ``sizing`` and ``plugs`` are the arguments of sizing.py and hotplug.py;
-    ``media`` counts the CDs of the image; ``mac`` is set when descriptor ``TAP`` is there; ``order`` is the boot order (order.py).
+    ``root`` is the block node ``root``; ``media`` counts the CDs of the image; ``mac`` is set when descriptor ``TAP`` is there, and ``netboot`` when a BIOS shall be able to start from it (which costs a second of each boot); ``order`` is the boot order (order.py).
     """
 
     name: str
@@ -50,12 +45,14 @@ class Vm(msgspec.Struct, kw_only=True, frozen=True):
     tpm: bool = False
     hardware: Hardware = Hardware.VIRTIO
     graphics: Graphics = Graphics.VGA
-    screens: list[str] = ["-vnc", "none"]
+    screens: list[str] = []
     watchdog: Watchdog = Watchdog.NONE
-    root: RootDisk | None = None
+    root: Properties | None = None
     seed: bool = False
     media: int = 0
     mac: str | None = None
+    mtu: int = 1500
+    netboot: bool = False
     order: dict[str, int] = {}
 
 
@@ -157,19 +154,18 @@ def _tpm(vm: Vm) -> list[str]:
 def _root(vm: Vm) -> list[str]:
     if vm.root is None:
         return []
-    where = "ide-hd,bus=ide.0" if vm.hardware is Hardware.GENERIC else f"virtio-blk-pci,{_at(_ROOT)}"
-    return [*_disk(vm.root), "-device", f"{where},id=root,drive=root,serial=lamella-root{_boots(vm, 'root')}"]
-
-
-def _disk(root: RootDisk) -> list[str]:
-    file = _open("root-file", ROOT, read_only=False)
-    if not root.base:
-        return [*file, "-blockdev", f"driver={root.format},node-name=root,file=root-file,discard=unmap"]
-    return [
-        *file,
-        *_file("root-base", BASE, read_only=True),
-        *("-blockdev", f"driver={root.format},node-name=root,file=root-file,backing=root-base,discard=unmap"),
+    sets = [
+        word for fd in (ROOT, BASE) if f"/dev/fdset/{fd}" in str(vm.root) for word in ("-add-fd", f"fd={fd},set={fd}")
     ]
+    where = "ide-hd,bus=ide.0" if vm.hardware is Hardware.GENERIC else f"virtio-blk-pci,{_at(_ROOT)}"
+    device = f"{where},id=root,drive=root,serial=lamella-root{_boots(vm, 'root')}"
+    return [*sets, "-blockdev", msgspec.json.encode(vm.root).decode(), "-device", device]
+
+
+def root_node(volume: VolumeHandle, driver: str) -> Properties:
+    """The block node of the first disk, whose file is descriptor ``ROOT`` (and ``BASE``); *driver* is ``file`` or ``host_device``."""
+    base = None if volume.base is None else file_node("file", BASE, read_only=True)
+    return disk_node("root", volume, file_node(driver, ROOT, read_only=False), base)
 
 
 def _seed(vm: Vm) -> list[str]:
@@ -195,8 +191,9 @@ def _media(vm: Vm) -> list[str]:
 def _nic(vm: Vm) -> list[str]:
     if vm.mac is None:
         return []
-    card = "e1000" if vm.hardware is Hardware.GENERIC else "virtio-net-pci"
-    device = f"{card},id=nic,{_at(_NIC)},netdev=nic,mac={vm.mac},romfile={_boots(vm, 'nic')}"
+    card = "e1000" if vm.hardware is Hardware.GENERIC else f"virtio-net-pci,host_mtu={vm.mtu}"
+    rom = "" if vm.netboot else ",romfile="
+    device = f"{card},id=nic,{_at(_NIC)},netdev=nic,mac={vm.mac}{rom}{_boots(vm, 'nic')}"
     return ["-netdev", f"tap,id=nic,fd={TAP}", "-device", device]
 
 

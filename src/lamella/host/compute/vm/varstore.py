@@ -56,7 +56,9 @@ def read(store: bytes) -> list[Variable]:
     start, end = _content(store)
     found: list[Variable] = []
     while start + _VARIABLE.size <= end:
-        mark, state, reserved, attributes, count, time, key, name_size, size, vendor = _VARIABLE.unpack_from(store, start)
+        mark, state, reserved, attributes, count, time, key, name_size, size, vendor = _VARIABLE.unpack_from(
+            store, start
+        )
         if mark != _START:
             break
         begin = start + _VARIABLE.size
@@ -101,7 +103,9 @@ def enrol(store: bytes, certificates: list[bytes], owner: uuid.UUID) -> bytes:
     start, end = _content(store)
     content = b"".join(one.pack() for one in [*others, changed])
     if len(content) > end - start:
-        raise NoRoom("the certificates do not fit into the store of UEFI variables", hint="enrol fewer, or one authority's")
+        raise NoRoom(
+            "the certificates do not fit into the store of UEFI variables", hint="enrol fewer, or one authority's"
+        )
     return store[:start] + content.ljust(end - start, b"\xff") + store[end:]
 
 

@@ -1,0 +1,385 @@
+"""The isolation level ``vm``: a whole machine with firmware, disks, NICs and a screen, in a QEMU that is confined to an empty room.
+
+``create`` makes the machine and plugs in its devices, with its processors standing still; ``start`` lets them run. QEMU outlives the
+daemon: what it is and how it ended is written down (qemu/places.py), and whoever comes next finds it again (session.py).
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal as signals
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from lamella.host.compute.driver import Changed, Home, Limits, Machine, Observed
+from lamella.host.compute.qemu import places
+from lamella.host.compute.qemu.log import Log
+from lamella.host.compute.qemu.places import Places, ProcessRecord
+from lamella.host.compute.qemu.process import died
+from lamella.host.compute.vm import evidence, hotplug, launching, memory
+from lamella.host.compute.vm.host import HostParts, look
+from lamella.host.compute.vm.launching import OpenTap
+from lamella.host.compute.vm.session import Session
+from lamella.host.linux.cgroup import ROOT as CGROUP_ROOT
+from lamella.host.linux.cgroup import Cgroup, Cgroups
+from lamella.host.linux.processes import environment
+from lamella.model.contract import Mechanism
+from lamella.model.errors import Conflict, Internal, LamellaError, NotFound, Unavailable, Unsupported
+from lamella.model.files import FileInfo
+from lamella.model.host import Capability
+from lamella.model.instance import Phase
+from lamella.model.signals import signal_number
+from lamella.model.stream import ExecSpec, ProcessStream
+from lamella.model.usage import LogEntry, Usage
+
+logger = logging.getLogger(__name__)
+
+
+class VmDriver:
+    """:class:`ComputeDriver` for full machines. ``use_taps`` says where the descriptors of NICs come from."""
+
+    name = "vm"
+
+    def __init__(self, home: Home, changed: Changed) -> None:
+        self._home = home
+        self._changed = changed
+        self._open_tap: OpenTap = _no_taps
+        self._sessions: dict[str, Session] = {}
+        self._logs: dict[str, Log] = {}
+        self._verbs: dict[str, asyncio.Lock] = {}
+        self._adopting: dict[str, asyncio.Lock] = {}
+        self._environment = environment(home.mark)
+        self._host: HostParts | None = None
+
+    def use_taps(self, open_tap: OpenTap) -> None:
+        """*open_tap* is given a port's id and returns the open descriptor of its TAP, which is ours to close."""
+        self._open_tap = open_tap
+
+    # --- the host
+
+    async def open(self) -> list[Capability]:
+        try:
+            self._host = await look(self._home)
+        except LamellaError as error:
+            return [Capability(name="compute.vm", available=False, reason=str(error))]
+        return self._host.capabilities()
+
+    async def close(self) -> None:
+        for session in list(self._sessions.values()):
+            await session.close()
+        self._sessions.clear()
+
+    async def inventory(self) -> set[str]:
+        return places.inventory(self._home, self.name)
+
+    # --- one instance
+
+    async def observe(self, id: str) -> Observed | None:
+        places = self._places(id)
+        if not places.state.is_dir():
+            return None
+        session = await self._session(id)
+        if session is None:
+            return self._stopped(places)
+        await session.look()
+        record = session.process
+        if not record.ready:
+            # Half made, by a daemon that is gone: there is nothing to be had of it.
+            return Observed(phase=Phase.STOPPED)
+        if record.started_at is None and not session.paused and not session.gone.is_set():
+            # A daemon that died between letting it run and writing that down.
+            await session.write(started_at=datetime.now(UTC))
+            record = session.process
+        devices: list[str] | None = None
+        with contextlib.suppress(LamellaError):
+            devices = await hotplug.plugged(await session.monitor())
+        if session.gone.is_set():
+            return self._stopped(places)
+        phase = Phase.STARTING
+        if record.started_at is not None:
+            phase = Phase.PAUSED if session.paused else Phase.RUNNING
+        return Observed(
+            phase=phase,
+            pid=record.pid,
+            started_at=record.started_at,
+            launched=(record.largest or record.size).limits,
+            accelerator=record.accelerator,
+            accelerator_reason=record.accelerator_reason,
+            devices=devices,
+            board_type=record.board_type,
+        )
+
+    async def create(self, machine: Machine) -> None:
+        async with self._lock(machine.id):
+            await self._clear(machine.id)
+            host = self._ready()
+            plan = launching.plan(host, machine)
+            places = self._places(machine.id)
+            log = self._log(machine.id)
+
+            def prepare() -> None:
+                places.prepare()
+                places.write(machine)
+                memory.forget_half_written(places.state)
+                log.open()
+
+            await asyncio.to_thread(prepare)
+            log.begin()
+            try:
+                record = await launching.start(
+                    host,
+                    plan,
+                    places,
+                    machine,
+                    group=self._group(machine.id),
+                    open_tap=self._open_tap,
+                    mark=self._home.mark,
+                )
+                session = await self._new_session(places, record)
+                try:
+                    monitor = await session.monitor()
+                except LamellaError as error:
+                    raise Unavailable(f"QEMU did not start: {session.last_words() or error.message}") from error
+                await hotplug.rewire(monitor, machine, self._open_tap)
+                # The firmware reads the boot order when it starts, and was told of what was plugged in since.
+                await monitor.execute("system_reset")
+                async with asyncio.timeout(10):
+                    await session.console.ready()
+                await session.write(ready=True)
+            except BaseException:
+                await asyncio.shield(self._clear(machine.id))
+                raise
+
+    async def start(self, id: str) -> None:
+        async with self._lock(id):
+            session = await self._running(id)
+            if session.process.started_at is not None:
+                return
+            await session.resume()
+            await session.write(started_at=datetime.now(UTC))
+
+    async def stop(self, id: str, *, signal: str, timeout: float) -> None:
+        """Ask the guest by its agent, else by the power button; *signal* KILL (or no time) pulls the cord at once."""
+        async with self._lock(id):
+            session = await self._session(id)
+            if session is None:
+                return
+            forced = signal_number(signal) == signals.SIGKILL or timeout <= 0
+            if session.process.started_at is not None and not forced:
+                with contextlib.suppress(LamellaError, TimeoutError):
+                    async with asyncio.timeout(timeout):
+                        if session.paused:
+                            await session.resume()
+                        await self._ask_to_stop(session)
+                        await session.gone.wait()
+            if not session.gone.is_set():
+                await session.end(
+                    "it was forced off"
+                    if forced
+                    else f"it was forced off: the guest did not shut down in {timeout:g} s"
+                )
+
+    async def kill(self, id: str, signal: int) -> None:
+        session = await self._running(id)
+        match signal:
+            case signals.SIGKILL:
+                await session.end("killed")
+            case signals.SIGTERM:
+                if session.paused:
+                    raise Conflict(f"{id} is paused and hears no power button", hint="resume it first, or kill it")
+                await (await session.monitor()).execute("system_powerdown")
+            case _:
+                raise Unsupported(
+                    f"a machine takes no signal {signal}",
+                    hint="TERM presses its power button, KILL pulls its cord; signals to processes inside are sent with exec",
+                    field="signal",
+                )
+
+    async def pause(self, id: str) -> None:
+        async with self._lock(id):
+            await (await self._started(id)).pause()
+
+    async def resume(self, id: str) -> None:
+        async with self._lock(id):
+            await (await self._started(id)).resume()
+
+    async def remove(self, id: str) -> None:
+        async with self._lock(id):
+            await self._clear(id)
+            log = self._logs.pop(id, None)
+            if log is not None:
+                log.close()
+            await asyncio.to_thread(self._places(id).remove)
+        self._verbs.pop(id, None)
+
+    # --- devices
+
+    async def rewire(self, machine: Machine) -> None:
+        async with self._lock(machine.id):
+            session = await self._running(machine.id)
+            await asyncio.to_thread(session.places.write, machine)
+            session.know(machine)
+            await hotplug.rewire(await session.monitor(), machine, self._open_tap)
+
+    # --- the machine as a whole
+
+    async def reset(self, id: str) -> None:
+        """Press its reset button."""
+        await (await (await self._started(id)).monitor()).execute("system_reset")
+
+    async def dump(self, id: str, *, crash: bool) -> AsyncIterator[bytes]:
+        """:raise NotFound: when *crash* is asked for and none is kept."""
+        state = self._places(id).state
+        if not state.is_dir():
+            raise _not_here(id)
+        if crash:
+            stream = memory.stream_crash(state)
+        else:
+            stream = memory.stream_now(await (await self._running(id)).monitor(), state)
+        async for piece in stream:
+            yield piece
+
+    # --- streams
+
+    async def attach(self, id: str) -> ProcessStream:
+        """The serial console."""
+        return (await self._running(id)).view()
+
+    async def logs(
+        self, id: str, *, follow: bool = False, tail: int | None = None, since: datetime | None = None
+    ) -> AsyncIterator[LogEntry]:
+        if not self._places(id).state.is_dir():
+            raise _not_here(id)
+        await self._session(id)
+        async for entry in self._log(id).read(follow=follow, tail=tail, since=since):
+            yield entry
+
+    async def usage(self, id: str) -> Usage:
+        session = await self._running(id)
+        group = await asyncio.to_thread(session.group.usage)
+        machine = session.machine
+        return Usage(
+            at=datetime.now(UTC),
+            cpu_seconds=group.cpu_seconds,
+            memory=group.memory,
+            memory_limit=session.process.limits.memory or session.process.size.memory,
+            disk_used=_blocks(machine.disk.path) if machine and machine.disk else None,
+        )
+
+    async def mechanisms(self, id: str) -> list[Mechanism]:
+        session = await self._session(id)
+        return [] if session is None else await evidence.gather(session)
+
+    # --- how
+
+    async def _ask_to_stop(self, session: Session) -> None:
+        await (await session.monitor()).execute("system_powerdown")
+
+    async def _new_session(self, places: Places, record: ProcessRecord) -> Session:
+        """Take hold of a QEMU that runs.
+
+        :raise Unavailable: when it is gone already.
+        """
+
+        def ended() -> None:
+            if self._sessions.get(places.id) is session:
+                del self._sessions[places.id]
+            self._changed(places.id)
+
+        session = Session(places, record, self._group(places.id), self._log(places.id), ended)
+        await session.open()
+        self._sessions[places.id] = session
+        return session
+
+    async def _session(self, id: str) -> Session | None:
+        """The session of *id*, made anew for a QEMU that another daemon started; ``None`` when none runs."""
+        async with self._adopting.setdefault(id, asyncio.Lock()):
+            session = self._sessions.get(id)
+            if session is not None:
+                return None if session.gone.is_set() else session
+            places = self._places(id)
+            record = places.process()
+            if record is None or not record.alive():
+                return None
+            try:
+                session = await self._new_session(places, record)
+            except Unavailable:
+                return None
+            with contextlib.suppress(LamellaError):
+                await session.monitor()
+            return session
+
+    async def _running(self, id: str) -> Session:
+        session = await self._session(id)
+        if session is None:
+            if not self._places(id).state.is_dir():
+                raise _not_here(id)
+            raise Conflict(f"the machine {id} does not run", hint="start it first")
+        return session
+
+    async def _started(self, id: str) -> Session:
+        session = await self._running(id)
+        if session.process.started_at is None:
+            raise Conflict(f"the machine {id} has not been started", hint="start it first")
+        return session
+
+    async def _clear(self, id: str) -> None:
+        """Whatever runs is killed and what belonged to the run removed; what is durable stays."""
+        session = self._sessions.get(id)
+        if session is not None:
+            session.kill()
+            await session.gone.wait()
+        await asyncio.to_thread(self._group(id).remove)
+        await asyncio.to_thread(self._places(id).remove_run)
+
+    def _stopped(self, places: Places) -> Observed:
+        record = places.process()
+        end = places.exit()
+        if end is None and record is not None and record.started_at is not None:
+            end = died(record, None, "")
+            places.write(end)
+        if record is None:
+            return Observed(phase=Phase.STOPPED)
+        return Observed(
+            phase=Phase.STOPPED,
+            exit_code=end.exit_code if end else None,
+            started_at=end.started_at if end else None,
+            finished_at=end.finished_at if end else None,
+            launched=(record.largest or record.size).limits,
+            accelerator=record.accelerator,
+            accelerator_reason=record.accelerator_reason,
+            board_type=record.board_type,
+        )
+
+    def _ready(self) -> HostParts:
+        if self._host is None:
+            raise Unavailable("full machines are not available on this host", hint="lamella doctor says why")
+        return self._host
+
+    def _places(self, id: str) -> Places:
+        return Places(self._home, self.name, id)
+
+    def _group(self, id: str) -> Cgroup:
+        return Cgroups(CGROUP_ROOT, self._home.mark).group(id)
+
+    def _log(self, id: str) -> Log:
+        return self._logs.setdefault(id, Log(self._places(id).state))
+
+    def _lock(self, id: str) -> asyncio.Lock:
+        return self._verbs.setdefault(id, asyncio.Lock())
+
+
+def _not_here(id: str) -> NotFound:
+    return NotFound(f"there is no machine {id} here")
+
+
+async def _no_taps(port: str) -> int:
+    raise Internal("nobody said where TAPs come from", hint="call use_taps before create")
+
+
+def _blocks(path: Path) -> int | None:
+    try:
+        return path.stat().st_blocks * 512
+    except OSError:
+        return None
