@@ -190,7 +190,7 @@ class GuestClient:
             stream.outcome()
         return sorted(entries, key=lambda entry: entry.path)
 
-    async def read_file(self, path: str) -> AsyncIterator[bytes]:
+    async def read_file(self, path: str) -> AsyncGenerator[bytes]:
         """:raise NotFound, Conflict, Invalid: when there is nothing, a directory, or something that is no file."""
         async with self._open(Verb.READ, body((Tag.PATH, path))) as stream:
             while (frame := await stream.receive()) is not None:

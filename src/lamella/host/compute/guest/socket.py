@@ -19,7 +19,7 @@ async def open_socket(path: Path, *, timeout: float) -> tuple[asyncio.StreamRead
         async with asyncio.timeout(timeout):
             while True:
                 try:
-                    return await _connect(path)
+                    return await connect_socket(path)
                 except (FileNotFoundError, ConnectionRefusedError):
                     await asyncio.sleep(_RETRY)
     except TimeoutError:
@@ -28,7 +28,11 @@ async def open_socket(path: Path, *, timeout: float) -> tuple[asyncio.StreamRead
         ) from None
 
 
-async def _connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connect_socket(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect now, whatever the path's length.
+
+    :raise OSError: when nobody listens.
+    """
     if len(os.fsencode(path)) <= _LONGEST_NAME:
         return await asyncio.open_unix_connection(path)
     # sockaddr_un holds 108 bytes (unix(7)); through a descriptor of the directory any path fits.
