@@ -1,5 +1,6 @@
 # The boot sector of the small guest: loads the rest of itself from the disk that it came from, enters 32-bit mode and calls main.
 # Facts: BIOS Enhanced Disk Drive Services (INT 13h, AH=42h); Intel SDM volume 3, section 9.9 (switching to protected mode).
+.section .boot, "ax"
 .code16
 .global boot
 boot:

@@ -93,7 +93,7 @@ def build_guest(directory: Path) -> Path:
     objects = [str(directory / "start.o"), str(directory / "guest.o")]
     for source, target in zip(("guest.S", "guest.c"), objects, strict=True):
         subprocess.run(["gcc", *flags.split(), "-c", str(here / source), "-o", target], check=True)
-    script = ["-m", "elf_i386", "-Ttext=0x7c00", "-e", "boot", "--oformat", "binary", "--no-warn-rwx-segments"]
+    script = ["-m", "elf_i386", "--section-start=.boot=0x7c00", "-Ttext=0x7e00", "-e", "boot", "--oformat", "binary", "--no-warn-rwx-segments"]
     subprocess.run(["ld", *script, "-z", "noexecstack", "-o", str(disk), *objects], check=True)
     with disk.open("ab") as file:
         file.truncate(1 * MIB)
