@@ -35,6 +35,9 @@ void enter_groups(const struct job *job) {
 void show_mounts(const struct job *job) {
     char place[16];
     MUST(!unshare(CLONE_NEWNS), "make a mount namespace");
+    /* Not noexec: the module's code is mapped from it. */
+    struct mount_attr plain = {.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV};
+    MUST(!syscall(SYS_mount_setattr, job->module, "", AT_EMPTY_PATH, &plain, sizeof plain), "show the module read-only");
     MUST(!syscall(SYS_move_mount, job->module, "", AT_FDCWD, "/module", 4 /* MOVE_MOUNT_F_EMPTY_PATH */), "show the module");
     for (int i = 0; i < job->directory_count; i++) {
         snprintf(place, sizeof place, "/d%d", i);

@@ -153,6 +153,11 @@ class Log:
             await asyncio.to_thread(_sync_and_close, fds)
         return end
 
+    def grew(self) -> None:
+        """Another process wrote to the files: whoever follows reads on."""
+        grown, self._grown = self._grown, asyncio.Event()
+        grown.set()
+
     def finish(self) -> None:
         """Nothing more comes in this run: whoever follows reaches the end."""
         self.following = False
