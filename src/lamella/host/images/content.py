@@ -25,6 +25,9 @@ import msgspec
 from lamella.model.errors import Corrupt, NotFound, Unavailable
 from lamella.model.image import ImageStatus
 
+# The user and group that converts disks. No instance has this id: their ranges begin above it (control/addressing.py).
+CONVERTER = 0x6FFF_FF00
+
 
 class LayerRecord(msgspec.Struct, kw_only=True):
     """``size`` is bytes unpacked, ``length`` those of the tar."""
@@ -184,11 +187,15 @@ class Content:
         return self.artifact(digest).stat().st_blocks * 512
 
     def commit_artifact(self, digest: str, file: Path) -> None:
-        """*file*, on the same filesystem, takes its place as *digest*: owned by us, durable, and never written again."""
+        """*file*, on the same filesystem, takes its place as *digest*: owned by us, durable, and never written again.
+
+        Its directory is open to nobody; the group is that of the converter, which is shown it in a room of its own.
+        """
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            os.fchown(descriptor, os.geteuid(), os.getegid())
-            os.fchmod(descriptor, 0o400)
+            os.fchmod(descriptor, 0o440)
+            if os.geteuid() == 0:
+                os.fchown(descriptor, 0, CONVERTER)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

@@ -7,22 +7,23 @@ is listed is whole, and whatever is interrupted leaves only what :meth:`DiskLibr
 import asyncio
 import contextlib
 import errno
-import os
-import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 
 from lamella.host.compute.driver import Rootfs, StoredArtifact
-from lamella.host.images import debian, layout, manifest
+from lamella.host.images import debian, exporting, layout, manifest
 from lamella.host.images.archive import Directory, Source
 from lamella.host.images.collection import collect, forget
 from lamella.host.images.content import Content, LayerRecord, remove
-from lamella.host.images.formats.digest import digest_disk
+from lamella.host.images.exporting import Exporter
+from lamella.host.images.formats.recognise import Form
 from lamella.host.images.holds import Hold, Holds, Turns
-from lamella.host.images.layers import decompress_file, unpack_layer
+from lamella.host.images.layers import decompress_section, unpack_layer
 from lamella.host.images.library import Credentials, Progress, Report
 from lamella.host.images.look import archive, has_program, look, size_of, whole
 from lamella.host.images.machine import machine_configuration, machine_manifest
+from lamella.host.images.machines import Machines, form_of
 from lamella.host.images.manifest import Configuration, Descriptor, Manifest, Named
 from lamella.host.images.meter import Meter
 from lamella.host.images.reference import Reference, parse_reference
@@ -31,7 +32,7 @@ from lamella.host.images.tape import Bounds, Compression
 from lamella.host.images.thread import stoppable, together
 from lamella.host.images.unpack import Unpacked
 from lamella.model.errors import Corrupt, Invalid, LamellaError, NoRoom, NotFound, Unavailable
-from lamella.model.image import Appliance, Artifact, ArtifactKind, ImageStatus, Layer
+from lamella.model.image import Appliance, Artifact, ImageStatus, Layer
 
 _AT_ONCE = 3
 _DEEPEST_INDEX = 4
@@ -52,6 +53,8 @@ class DiskLibrary:
         self._mark = mark
         self._holds = Holds(grace)
         self._turns = Turns()
+        self._machines = Machines(self._content, self._turns, self._bounds, mark)
+        self._exporter = Exporter(self._content, self._bounds, mark)
 
     async def open(self) -> None:
         """:raise Unavailable: when the directory cannot be used."""
@@ -92,40 +95,53 @@ class DiskLibrary:
             )
             return await self._commit(hold, data, configuration, parsed)
 
-    async def import_file(self, path: str, report: Report) -> ImageStatus:
+    async def import_file(self, path: str, report: Report, *, initrd: str = "") -> ImageStatus:
         """As :meth:`ImageLibrary.import_file`; what it is, is told by its content.
 
         :raise NotFound: when nothing is there.
-        :raise Invalid: when it is not an image, or holds several.
-        :raise Unsupported: when the image is not for this host.
-        :raise Corrupt: when it lies or is damaged.
+        :raise Invalid: when it is not an image, holds several, or has an *initrd* and is no kernel.
+        :raise Unsupported: when the image is not for this host, or of a kind that is not taken.
+        :raise Corrupt: when it lies or is damaged, or names files beyond its own.
         """
         report(Progress(step="looking"))
         source = Path(path)
         async with self._bringing() as hold, self._scratch() as scratch:
             if await asyncio.to_thread(source.is_dir):
-                directory = await asyncio.to_thread(Directory, source)
-                try:
-                    found = await asyncio.to_thread(layout.find, directory)
-                    if found is None:
-                        raise Invalid(
-                            f"{path} is not an image",
-                            hint="an OCI layout or the tar of a root filesystem is",
-                            field="source",
-                        )
-                    return await self._take(hold, directory, found, report)
-                finally:
-                    directory.close()
+                return await self._take_directory(hold, source, report)
             size, compression = await asyncio.to_thread(look, source)
             if compression is not Compression.NONE:
                 meter, plain = Meter(report, "decompressing", size), scratch / "plain"
-                await stoppable(lambda stop: decompress_file(source, plain, self._bounds, meter.add, stop))
+                compressed = whole(source)
+                await stoppable(lambda stop: decompress_section(compressed, plain, self._bounds, meter.add, stop))
                 source = plain
+            form = await asyncio.to_thread(form_of, source, path)
+            if form is not Form.ARCHIVE or initrd:
+                artifacts, appliance = await self._machines.take(hold, form, source, path, initrd, scratch, report)
+                return await self._commit_machine(hold, artifacts, appliance)
             opened = await asyncio.to_thread(archive, source, path)
             found = await asyncio.to_thread(layout.find, opened)
             if found is not None:
                 return await self._take(hold, opened, found, report)
             return await self._adopt(hold, source, report)
+
+    async def export(self, digest: str, format: str) -> AsyncIterator[bytes]:
+        """As :meth:`ImageLibrary.export`: a disk as one file that stands alone, qcow2 not compressed, VMDK optimised for streams.
+
+        :raise NotFound: when the image is not here.
+        :raise Invalid: when it has nothing of the kind, or *format* is not known.
+        """
+        status = self._content.image(digest)
+        artifact = exporting.choose(status, format)
+        hold = self._holds.begin()
+        try:
+            await hold.add(digest, artifact.digest)
+            async with self._scratch() as scratch, aclosing(self._exporter.stream(artifact, format, scratch)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except OSError as error:
+            raise _explained(error, self._content.path) from error
+        finally:
+            self._holds.end(hold)
 
     async def build(self, name: str, report: Report, *, packages: list[str]) -> ImageStatus:
         """As :meth:`ImageLibrary.build`.
@@ -219,6 +235,20 @@ class DiskLibrary:
                     await self._place(scratch, done)
                 blob.unlink(missing_ok=True)
 
+    async def _take_directory(self, hold: Hold, path: Path, report: Report) -> ImageStatus:
+        directory = await asyncio.to_thread(Directory, path)
+        try:
+            found = await asyncio.to_thread(layout.find, directory)
+            if found is None:
+                raise Invalid(
+                    f"{path} is not an image",
+                    hint="an OCI layout or the tar of a root filesystem is",
+                    field="source",
+                )
+            return await self._take(hold, directory, found, report)
+        finally:
+            directory.close()
+
     async def _take(self, hold: Hold, source: Source, found: layout.Found, report: Report) -> ImageStatus:
         """An image found in an archive or a layout."""
         diff_ids = found.parsed.rootfs.diff_ids
@@ -304,27 +334,7 @@ class DiskLibrary:
 
     async def _store_disk(self, hold: Hold, file: Path, report: Report) -> Named:
         """The raw disk *file*, in scratch and written by nobody any more, becomes an artifact; *file* is gone then."""
-        size = file.stat().st_size
-        meter = Meter(report, "digesting", size)
-
-        def digest(stop: threading.Event) -> str:
-            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                return digest_disk(descriptor, size, stop, meter.add)
-            finally:
-                os.close(descriptor)
-
-        return await self._store(hold, ArtifactKind.DISK, await stoppable(digest), size, file)
-
-    async def _store(self, hold: Hold, kind: ArtifactKind, digest: str, size: int, file: Path) -> Named:
-        """*file*, whose content *digest* names, takes its place unless that is there already."""
-        await hold.add(digest)
-        async with self._turns.of(digest):
-            if self._content.has_artifact(digest):
-                await asyncio.to_thread(file.unlink)
-            else:
-                await stoppable(lambda _stop: self._content.commit_artifact(digest, file))
-        return Named(kind=kind, digest=digest, size=size)
+        return await self._machines.store_disk(hold, file, report)
 
     async def _commit(self, hold: Hold, data: bytes, configuration: bytes, parsed: Configuration) -> ImageStatus:
         """Everything of the image is here: say so."""

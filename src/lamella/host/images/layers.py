@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lamella.host.images.archive import Section
-from lamella.host.images.look import whole
 from lamella.host.images.tape import Bounds, Intake, Tape, decompress
 from lamella.host.images.unpack import Cancelled, Unpacked, unpack
 from lamella.model.errors import Corrupt
@@ -41,14 +40,15 @@ def unpack_layer(
     return done
 
 
-def decompress_file(
-    source: Path, target: Path, bounds: Bounds, progress: Callable[[int], None], stop: threading.Event
+def decompress_section(
+    section: Section, target: Path, bounds: Bounds, progress: Callable[[int], None], stop: threading.Event
 ) -> None:
-    """Write what *source* holds, plain, to *target*; runs of zeros become holes.
+    """Write what *section* holds, plain, to *target*; runs of zeros become holes.
 
+    :raise Corrupt: when it is damaged, or grows beyond *bounds*.
     :raise OSError: ``ENOSPC`` when the disk would have less left than *bounds* keep free.
     """
-    with whole(source) as file, target.open("wb") as out:
+    with section as file, target.open("xb") as out:
         for piece in decompress(Intake(file, hashed=False, progress=progress), bounds):
             if piece.count(0) == len(piece):
                 out.seek(len(piece), os.SEEK_CUR)

@@ -70,6 +70,11 @@ def next_data(descriptor: int, offset: int) -> int | None:
         raise
 
 
+def tells_holes(descriptor: int) -> bool:
+    """Whether the filesystem of an open file that is all hole says so; one that cannot calls everything data."""
+    return next_data(descriptor, 0) is None
+
+
 def hash_chunk(descriptor: int, number: int, length: int) -> bytes:
     """The SHA-256 of one chunk, read and hashed outside Python's lock."""
     done = hashlib.sha256()
