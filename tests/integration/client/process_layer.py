@@ -18,10 +18,21 @@ from typing import Any
 
 import msgspec
 
-from lamella.model.contract import Contract, Line, Mechanism
-from lamella.model.errors import Conflict, DeadlineExceeded, Invalid, NotFound, Unavailable
+from lamella.model.board import DesktopTicket
+from lamella.model.contract import Comparison, ComparisonRow, Contract, LevelSummary, Line, Mechanism, Reason, WhyNot
+from lamella.model.errors import (
+    Conflict,
+    Corrupt,
+    DeadlineExceeded,
+    Invalid,
+    NotFound,
+    StaleRevision,
+    Unavailable,
+    Unsupported,
+)
 from lamella.model.files import FileInfo, FileType
-from lamella.model.image import ImageSpec, ImageStatus
+from lamella.model.image import Artifact, ArtifactKind, ImageSpec, ImageStatus
+from lamella.model.image import Layer as ImageLayer
 from lamella.model.instance import Decision, InstanceStatus, Phase, Power
 from lamella.model.network import NetworkSpec, NetworkStatus
 from lamella.model.operation import (
@@ -38,6 +49,13 @@ from lamella.model.resource import Condition, new_resource, now
 from lamella.model.stream import Exit, Resize, Signal, Stderr, Stdin, StdinEnd, Stdout
 from lamella.model.usage import LogEntry, Usage
 from lamella.store.store import Change
+
+_KINDS = {
+    "wasm": ArtifactKind.MODULE,
+    "elf": ArtifactKind.KERNEL,
+    "qcow2": ArtifactKind.DISK,
+    "iso": ArtifactKind.CDROM,
+}
 
 
 class LocalProcess:
@@ -199,10 +217,16 @@ class ProcessLayer:
         self.lies: dict[str, list[FileInfo]] = {}
         self.slow = 0.0
         self.requests: list[str] = []
+        self.brought: list[Any] = []
+        self.hands: list[Any] = []
+        self.resets: list[str] = []
+        self.viewers: list[str] = []
+        self.interfere = 0
 
     async def open(self) -> None:
         await self._put(new_resource("project", "default", ProjectSpec(), ProjectStatus()))
-        image = ImageStatus(digest="sha256:" + "a" * 64, architecture="amd64", size=5 << 20)
+        layers = [ImageLayer(diff_id="sha256:" + "b" * 64, size=5 << 20)]
+        image = ImageStatus(digest="sha256:" + "a" * 64, architecture="amd64", size=5 << 20, layers=layers)
         await self._put(new_resource("image", "debian:12", ImageSpec(source="mmdebstrap:debian:12"), image))
         await self._put(new_resource("network", "default", NetworkSpec(), NetworkStatus(gateway="10.83.0.1")))
 
@@ -283,7 +307,8 @@ class ProcessLayer:
     async def create_instance(
         self, who: Any, project: str, body: Any, *, wait: float, idempotency_key: str | None
     ) -> Any:
-        self._image(project, body.spec.image)
+        for name in (body.spec.image, *(cdrom.image for cdrom in body.spec.cdroms)):
+            self._image(project, name)
         name = body.name or f"box{len(self.log)}"
         if any((row.kind, row.name) == ("instance", name) for row in self.rows.values()):
             raise Conflict(f"the name {name} is taken", hint="choose another", field="name")
@@ -299,6 +324,8 @@ class ProcessLayer:
         return self.rows.get(row.id, row)
 
     def _image(self, project: str, name: str) -> None:
+        if name == "scratch":
+            return
         try:
             self._find(project, "image", name)
         except NotFound:
@@ -346,6 +373,11 @@ class ProcessLayer:
         self, who: Any, project: str, kind: str, name: str, body: Any, *, expected: int | None, wait: float
     ) -> Any:
         row = self._find(project, kind, name)
+        if self.interfere:
+            self.interfere -= 1
+            row = await self._put(row, "updated")
+        if expected is not None and expected != row.revision:
+            raise StaleRevision(f"{row.name} changed since {expected}", hint="read it again")
         if body.spec is not msgspec.UNSET:
             row.spec = msgspec.convert({**msgspec.to_builtins(row.spec), **body.spec}, type(row.spec))
         if body.labels is not msgspec.UNSET:
@@ -412,6 +444,77 @@ class ProcessLayer:
             if not follow or row.id not in self.rows:
                 return
             await asyncio.sleep(0.05)
+
+    def _machine(self, project: str, name: str) -> Any:
+        row = self._find(project, "instance", name)
+        if row.spec.isolation == "container":
+            raise Unsupported("a container has no screen and no buttons", hint="--isolation vm has")
+        return row
+
+    async def reset(self, who: Any, project: str, name: str) -> None:
+        self.resets.append(self._machine(project, name).name)
+
+    async def screenshot(self, who: Any, project: str, name: str) -> bytes:
+        return b"\x89PNG\r\n\x1a\n" + self._machine(project, name).name.encode()
+
+    async def input(self, who: Any, project: str, name: str, input: Any) -> None:
+        self._machine(project, name)
+        self.hands.append(input)
+
+    async def desktop(self, who: Any, project: str, name: str, *, kind: str) -> DesktopTicket:
+        self._machine(project, name)
+        return DesktopTicket(
+            kind=kind,
+            password="one-time",
+            certificate="-----BEGIN CERTIFICATE-----\nQ0E=\n-----END CERTIFICATE-----\n",
+            expires="2026-01-01T00:00:00Z",
+        )
+
+    async def screen(self, who: Any, project: str, name: str, *, kind: str) -> LocalProcess:
+        """It says back what the viewer says."""
+        self._machine(project, name)
+        self.viewers.append(kind)
+        process = LocalProcess()
+        await process.begin(["cat"], environment={}, cwd="/", terminal=False, stdin=True)
+        return process
+
+    async def dump(self, who: Any, project: str, name: str, *, crash: bool) -> AsyncIterator[bytes]:
+        row = self._machine(project, name)
+        if crash:
+            raise NotFound(f"{row.name} never crashed", hint="without --crash its memory is read as it is now")
+        yield b"\x7fELF"
+        for _ in range(48):
+            yield bytes(1 << 20)
+        yield b"end"
+
+    async def export_image(self, who: Any, project: str, name: str, *, format: str) -> AsyncIterator[bytes]:
+        self._find(project, "image", name)
+        yield f"{name} as {format}".encode()
+        if format == "vdi":
+            raise Corrupt("the disk lies")
+
+    async def compare(self, who: Any) -> Comparison:
+        return Comparison(
+            levels=[
+                LevelSummary(level="container", what="namespaces", available=True, reason="crun is there"),
+                LevelSummary(level="microvm", what="a kernel of its own", available=True, reason="QEMU is there"),
+                LevelSummary(level="confidential", what="memory kept from the host", available=False, reason="no SEV"),
+            ],
+            rows=[
+                ComparisonRow(
+                    subject="kernel",
+                    values={"container": "the host's", "microvm": "its own", "confidential": "its own"},
+                )
+            ],
+            not_promised=["that it is fast"],
+        )
+
+    async def why_not(self, who: Any, level: Any) -> WhyNot:
+        reasons = [
+            Reason(host="here", need="SEV-SNP", available=False, reason="/dev/sev is not there"),
+            Reason(host="here", need="QEMU", available=True, reason="version 7.2"),
+        ]
+        return WhyNot(level=level, available=False, reasons=reasons)
 
     def _path(self, project: str, name: str, path: str) -> tuple[Any, Path]:
         row = self._running(project, name)
@@ -516,6 +619,7 @@ class ProcessLayer:
 
     async def create_image(self, who: Any, project: str, body: Any, *, wait: float) -> Any:
         name = body.name or body.source.rpartition("/")[2]
+        self.brought.append(body)
         row = await self._put(
             new_resource(
                 "operation",
@@ -538,7 +642,14 @@ class ProcessLayer:
                     hint="look at its tags",
                 )
                 return
-            await self._put(new_resource("image", name, ImageSpec(source=body.source), ImageStatus()))
+            known = [row for row in self.rows.values() if (row.kind, row.name) == ("image", name)]
+            for row_before in known:
+                await self._put(row_before, "deleted")
+            kind = _KINDS.get(name.rpartition(".")[2])
+            digest = "sha256:" + "c" * 64
+            artifacts = [Artifact(kind=kind, digest=digest, size=1 << 30, stored=1 << 20)] if kind else []
+            status = ImageStatus(digest=digest, artifacts=artifacts)
+            await self._put(new_resource("image", name, ImageSpec(source=body.source), status))
             await self._status(row.id, phase=OperationPhase.DONE, result=name)
 
         self.working = asyncio.create_task(work())
