@@ -68,6 +68,9 @@ def cold_arguments(machine: Machine) -> list[str]:
     if machine.board.graphics is not Graphics.NONE:
         # A mouse tells only how far it went: only a tablet can be put at a place.
         arguments += ["-device", "usb-tablet,id=tablet,bus=usb.0,port=1"]
+        if machine.board.hardware is Hardware.VIRTIO:
+            # For guests whose kernel knows no USB, as those for clouds; the one whose driver came last is moved.
+            arguments += ["-device", "virtio-tablet-pci,id=touch,bus=pcie.0,addr=0xa"]
     return arguments
 
 
