@@ -13,9 +13,20 @@ from lamella.client.aio import box as aio_box
 from lamella.client.aio import images as aio_images
 from lamella.client.aio import instances as aio_instances
 from lamella.client.aio import layer as aio_layer
-from lamella.client.blocking import box, images, instances, layer
+from lamella.client.aio import machine as aio_machine
+from lamella.client.blocking import box, images, instances, layer, machine
 from lamella.client.result import CommandFailed
-from lamella.model.errors import Conflict, DeadlineExceeded, Invalid, NotFound, Unavailable
+from lamella.model.board import Input, Pointer
+from lamella.model.errors import (
+    Conflict,
+    Corrupt,
+    DeadlineExceeded,
+    Invalid,
+    NotFound,
+    StaleRevision,
+    Unavailable,
+    Unsupported,
+)
 from lamella.model.instance import Phase
 from lamella.model.stream import Exit, Resize, Stdin, Stdout
 
@@ -158,6 +169,124 @@ async def test_a_watch_misses_nothing(served: Served) -> None:
         assert actions == ["created", "deleted"]
 
 
+async def test_a_machine_is_seen_typed_at_and_reset(served: Served) -> None:
+    async with lamella.connect(served.url) as here:
+        db = await here.instances.create(
+            "debian:12",
+            start=False,
+            name="db",
+            isolation="vm",
+            disk="8GiB",
+            disks={"data": "1GiB"},
+            networks=["default"],
+            firmware="uefi",
+            secure_boot=True,
+            tpm=True,
+            user_data="#cloud-config\n",
+        )
+        assert [disk.name for disk in db.instance.spec.disks] == ["data"]
+        assert db.instance.spec.board.secure_boot
+        assert await db.screenshot() == b"\x89PNG\r\n\x1a\ndb"
+        await db.type("root\n")
+        await db.press("ctrl-alt-delete", "enter")
+        await db.click(0.5, 1, button="right")
+        assert served.layer.hands == [
+            Input(text="root\n"),
+            Input(keys=[["ctrl", "alt", "delete"], ["ret"]]),
+            Input(pointer=[Pointer(x=0.5, y=1.0, buttons=["right"])]),
+        ]
+        await db.reset()
+        assert served.layer.resets == ["db"]
+        ticket = await db.desktop()
+        assert (ticket.kind, ticket.password) == ("vnc", "one-time")
+        async with db.screen() as screen:
+            await screen.write(b"RFB 003.008\n")
+            assert await screen.receive() == Stdout(b"RFB 003.008\n")
+        size = 0
+        async for piece in db.dump():
+            size += len(piece)
+        assert size == (48 << 20) + 7
+        with pytest.raises(NotFound, match="never crashed"):
+            await anext(aiter(db.dump(crash=True)))
+        box = await here.instances.create("debian:12", start=False)
+        with pytest.raises(Unsupported):
+            await box.screenshot()
+
+
+async def test_devices_are_plugged_and_unplugged(served: Served) -> None:
+    async with lamella.connect(served.url) as here:
+        db = await here.instances.create("debian:12", start=False, isolation="vm")
+        served.layer.interfere = 2
+        assert await db.attach_disk("1GiB") == "disk1"
+        assert await db.attach_disk(1 << 20, name="data") == "data"
+        assert await db.attach_nic() == "nic1"
+        assert await db.attach_cdrom("debian:12") == "cdrom1"
+        assert await db.attach_usb("1D6B:0002") == "usb1"
+        with pytest.raises(Conflict, match="goes with it"):
+            await db.detach("data")
+        await db.detach("data", force=True)
+        await db.detach("nic1")
+        spec = (await db.refresh()).spec
+        assert [disk.name for disk in spec.disks] == ["disk1"]
+        assert (len(spec.nics), spec.cdroms[0].image, spec.usb[0].device) == (1, "debian:12", "1d6b:0002")
+        with pytest.raises(NotFound):
+            await db.detach("nobody")
+        served.layer.interfere = 99
+        with pytest.raises(StaleRevision):
+            await db.attach_disk("1GiB")
+
+
+async def test_disks_of_images_and_what_levels_lack(served: Served) -> None:
+    async with lamella.connect(served.url) as here:
+        assert b"".join([part async for part in here.images.export("debian:12")]) == b"debian:12 as qcow2"
+        with pytest.raises((Corrupt, Unavailable)):
+            async for _ in here.images.export("debian:12", format="vdi"):
+                pass
+        kernel = await here.images.import_file("/srv/kernel.elf", name="k", initrd="/srv/initrd")
+        assert (kernel.name, served.layer.brought[-1].initrd) == ("k", "/srv/initrd")
+        await here.images.build("debian:13", disk=True)
+        assert served.layer.brought[-1].disk
+        assert [level.level for level in (await here.compare()).levels] == ["container", "microvm", "confidential"]
+        missing = await here.why_not("confidential")
+        assert (missing.available, missing.reasons[0].reason) == (False, "/dev/sev is not there")
+        with pytest.raises(NotFound):
+            await here.why_not("vm9")
+
+
+async def test_the_console_is_the_machines_own(served: Served) -> None:
+    async with (
+        lamella.connect(served.url) as here,
+        here.run("debian:12", isolation="vm", command=["cat"], stdin=True) as db,
+        db.console() as console,
+    ):
+        await console.write(b"login")
+        assert await console.receive() == Stdout(b"login")
+
+
+def test_the_synchronous_face_of_a_machine(served: Served) -> None:
+    with lamella.connect_sync(served.url) as here:
+        with here.run("debian:12", isolation="vm", command=["cat"], stdin=True) as db:
+            with db.console() as console:
+                console.write(b"login")
+                assert console.receive() == Stdout(b"login")
+            assert db.screenshot().startswith(b"\x89PNG")
+            db.type("x")
+            db.press("f12")
+            db.click(0, 0)
+            db.reset()
+            with db.screen("spice") as screen:
+                screen.write(b"REDQ")
+                assert screen.receive() == Stdout(b"REDQ")
+            assert db.desktop("spice").kind == "spice"
+            assert db.attach_disk("1GiB") == "disk1"
+            db.detach("disk1", force=True)
+            assert sum(map(len, db.dump())) == (48 << 20) + 7
+        assert len(served.layer.hands) == 3
+        assert b"".join(here.images.export("debian:12", format="raw")) == b"debian:12 as raw"
+        assert not here.why_not("confidential").available
+        assert here.compare().not_promised == ["that it is fast"]
+
+
 def test_the_synchronous_face(served: Served) -> None:
     data = os.urandom(3 << 20)
     with lamella.connect_sync(served.url) as here:
@@ -184,6 +313,7 @@ def test_the_synchronous_face(served: Served) -> None:
 def test_both_faces_have_the_same_shape() -> None:
     pairs = [
         (aio_box.Box, box.Box),
+        (aio_machine.Machine, machine.Machine),
         (aio_layer.Layer, layer.Layer),
         (aio_instances.Instances, instances.Instances),
         (aio_images.Images, images.Images),

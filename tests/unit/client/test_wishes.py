@@ -36,6 +36,18 @@ def test_units_as_people_type_them() -> None:
         {"publish": ["x"]},
         {"restart": "maybe"},
         {"pids": "4"},
+        {"disks": ["much"]},
+        {"disks": {"Bad Name": "1GiB"}},
+        {"usb": ["keyboard"]},
+        {"ssh_keys": ["-----BEGIN OPENSSH PRIVATE KEY-----\n"]},
+        {"certificates": ["none"]},
+        {"directories": ["data"]},
+        {"firmware": "coreboot"},
+        {"firmware": "bios", "secure_boot": True},
+        {"watchdog": "bark"},
+        {"fuel": 0},
+        {"deadline": "soon"},
+        {"user_data": "x", "seed": False},
     ],
 )
 def test_what_is_not_understood_is_refused(wishes: wish.Wishes) -> None:
@@ -65,3 +77,46 @@ def test_restart_policies() -> None:
 def test_a_patch_holds_only_what_was_said() -> None:
     assert msgspec.to_builtins(wish.patch({"memory": None})) == {"spec": {"memory": None}}
     assert msgspec.to_builtins(wish.patch({"labels": {"a": None}})) == {"labels": {"a": None}}
+
+
+def test_a_machine_as_people_wish_it() -> None:
+    made = wish.instance(
+        "scratch",
+        {
+            "isolation": "vm",
+            "disk": "8GiB",
+            "disks": ["1GiB", 2 << 30],
+            "cdroms": ["installer"],
+            "usb": ["1D6B:0002"],
+            "networks": ["back"],
+            "firmware": "uefi",
+            "tpm": True,
+            "graphics": "virtio",
+            "boot": ["cdrom1", "root"],
+            "user_data": "#cloud-config\n",
+            "ssh_keys": ["ssh-ed25519 AAAA anna"],
+        },
+    ).spec
+    assert [(disk.name, disk.size) for disk in made.disks] == [("disk1", 1 << 30), ("disk2", 2 << 30)]
+    assert (made.cdroms[0].name, made.usb[0].device, made.nics[1].network) == ("cdrom1", "1d6b:0002", "back")
+    assert (made.board.tpm, made.board.graphics, made.board.boot) == (True, "virtio", ["cdrom1", "root"])
+    assert (made.seed.user_data, made.seed.ssh_keys) == ("#cloud-config\n", ["ssh-ed25519 AAAA anna"])
+
+
+def test_a_module_and_a_kernel_as_people_wish_them() -> None:
+    made = wish.instance(
+        "app", {"isolation": "wasm", "directories": ["/srv:/srv:ro"], "fuel": 10**9, "deadline": "1.5s"}
+    ).spec
+    assert (made.directories[0].read_only, made.fuel, made.deadline) == (True, 10**9, 1.5)
+    assert wish.instance("k", {"isolation": "unikernel", "command_line": "a=b"}).spec.board.command_line == "a=b"
+
+
+def test_secure_boot_brings_uefi() -> None:
+    pem = "-----BEGIN CERTIFICATE-----\nQQ==\n-----END CERTIFICATE-----\n"
+    for wishes in ({"secure_boot": True}, {"certificates": [pem]}):
+        board = wish.instance("x", {"isolation": "vm", **wishes}).spec.board  # type: ignore[typeddict-item]
+        assert (board.firmware, board.secure_boot) == ("uefi", True)
+
+
+def test_what_nobody_wished_is_as_it_would_be() -> None:
+    assert wish.instance("debian:12", {}).spec == wish.instance("debian:12", {"seed": True, "disks": []}).spec
