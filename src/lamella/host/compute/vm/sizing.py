@@ -110,7 +110,7 @@ def cold_arguments(size: Size, largest: Size) -> list[str]:
         return ["-smp", processors, "-m", f"size={size.memory // MIB}M"]
     return [
         *("-smp", processors, "-m", f"size={size.memory // MIB}M,maxmem={largest.memory // MIB}M"),
-        *("-object", f"memory-backend-ram,id=growth-memory,size={room // MIB}M,reserve=off"),
+        *("-object", f"memory-backend-ram,id=growth-memory,size={room // MIB}M"),
         *("-device", "virtio-mem-pci,id=growth,memdev=growth-memory,requested-size=0,bus=pcie.0,addr=0x9"),
     ]
 
