@@ -55,6 +55,7 @@ class WasmDriver:
         self._logs: dict[str, Log] = {}
         self._verbs: dict[str, asyncio.Lock] = {}
         self._adopting: dict[str, asyncio.Lock] = {}
+        self._cgroups: Cgroups | None = None
         self._parts: host.Parts | None = None
 
     # --- the host
@@ -105,7 +106,7 @@ class WasmDriver:
         _refuse(machine)
         async with self._lock(machine.id):
             await self._clear(machine.id)
-            found = await blocking(source, machine)
+            found = source(machine)
             counted = machine.fuel is not None
             for attempt in range(2):
                 compiled = await parts.modules.ensure(found, fuel=counted, user=machine.id_base)
@@ -372,6 +373,8 @@ class WasmDriver:
     async def _clear(self, id: str) -> None:
         """Whatever runs is killed and what belonged to the run removed; log and exit record stay."""
         place = Places(self._home, id)
+        if not place.state.is_dir():
+            return  # it is made first and removed last: without it there is nothing
         session = await self._session(id)
         if session is not None and session.ready:
             await self._kill(session)
@@ -381,12 +384,16 @@ class WasmDriver:
             else:
                 await waiting.close()
         self._sessions.pop(id, None)
-        await blocking(self._group(id).remove)
-        process = place.process()
-        if process is not None and process.alive():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signals.SIGKILL)
-        await blocking(place.remove_run)
+
+        def sweep() -> None:
+            self._group(id).remove()
+            process = place.process()
+            if process is not None and place.exit() is None and process.alive():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signals.SIGKILL)
+            place.remove_run()
+
+        await blocking(sweep)
 
     def _stopped(self, place: Places, record: Record | None) -> Observed:
         end, process = place.exit(), place.process()
@@ -407,7 +414,9 @@ class WasmDriver:
         return self._parts
 
     def _group(self, id: str) -> Cgroup:
-        return Cgroups(CGROUP_ROOT, self._home.mark).group(id)
+        if self._cgroups is None:
+            self._cgroups = Cgroups(CGROUP_ROOT, self._home.mark)
+        return self._cgroups.group(id)
 
     def _log(self, id: str) -> Log:
         return self._logs.setdefault(id, Log(Places(self._home, id).state))
