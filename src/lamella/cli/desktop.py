@@ -1,4 +1,5 @@
-"""``desktop``: a machine's screen in a viewer of this machine. The way there is the API's; TLS is between viewer and screen."""
+"""``desktop``: a machine's screen in a viewer of this machine. The way there is the API's; with VNC there is TLS between
+viewer and screen besides, with SPICE the password alone is encrypted to the screen."""
 
 import os
 import socket
@@ -42,12 +43,14 @@ def _desktop(options: "Options") -> int:
 
     with TemporaryDirectory(prefix="lamella-desktop-") as folder:
         authority = f"{folder}/ca.pem"
-        _write(authority, ticket.text("certificate"))
+        if ticket.text("certificate"):
+            _write(authority, ticket.text("certificate"))
         if program:
             return _show(program, folder, port, ticket, listener, dial)
         line(f"address   127.0.0.1:{port}" + (f"  (vncviewer 127.0.0.1::{port})" if kind == "vnc" else ""))
         line(f"password  {clean(ticket.text('password'))}")
-        line(f"ca        {authority}")
+        if ticket.text("certificate"):
+            line(f"ca        {authority}")
         line(f"for one viewer, until {clean(ticket.text('expires'))}; it ends with the viewer, or Ctrl-C")
         sys.stdout.flush()
         from lamella.cli.bridge import Bridge
@@ -95,17 +98,17 @@ def command(program: str, folder: str, port: int, ticket: "Document") -> "tuple[
     if "remote-viewer" not in program:
         words = [program, "-SecurityTypes=X509Vnc", f"-X509CA={folder}/ca.pem", f"127.0.0.1::{port}"]
         return words, {"VNC_PASSWORD": ticket.text("password")}
-    authority = ticket.text("certificate").strip().replace("\n", "\\n")
+    certificate = ticket.text("certificate").replace("\n", "\\n")
     settings = {
         "type": "spice",
         "host": "127.0.0.1",
-        "tls-port": str(port),
+        "tls-port" if certificate else "port": str(port),
         "password": ticket.text("password"),
-        "ca": authority + "\\n",
+        "ca": certificate,
         "delete-this-file": "1",
     }
     path = f"{folder}/screen.vv"
-    _write(path, "[virt-viewer]\n" + "".join(f"{name}={value}\n" for name, value in settings.items()))
+    _write(path, "[virt-viewer]\n" + "".join(f"{name}={value}\n" for name, value in settings.items() if value))
     return [program, path], {}
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_arguments import instance, read
 
-from lamella.cli import contract, image, save, screen, source
+from lamella.cli import contract, desktop, image, save, screen, source
 from lamella.cli.document import Document
 from lamella.model.board import Board, Input
 from lamella.model.errors import Invalid
@@ -124,6 +124,19 @@ def test_what_is_typed() -> None:
     assert screen.hands(read("type", "db", "--", "-n")) == {"text": "-n"}  # type: ignore[arg-type]
     with pytest.raises(Invalid):
         screen.hands(read("type", "db"))  # type: ignore[arg-type]
+
+
+def test_how_viewers_are_started(tmp_path: Path) -> None:
+    vnc = Document({"kind": "vnc", "password": "secret", "certificate": "PEM\n"})
+    words, environment = desktop.command("/usr/bin/xtigervncviewer", "/t", 5901, vnc)
+    assert words[-1] == "127.0.0.1::5901" and "-X509CA=/t/ca.pem" in words
+    assert (environment, "secret" in " ".join(words)) == ({"VNC_PASSWORD": "secret"}, False)
+    spice = Document({"kind": "spice", "password": "secret", "certificate": ""})
+    words, environment = desktop.command("/usr/bin/remote-viewer", str(tmp_path), 5902, spice)
+    assert (words, environment) == (["/usr/bin/remote-viewer", f"{tmp_path}/screen.vv"], {})
+    told = (tmp_path / "screen.vv").read_text().splitlines()
+    assert told[0] == "[virt-viewer]" and "port=5902" in told and "password=secret" in told
+    assert not [line for line in told if line.startswith(("ca", "tls"))]
 
 
 @given(st.text(max_size=60))
