@@ -265,7 +265,7 @@ static const char *refusal(uint64_t verb) {
 
 static void serve(struct stream *s, struct view body) {
     struct bytes fields = {0};
-    struct view entropy;
+    struct view value;
     uint64_t verb = find_number(body, TAG_VERB, 0), number = find_number(body, TAG_SIGNAL, SIGTERM);
     const char *refused = refusal(verb);
     s->kind = DONE;
@@ -318,10 +318,15 @@ static void serve(struct stream *s, struct view body) {
     case VERB_FREEZE: finish_sentence(s, "conflict", machine_freeze((uint32_t)find_number(body, TAG_TIMEOUT_MS, 10000))); break;
     case VERB_THAW: finish_sentence(s, "conflict", freeze_thaw()); break;
     case VERB_RESEED:
-        if (find_field(body, TAG_ENTROPY, &entropy)) finish_sentence(s, "internal", machine_reseed(entropy.data, entropy.size));
+        if (find_field(body, TAG_ENTROPY, &value)) finish_sentence(s, "internal", machine_reseed(value.data, value.size));
         else finish_error(s, "invalid", "there is no entropy in the request");
         break;
-    case VERB_SET: finish_sentence(s, "invalid", machine_set(body)); break;
+    case VERB_SET:
+        if (mode == MODE_SERVICE && (find_field(body, TAG_HOSTNAME, &value) || find_field(body, TAG_ADDRESS, &value)))
+            finish_error(s, "unsupported", "name and network of this machine are its own system's affair");
+        else
+            finish_sentence(s, "invalid", machine_set(body));
+        break;
     default: finish_error(s, "unsupported", "this agent does not know that verb");
     }
     bytes_free(&fields);

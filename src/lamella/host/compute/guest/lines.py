@@ -9,6 +9,7 @@ LARGEST_LINE = 1 << 20
 
 _CHUNK = 64 << 10
 _LARGEST_STALE = 4 << 20
+_LEAST_STALE = 64  # what a short line costs: it is looked at, too
 _DELIMITER = b"\xff"
 _HINT = "what answers in it is broken or hostile"
 
@@ -89,16 +90,17 @@ class LineChannel:
             self.end(Unavailable(f"the guest's port failed: {error}", hint="the guest may have ended"))
 
     def _take(self, held: bytearray, start: int) -> None:
+        begin = 0
         while (end := held.find(b"\n", start)) >= 0:
-            line = bytes(held[:end]).rpartition(_DELIMITER)[2].strip()
-            del held[: end + 1]
-            start = 0
+            line = bytes(held[begin:end]).rpartition(_DELIMITER)[2].strip()
             if self._waiting is not None and not self._waiting.done() and line and self._accepts(line):
                 self._waiting.set_result(line)
-                continue
-            self._stale += end + 1
-            if self._stale > _LARGEST_STALE:
-                raise Corrupt("the guest's port gives what nobody asked for", hint=_HINT)
+            else:
+                self._stale += max(_LEAST_STALE, end + 1 - begin)
+                if self._stale > _LARGEST_STALE:
+                    raise Corrupt("the guest's port gives what nobody asked for", hint=_HINT)
+            begin = start = end + 1
+        del held[:begin]
         if len(held) > self._largest:
             raise Corrupt("the guest's port gives a longer line than an answer can be", hint=_HINT)
 

@@ -9,7 +9,8 @@
 | reseed, set the clock | yes | no |
 
 exec and the file verbs wait for a guest that may still be booting: while it is younger than five minutes and nobody has answered yet,
-up to ``BOOT_PATIENCE`` seconds; an agent that has answered before is given ``AGAIN_PATIENCE``. The others do not wait.
+up to ``BOOT_PATIENCE`` seconds; an agent that has answered before is given ``AGAIN_PATIENCE``. The others do not
+wait, but for the first two seconds after :meth:`Inside.open`, in which an agent that is there introduces itself.
 """
 
 import asyncio
@@ -34,6 +35,7 @@ from lamella.model.usage import Usage
 BOOT_PATIENCE = 90.0
 AGAIN_PATIENCE = 15.0
 YOUNG = 300.0
+INTRODUCTION = 2.0
 
 _HOW = (
     "use an image with cloud-init (the seed drive starts Lamella's agent), a disk made by lamella image build --disk, "
@@ -70,12 +72,14 @@ class Inside:
 
     def __init__(self, agent_socket: Path, qga_socket: Path, *, started: datetime | None = None) -> None:
         self.started = started
+        self._opened = 0.0
         self._moved = asyncio.Event()
         self._ours: Port[GuestClient] = Port(agent_socket, _greet, GuestClient.state, self._moved.set)
         self._qga: Port[QgaClient] = Port(qga_socket, _synchronize, QgaClient.ping, self._moved.set)
 
     def open(self) -> None:
         """Begin to look for agents; returns at once."""
+        self._opened = asyncio.get_running_loop().time()
         self._ours.open()
         self._qga.open()
 
@@ -180,15 +184,18 @@ class Inside:
 
     async def _agent(self, verb: str, *, only_ours: bool = False, wait: bool = True) -> Agent:
         met = self._ours.met or (self._qga.met and not only_ours)
+        time = asyncio.get_running_loop().time
         allowed = patience(self.started, now(), met=met) if wait else 0.0
-        until = asyncio.get_running_loop().time() + allowed
+        # An agent that answers does so at once; but who has only just begun to look has not met it yet.
+        allowed = max(allowed, self._opened + INTRODUCTION - time())
+        until = time() + allowed
         while True:
             self._moved.clear()
             if (ours := await self._ours.alive()) is not None:
                 return ours
             if not only_ours and (qga := await self._qga.alive()) is not None:
                 return qga
-            left = until - asyncio.get_running_loop().time()
+            left = until - time()
             if left <= 0:
                 break
             with contextlib.suppress(TimeoutError):
