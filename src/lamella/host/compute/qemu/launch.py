@@ -24,8 +24,9 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 CONSOLE_SIZE = 256 << 10
 ERRORS_SIZE = 64 << 10
 
-# Where the jailer finds what becomes QEMU's standard output; its own tells the pid.
+# Where the jailer finds what becomes QEMU's standard output; its own tells the pid. Where the keeper finds the file for the end.
 OUTPUT = 9
+STATUS = 127
 
 # Nothing may be raised, and a QEMU needs little.
 RESOURCE_LIMITS = ("core=0", "nofile=1024", "memlock=65536")
@@ -33,7 +34,7 @@ RESOURCE_LIMITS = ("core=0", "nofile=1024", "memlock=65536")
 # The room shows the libraries of the distribution, which everybody may read, and no configuration, user or other program.
 _LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
 _LOADER = Path("/lib64/ld-linux-x86-64.so.2")
-_FIRMWARE = (Path("/usr/share/qemu"), Path("/usr/share/seabios"))
+_FIRMWARE = (Path("/usr/share/qemu"), Path("/usr/share/seabios"), Path("/usr/lib/ipxe/qemu"))
 
 
 class Plan(msgspec.Struct, kw_only=True, frozen=True):
@@ -76,18 +77,25 @@ async def launch(
     console: int,
     errors: int,
     mark: str,
+    status: int | None = None,
 ) -> int:
     """Start QEMU in its room, with *files* (its descriptors: ours); returns its pid. It is nobody's child and outlives us.
+
+    With *status*, an open file, a keeper (native/keeper.c) outlives us too and writes there how QEMU ended.
 
     :raise Unavailable: when the jailer could not do it; its words are in the error.
     """
     argv = plan.jailer(places, user, procs_files, sorted(files))
+    kept: dict[int, int] = {}
+    if status is not None:
+        argv = [*keeper(user, procs_files), *argv]
+        kept = {STATUS: status}
     read_end, write_end = os.pipe()
     try:
         child = spawn(
             argv,
             environment={**environment(mark), "LD_LIBRARY_PATH": str(_LIBRARIES)},
-            files={1: write_end, 2: errors, OUTPUT: console, **files},
+            files={1: write_end, 2: errors, OUTPUT: console, **kept, **files},
         )
     except BaseException:
         os.close(read_end)
@@ -102,6 +110,12 @@ async def launch(
     if code or not text.strip().isdigit():
         raise Unavailable(f"QEMU could not be started: {tail(errors) or f'the jailer ended with {code}'}")
     return int(text)
+
+
+def keeper(user: int, procs_files: list[Path]) -> list[str]:
+    """What goes before the jailer's argument vector so that somebody waits for QEMU."""
+    groups = [word for file in procs_files for word in ("--cgroup", str(file))]
+    return [str(binaries.own("lamella-keeper")), *groups, "--status", str(STATUS), "--user", str(user), "--"]
 
 
 def listening(path: Path) -> socket.socket:
