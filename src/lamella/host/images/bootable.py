@@ -5,10 +5,11 @@ partition, grub-mkimage(1) the code for a BIOS. Every id and time follows from t
 give the same bytes. Secure Boot stands on Debian's own signatures: shim, GRUB and the kernel.
 """
 
-import asyncio
 import os
 import stat
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -84,6 +85,12 @@ _FIRMWARE = {
 }
 
 
+def architecture() -> str:
+    """This host's, as dpkg names it."""
+    machine = os.uname().machine
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
+
+
 def check_tools(architecture: str) -> None:
     """:raise Unsupported: when a disk for *architecture* cannot be made here, and what to install for it."""
     firmware = _FIRMWARE.get(architecture)
@@ -121,10 +128,10 @@ async def make_disk(
     identity: str,
     architecture: str,
     epoch: int,
-    environment: dict[str, str],
+    mark: str = "",
 ) -> Layout:
     """Write the disk of the tree *root* to the new file *target*. *identity* names the content of *root* (its digest), *epoch* is the
-    time (seconds) that made files bear, *scratch* a directory for work in hand.
+    time (seconds) that made files bear, *scratch* a directory for work in hand, *mark* what our processes bear in their environment.
 
     :raise Unsupported: when a tool or a signed loader is not installed.
     :raise Internal: when a tool fails; its words are in the error.
@@ -132,7 +139,8 @@ async def make_disk(
     check_tools(architecture)
     firmware = _FIRMWARE[architecture]
     environment = {
-        **environment,
+        **os.environ,
+        **({"LAMELLA_MARK": mark} if mark else {}),
         "SOURCE_DATE_EPOCH": str(epoch),
         "E2FSPROGS_FAKE_TIME": str(epoch),
         "MTOOLSRC": "/dev/null",
@@ -141,7 +149,10 @@ async def make_disk(
     }
     layout = bootable_layout.plan(identity, await stoppable(lambda _stop: _content(root)), architecture)
     await stoppable(lambda _stop: _lay_out(target, layout))
-    works = [_root(root, target, layout, environment), _efi(target, scratch, layout, firmware, epoch, environment)]
+    works: list[Coroutine[Any, Any, None]] = [
+        _root(root, target, layout, environment),
+        _efi(target, scratch, layout, firmware, epoch, environment),
+    ]
     if firmware.bios is not None and layout.bios is not None:
         works.append(_bios(target, scratch, layout, firmware.bios, environment))
     await together(works)
@@ -153,9 +164,12 @@ async def _root(root: Path, target: Path, layout: Layout, environment: dict[str,
     # A new sparse file reads as zeros: neither tables nor journal need to be written, now or by the guest's first mount.
     options += ",lazy_itable_init=0,lazy_journal_init=1,nodiscard"
     await _tool(
-        ["mke2fs", "-q", "-F", "-t", "ext4", "-b", str(_BLOCK), "-I", "256", "-i", "16384", "-m", "1", "-L", "root"]
-        + ["-O", _FEATURES, "-U", str(layout.root_uuid), "-E", options, "-d", str(root), str(target)]
-        + [f"{layout.root.size // 1024}k"],
+        [
+            "mke2fs",
+            *("-q", "-F", "-t", "ext4", "-b", str(_BLOCK), "-I", "256", "-i", "16384", "-m", "1", "-L", "root"),
+            *("-O", _FEATURES, "-U", str(layout.root_uuid), "-E", options, "-d", str(root)),
+            *(str(target), f"{layout.root.size // 1024}k"),
+        ],
         environment,
     )
     await stoppable(lambda _stop: _settle(target, layout))
@@ -188,8 +202,12 @@ async def _bios(target: Path, scratch: Path, layout: Layout, grub: Path, environ
     core, settings = scratch / "core.img", scratch / "bios-grub.cfg"
     await stoppable(lambda _stop: settings.write_text(loader_settings(layout)))
     await _tool(
-        ["grub-mkimage", "--directory", str(grub), "--format", "i386-pc", "--prefix", "/boot/grub"]
-        + ["--config", str(settings), "--output", str(core), *_BIOS_MODULES],
+        [
+            "grub-mkimage",
+            *("--directory", str(grub), "--format", "i386-pc", "--prefix", "/boot/grub"),
+            *("--config", str(settings), "--output", str(core)),
+            *_BIOS_MODULES,
+        ],
         environment,
     )
     await stoppable(lambda _stop: _install_bios(target, layout, grub / "boot.img", core))
@@ -270,4 +288,3 @@ def _copy(image: Path, target: Path, start: int) -> None:
                 at += len(piece)
     finally:
         os.close(descriptor)
-

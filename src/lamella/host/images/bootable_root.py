@@ -6,7 +6,8 @@ A container or a microVM of the same image has all of this too and starts none o
 import shlex
 from pathlib import Path
 
-from lamella.host.compute.guest.service import ServiceFile
+from lamella.host.compute.guest.service import ServiceFile, systemd_files
+from lamella.host.linux import binaries
 
 _KERNELS = {"amd64": "linux-image-cloud-amd64", "arm64": "linux-image-cloud-arm64"}
 _PACKAGES = (
@@ -77,9 +78,24 @@ datasource_list: [NoCloud, None]
 _CLOUD_KEYS = """\
 # RSA keys take seconds to find where the processor is emulated; every client since OpenSSH 5.7 knows these.
 ssh_genkeytypes: [ed25519, ecdsa]
+ssh:
+  emit_keys_to_console: false
+# The locale is C.UTF-8, GRUB is not installed inside, and nothing here is to be found by a vendor's tool.
+locale: false
+grub_dpkg: {enabled: false}
+"""
+
+_RESOLVED = """\
+[Resolve]
+LLMNR=no
+MulticastDNS=no
 """
 
 _WAIT_ONLINE = """\
+[Unit]
+# Where there is no interface there is nothing to wait for.
+ConditionPathExistsGlob=/sys/class/net/[!l]*
+
 [Service]
 # One interface is enough, and one that nobody configures holds nothing up for long.
 ExecStart=
@@ -101,8 +117,6 @@ ExecStart=/usr/bin/ssh-keygen -q -t ed25519 -N "" -f /etc/ssh/ssh_host_ed25519_k
 [Install]
 WantedBy=multi-user.target
 """
-
-_RESOLVER = "L /etc/resolv.conf - - - - ../run/systemd/resolve/stub-resolv.conf\n"
 
 _ENABLED = ("systemd-networkd.service", "systemd-networkd-wait-online.service", "systemd-resolved.service")
 
@@ -138,15 +152,30 @@ def late_files() -> list[ServiceFile]:
     """Settings of the finished system, over those of the packages."""
     return [
         ServiceFile(path="/etc/cloud/cloud.cfg.d/91-lamella-datasource.cfg", content=_CLOUD.encode()),
-        ServiceFile(path="/etc/cloud/cloud.cfg.d/91-lamella-keys.cfg", content=_CLOUD_KEYS.encode()),
-        ServiceFile(path=f"{_UNITS}/systemd-networkd-wait-online.service.d/lamella.conf", content=_WAIT_ONLINE.encode()),
+        ServiceFile(path="/etc/cloud/cloud.cfg.d/91-lamella.cfg", content=_CLOUD_KEYS.encode()),
+        ServiceFile(
+            path=f"{_UNITS}/systemd-networkd-wait-online.service.d/lamella.conf", content=_WAIT_ONLINE.encode()
+        ),
         ServiceFile(path=f"{_UNITS}/ssh-host-keys.service", content=_HOST_KEYS.encode()),
-        ServiceFile(path=f"{_UNITS}/multi-user.target.wants/ssh-host-keys.service", target=f"{_UNITS}/ssh-host-keys.service"),
-        ServiceFile(path="/usr/lib/tmpfiles.d/lamella-resolver.conf", content=_RESOLVER.encode()),
+        ServiceFile(
+            path=f"{_UNITS}/multi-user.target.wants/ssh-host-keys.service", target=f"{_UNITS}/ssh-host-keys.service"
+        ),
+        ServiceFile(path="/etc/systemd/resolved.conf.d/lamella.conf", content=_RESOLVED.encode()),
         ServiceFile(path="/boot/grub/grub.cfg", content=_GRUB.encode()),
         ServiceFile(path="/etc/machine-id"),
         *[ServiceFile(path=f"{_UNITS}/{unit}", target="/dev/null") for unit in _MASKED],
     ]
+
+
+def prepare(scratch: Path) -> list[str]:
+    """Write into *scratch* what the root gets beside packages, our agent's program among it, and return mmdebstrap's options for it.
+
+    :raise Unavailable: when the agent was not built.
+    """
+    agent = binaries.own("lamella-agent").read_bytes()
+    write(early_files(), scratch / "early")
+    write([*late_files(), *systemd_files(agent)], scratch / "late")
+    return hooks(scratch / "early", scratch / "late")
 
 
 def write(files: list[ServiceFile], folder: Path) -> None:

@@ -4,12 +4,15 @@ import asyncio
 import contextlib
 import os
 import re
+import shlex
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
+from lamella.host.images import bytecode
 from lamella.model.errors import Internal, Invalid, LamellaError, Unavailable, Unsupported
 
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*(?::[a-z0-9-]+)?")
@@ -110,6 +113,7 @@ def command(
         "--dpkgopt=path-include=/usr/share/doc/*/copyright",
         "--dpkgopt=path-include=/usr/share/locale/locale.alias",
         *hooks,
+        f'--customize-hook={shlex.join([sys.executable, "-I", bytecode.__file__])} "$1" {wanted.epoch}',
         '--customize-hook=rm -f "$1/etc/apt/apt.conf.d/99mmdebstrap" "$1/etc/hostname" "$1/etc/resolv.conf"',
         wanted.suite,
         str(target),

@@ -12,7 +12,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 from lamella.host.compute.driver import Rootfs, StoredArtifact
-from lamella.host.images import debian, exporting, layout, manifest
+from lamella.host.images import bootable, bootable_root, debian, exporting, layout, manifest
 from lamella.host.images.archive import Directory, Source
 from lamella.host.images.collection import collect, forget
 from lamella.host.images.content import Content, LayerRecord, remove
@@ -32,7 +32,7 @@ from lamella.host.images.tape import Bounds, Compression
 from lamella.host.images.thread import stoppable, together
 from lamella.host.images.unpack import Unpacked
 from lamella.model.errors import Corrupt, Invalid, LamellaError, NoRoom, NotFound, Unavailable
-from lamella.model.image import Appliance, Artifact, ImageStatus, Layer
+from lamella.model.image import Appliance, Artifact, ArtifactKind, ImageStatus, Layer
 
 _AT_ONCE = 3
 _DEEPEST_INDEX = 4
@@ -83,6 +83,12 @@ class DiskLibrary:
                 return self._here(digest)
             configuration = await registry.document(found.config, "image's configuration")
             manifest.check_digest(configuration, found.config.digest, "image's configuration")
+            module = manifest.module_layer(found)
+            if module is not None:
+                named = await self._fetch_module(hold, registry, module, report)
+                return await self._commit(
+                    hold, data, configuration, manifest.module_configuration(configuration, named)
+                )
             parsed = manifest.read_configuration(configuration, len(found.layers))
             await hold.add(*parsed.rootfs.diff_ids)
             layers = dict(zip(parsed.rootfs.diff_ids, found.layers, strict=True))
@@ -143,21 +149,46 @@ class DiskLibrary:
         finally:
             self._holds.end(hold)
 
-    async def build(self, name: str, report: Report, *, packages: list[str]) -> ImageStatus:
+    async def build(self, name: str, report: Report, *, packages: list[str], disk: bool = False) -> ImageStatus:
         """As :meth:`ImageLibrary.build`.
 
         :raise Invalid: when *name* or a package cannot be built.
-        :raise Unsupported: when mmdebstrap is not installed.
+        :raise Unsupported: when mmdebstrap is not installed, or with *disk* what makes a disk start.
         :raise Unavailable: when the mirror cannot be reached.
         """
         wanted = debian.release(name)
         debian.check_packages(packages)
+        if disk:
+            await asyncio.to_thread(bootable.check_tools, bootable.architecture())
         async with self._bringing() as hold, self._scratch() as scratch:
             target = scratch / "root.tar"
+            hooks: list[str] = []
+            if disk:
+                packages = [*packages, *bootable_root.packages(bootable.architecture())]
+                hooks = await asyncio.to_thread(bootable_root.prepare, scratch)
             await debian.bootstrap(
-                wanted, packages, target, scratch, lambda step: report(Progress(step=step, unit="")), self._mark
+                wanted, packages, target, scratch, lambda step: report(Progress(step=step, unit="")), self._mark, hooks
             )
-            return await self._adopt(hold, target, report)
+            if not disk:
+                return await self._adopt(hold, target, report)
+            configuration, layers = await self._adopt_layer(hold, target, report)
+            made = await self._bootable(hold, layers[0][0], scratch, wanted.epoch, report)
+            base = manifest.read_configuration(configuration, len(layers))
+            return await self._commit_machine(hold, [made], None, base=base, layers=layers)
+
+    async def _bootable(self, hold: Hold, diff_id: str, scratch: Path, epoch: int, report: Report) -> Named:
+        """The root *diff_id* on a disk that starts, stored."""
+        report(Progress(step="making a bootable disk", unit=""))
+        await bootable.make_disk(
+            self._content.layer(diff_id),
+            scratch / "disk.raw",
+            scratch,
+            identity=diff_id,
+            architecture=bootable.architecture(),
+            epoch=epoch,
+            mark=self._mark,
+        )
+        return await self._store_disk(hold, scratch / "disk.raw", report)
 
     async def rootfs(self, digest: str) -> Rootfs:
         status = self._content.image(digest)
@@ -235,6 +266,15 @@ class DiskLibrary:
                     await self._place(scratch, done)
                 blob.unlink(missing_ok=True)
 
+    async def _fetch_module(self, hold: Hold, registry: Registry, module: Descriptor, report: Report) -> Named:
+        async with self._turns.of(f"blob {module.digest}"):
+            if self._content.has_artifact(module.digest):
+                size = self._content.artifact(module.digest).stat().st_size
+                return Named(kind=ArtifactKind.MODULE, digest=module.digest, size=size)
+            arriving = self._content.partial(module.digest)
+            await registry.download(module, arriving, Meter(report, "fetching", module.size).add)
+            return await self._machines.adopt_module(hold, arriving, module.digest)
+
     async def _take_directory(self, hold: Hold, path: Path, report: Report) -> ImageStatus:
         directory = await asyncio.to_thread(Directory, path)
         try:
@@ -251,6 +291,12 @@ class DiskLibrary:
 
     async def _take(self, hold: Hold, source: Source, found: layout.Found, report: Report) -> ImageStatus:
         """An image found in an archive or a layout."""
+        if found.module is not None:
+            await hold.add(found.module.digest)
+            async with self._scratch() as scratch:
+                section = await asyncio.to_thread(source.open, found.module_name)
+                await self._machines.take_module(hold, section, found.module.digest, scratch, report)
+            return await self._commit(hold, found.manifest, found.configuration, found.parsed)
         diff_ids = found.parsed.rootfs.diff_ids
         await hold.add(*diff_ids)
         pieces = {piece.diff_id: piece for piece in found.pieces}
