@@ -1,13 +1,14 @@
 /*
  * A guest that is no operating system: it does what a line on its serial port says, and tells of its power button.
  *
- *   echo WORDS   said back            fill      "MARK" in memory at 32 MiB, for whoever looks at a dump
- *   off          power off by ACPI    deaf      the power button is heard and nothing done
+ *   echo WORDS   said back
+ *   off          power off by ACPI    later        the same, in the second after the next
+ *   fill         "MARK" in memory at 32 MiB, for whoever looks at a dump
+ *   deaf         the power button is heard and nothing done
  *   panic        as a kernel that panicked (pvpanic)
  *   watchdog     begin to feed the i6300ESB, and stop
  *   clock        the TPM's count of its resets, which it keeps (TPM2_ReadClock)
  *   pci          every PCI device: slot, vendor and device number
- *   disk         the first bytes of CMOS' day (RTC), so that there is a clock
  *
  * Facts: 16550 (serial); ACPI 6.4 section 4.8 (PM1), Intel ICH9 datasheet (PMBASE); QEMU docs/specs/pvpanic.txt;
  * Intel 6300ESB datasheet, section 16 (watchdog); TCG PC Client Platform TPM Profile 1.05, section 6.5 (CRB); TPM 2.0 Part 3, 29.1.
@@ -71,12 +72,13 @@ static void start_watchdog(void) {
         if (pci_read(device, 0) != 0x25ab8086) continue;
         volatile u8 *base = (volatile u8 *)(pci_read(device, 0x10) & ~15u);
         pci_write(device, 4, pci_read(device, 4) | 2);
-        /* Unlock, then both stages as short as they go, then lock on: registers 0x60 (enable reboot) and 0x68 (enable). */
+        /* Unlock, then both stages of half a second (units of 1 ms), then begin: register 0x68 is a byte. */
         *(volatile u16 *)(base + 0xc) = 0x80, *(volatile u16 *)(base + 0xc) = 0x86;
-        *(volatile u32 *)(base + 0) = 0x4000;
+        *(volatile u32 *)(base + 0) = 0x200;
         *(volatile u16 *)(base + 0xc) = 0x80, *(volatile u16 *)(base + 0xc) = 0x86;
-        *(volatile u32 *)(base + 4) = 0x4000;
-        pci_write(device, 0x68, 2);
+        *(volatile u32 *)(base + 4) = 0x200;
+        outl(PCI_ADDRESS, 0x80000000 | device << 8 | 0x68);
+        outb(PCI_DATA, 2);
         say("fed once\n");
         return;
     }
@@ -107,6 +109,8 @@ static void read_clock(void) {
     say("code "), say_number(code, 8), say(" resets "), say_number(resets, 8), say("\n");
 }
 
+static u8 second(void) { outb(0x70, 0); return inb(0x71); }
+
 static u16 pm1(void) { return inw(power); }
 
 void main(void) {
@@ -134,7 +138,11 @@ void main(void) {
         line[length] = 0, length = 0;
         if (is(line, "echo")) say(line[4] ? line + 5 : ""), say("\n");
         else if (is(line, "off")) outw(power + 4, PM1_SOFT_OFF);
-        else if (is(line, "deaf")) deaf = 1, say("deaf\n");
+        else if (is(line, "later")) {
+            say("later\n");
+            for (int ticks = 0, now = second(); ticks < 2; ticks++, now = second()) while (second() == now);
+            outw(power + 4, PM1_SOFT_OFF);
+        } else if (is(line, "deaf")) deaf = 1, say("deaf\n");
         else if (is(line, "panic")) say("panic\n"), outb(PANIC, 1);
         else if (is(line, "watchdog")) start_watchdog();
         else if (is(line, "clock")) read_clock();

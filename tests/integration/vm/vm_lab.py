@@ -12,7 +12,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lamella.host.compute.driver import ComputeDriver, Home, Limits, Machine, Observed, Rootfs, StoredArtifact
+from lamella.host.compute.driver import (
+    ComputeDriver,
+    HasMachine,
+    HasScreen,
+    Home,
+    Limits,
+    Machine,
+    Observed,
+    Rootfs,
+    StoredArtifact,
+    TakesDevices,
+    TakesTap,
+)
 from lamella.host.compute.vm.driver import VmDriver
 from lamella.host.storage.driver import VolumeHandle
 from lamella.model.board import Seed
@@ -38,6 +50,10 @@ class Lab:
     def driver(self) -> VmDriver:
         driver = VmDriver(self.home, self.changes.append)
         _: ComputeDriver = driver
+        _takes: TakesTap = driver
+        _devices: TakesDevices = driver
+        _screen: HasScreen = driver
+        _machine: HasMachine = driver
         return driver
 
     def volume(self, size: int = 64 * MIB, content: Path | None = None) -> VolumeHandle:
@@ -93,7 +109,17 @@ def build_guest(directory: Path) -> Path:
     objects = [str(directory / "start.o"), str(directory / "guest.o")]
     for source, target in zip(("guest.S", "guest.c"), objects, strict=True):
         subprocess.run(["gcc", *flags.split(), "-c", str(here / source), "-o", target], check=True)
-    script = ["-m", "elf_i386", "--section-start=.boot=0x7c00", "-Ttext=0x7e00", "-e", "boot", "--oformat", "binary", "--no-warn-rwx-segments"]
+    script = [
+        "-m",
+        "elf_i386",
+        "--section-start=.boot=0x7c00",
+        "-Ttext=0x7e00",
+        "-e",
+        "boot",
+        "--oformat",
+        "binary",
+        "--no-warn-rwx-segments",
+    ]
     subprocess.run(["ld", *script, "-z", "noexecstack", "-o", str(disk), *objects], check=True)
     with disk.open("ab") as file:
         file.truncate(1 * MIB)

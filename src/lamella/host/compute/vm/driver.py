@@ -15,15 +15,18 @@ from pathlib import Path
 from lamella.host.compute.driver import Changed, Home, Limits, Machine, Observed
 from lamella.host.compute.qemu import places
 from lamella.host.compute.qemu.log import Log
+from lamella.host.compute.qemu.monitor import Monitor
 from lamella.host.compute.qemu.places import Places, ProcessRecord
 from lamella.host.compute.qemu.process import died
-from lamella.host.compute.vm import evidence, hotplug, launching, memory
+from lamella.host.compute.vm import evidence, hotplug, launching, memory, screen, sizing
 from lamella.host.compute.vm.host import HostParts, look
+from lamella.host.compute.vm.inside import Inside
 from lamella.host.compute.vm.launching import OpenTap
 from lamella.host.compute.vm.session import Session
 from lamella.host.linux.cgroup import ROOT as CGROUP_ROOT
 from lamella.host.linux.cgroup import Cgroup, Cgroups
 from lamella.host.linux.processes import environment
+from lamella.model.board import DesktopTicket, Graphics, Input
 from lamella.model.contract import Mechanism
 from lamella.model.errors import Conflict, Internal, LamellaError, NotFound, Unavailable, Unsupported
 from lamella.model.files import FileInfo
@@ -32,6 +35,10 @@ from lamella.model.instance import Phase
 from lamella.model.signals import signal_number
 from lamella.model.stream import ExecSpec, ProcessStream
 from lamella.model.usage import LogEntry, Usage
+
+# How long an agent in the guest may take to answer that it powers off, before the power button is pressed.
+AGENT_DEADLINE = 5.0
+CONSOLE_DEADLINE = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +151,7 @@ class VmDriver:
                 await hotplug.rewire(monitor, machine, self._open_tap)
                 # The firmware reads the boot order when it starts, and was told of what was plugged in since.
                 await monitor.execute("system_reset")
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(CONSOLE_DEADLINE):
                     await session.console.ready()
                 await session.write(ready=True)
             except BaseException:
@@ -158,6 +165,7 @@ class VmDriver:
                 return
             await session.resume()
             await session.write(started_at=datetime.now(UTC))
+            session.inside.started = session.process.started_at
 
     async def stop(self, id: str, *, signal: str, timeout: float) -> None:
         """Ask the guest by its agent, else by the power button; *signal* KILL (or no time) pulls the cord at once."""
@@ -171,7 +179,7 @@ class VmDriver:
                     async with asyncio.timeout(timeout):
                         if session.paused:
                             await session.resume()
-                        await self._ask_to_stop(session)
+                        await self._ask_to_stop(session, timeout)
                         await session.gone.wait()
             if not session.gone.is_set():
                 await session.end(
@@ -204,6 +212,24 @@ class VmDriver:
         async with self._lock(id):
             await (await self._started(id)).resume()
 
+    async def update(self, id: str, limits: Limits) -> None:
+        async with self._lock(id):
+            session = await self._running(id)
+            machine = session.machine
+            if machine is None:
+                raise NotFound(f"nothing is written down of {id}", hint="start it again")
+            monitor = await session.monitor()
+            change = sizing.change(await sizing.look(monitor), limits, session.process.accelerator)
+            group = launching.with_the_rest(change.group, machine)
+            held = session.group.read_limits().memory
+            if held is None or (group.memory or 0) >= held:
+                await asyncio.to_thread(session.group.update, group)
+                await sizing.resize(monitor, change)
+            else:
+                await sizing.resize(monitor, change)
+                await asyncio.to_thread(session.group.update, group)
+            await session.write(limits=limits)
+
     async def remove(self, id: str) -> None:
         async with self._lock(id):
             await self._clear(id)
@@ -233,12 +259,27 @@ class VmDriver:
         state = self._places(id).state
         if not state.is_dir():
             raise _not_here(id)
-        if crash:
-            stream = memory.stream_crash(state)
-        else:
-            stream = memory.stream_now(await (await self._running(id)).monitor(), state)
-        async for piece in stream:
+        pieces = memory.stream_crash(state)
+        if not crash:
+            pieces = memory.stream_now(await (await self._running(id)).monitor(), state)
+        async for piece in pieces:
             yield piece
+
+    # --- its screen
+
+    async def screenshot(self, id: str) -> bytes:
+        return await screen.screenshot(await self._with_screen(id))
+
+    async def input(self, id: str, input: Input) -> None:
+        await screen.send(await self._with_screen(id), input)
+
+    async def desktop(self, id: str, kind: str) -> DesktopTicket:
+        session = await self._running(id)
+        return await session.desktop.ticket(await session.monitor(), kind)
+
+    async def screen(self, id: str, kind: str) -> ProcessStream:
+        session = await self._running(id)
+        return await session.desktop.connect(await session.monitor(), kind)
 
     # --- streams
 
@@ -255,16 +296,48 @@ class VmDriver:
         async for entry in self._log(id).read(follow=follow, tail=tail, since=since):
             yield entry
 
+    # --- inside
+
+    async def exec(self, id: str, spec: ExecSpec) -> ProcessStream:
+        return await (await self._inside(id)).exec(spec)
+
+    async def stat(self, id: str, path: str) -> FileInfo:
+        return await (await self._inside(id)).stat(path)
+
+    async def list_directory(self, id: str, path: str) -> list[FileInfo]:
+        return await (await self._inside(id)).list_directory(path)
+
+    async def read_file(self, id: str, path: str) -> AsyncIterator[bytes]:
+        async for piece in (await self._inside(id)).read_file(path):
+            yield piece
+
+    async def write_file(
+        self, id: str, path: str, data: AsyncIterator[bytes], *, mode: int = 0o644, uid: int = 0, gid: int = 0
+    ) -> None:
+        await (await self._inside(id)).write_file(path, data, mode=mode, uid=uid, gid=gid)
+
+    async def make_directory(self, id: str, path: str, *, mode: int = 0o755, uid: int = 0, gid: int = 0) -> None:
+        await (await self._inside(id)).make_directory(path, mode=mode, uid=uid, gid=gid)
+
     async def usage(self, id: str) -> Usage:
+        """What its group uses, and what the guest says of itself where an agent answers."""
         session = await self._running(id)
         group = await asyncio.to_thread(session.group.usage)
+        inside: Usage | None = None
+        if session.process.started_at is not None and not session.paused:
+            with contextlib.suppress(LamellaError, TimeoutError):
+                async with asyncio.timeout(2):
+                    inside = await session.inside.usage()
         machine = session.machine
         return Usage(
             at=datetime.now(UTC),
             cpu_seconds=group.cpu_seconds,
             memory=group.memory,
             memory_limit=session.process.limits.memory or session.process.size.memory,
+            processes=inside.processes if inside else None,
             disk_used=_blocks(machine.disk.path) if machine and machine.disk else None,
+            received=inside.received if inside else None,
+            sent=inside.sent if inside else None,
         )
 
     async def mechanisms(self, id: str) -> list[Mechanism]:
@@ -273,8 +346,25 @@ class VmDriver:
 
     # --- how
 
-    async def _ask_to_stop(self, session: Session) -> None:
-        await (await session.monitor()).execute("system_powerdown")
+    async def _with_screen(self, id: str) -> Monitor:
+        session = await self._running(id)
+        if session.machine is not None and session.machine.board.graphics is Graphics.NONE:
+            raise Unsupported(f"the machine {id} has no screen", hint="give it graphics, or use its console")
+        return await session.monitor()
+
+    async def _inside(self, id: str) -> Inside:
+        session = await self._started(id)
+        if session.paused:
+            raise Conflict(f"the machine {id} is paused", hint="resume it first")
+        return session.inside
+
+    async def _ask_to_stop(self, session: Session, timeout: float) -> None:
+        """By an agent in the guest; by the power button where none answers."""
+        try:
+            async with asyncio.timeout(min(AGENT_DEADLINE, timeout / 2)):
+                await session.inside.shutdown()
+        except (LamellaError, TimeoutError):
+            await (await session.monitor()).execute("system_powerdown")
 
     async def _new_session(self, places: Places, record: ProcessRecord) -> Session:
         """Take hold of a QEMU that runs.
@@ -306,8 +396,10 @@ class VmDriver:
                 session = await self._new_session(places, record)
             except Unavailable:
                 return None
-            with contextlib.suppress(LamellaError):
+            with contextlib.suppress(LamellaError, TimeoutError):
                 await session.monitor()
+                async with asyncio.timeout(CONSOLE_DEADLINE):
+                    await session.console.ready()
             return session
 
     async def _running(self, id: str) -> Session:

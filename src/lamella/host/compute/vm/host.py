@@ -1,6 +1,7 @@
 """What this host has for full machines: QEMU with its newest board, firmware, a TPM, a proved accelerator, SPICE if it is compiled in."""
 
 import asyncio
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,9 @@ T = TypeVar("T")
 
 class HostParts(msgspec.Struct, kw_only=True, frozen=True):
     """Everything that was found. ``version`` is QEMU's; ``board`` what ``q35`` stands for now, ``boards`` all that it can be;
-    ``why_no_*`` say what is missing, and are empty where nothing is."""
+    ``why_no_*`` say what is missing, and are empty where nothing is.
+
+    ``memory`` is the host's, in bytes."""
 
     qemu: Path
     version: str
@@ -30,6 +33,7 @@ class HostParts(msgspec.Struct, kw_only=True, frozen=True):
     board: str
     boards: frozenset[str]
     ovmf: Ovmf | None
+    memory: int
     why_no_uefi: str
     why_no_tpm: str
     why_no_spice: str
@@ -95,6 +99,7 @@ async def look(home: Home) -> HostParts:
         board=board,
         boards=boards,
         ovmf=ovmf,
+        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         why_no_uefi=why_no_uefi,
         why_no_tpm=why_no_tpm,
         why_no_spice=spice,

@@ -6,14 +6,15 @@ import os
 import stat
 import uuid
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import msgspec
 
 from lamella.host.compute.driver import Limits, Machine
 from lamella.host.compute.qemu import launch
 from lamella.host.compute.qemu.places import Places, ProcessRecord
-from lamella.host.compute.qemu.size import MIB, Size, group_limits
-from lamella.host.compute.vm import arguments, firmware, hotplug, seed, tpm
+from lamella.host.compute.qemu.size import MIB, Size
+from lamella.host.compute.vm import arguments, certificates, desktop, firmware, hotplug, seed, sizing, tpm
 from lamella.host.compute.vm.host import HostParts
 from lamella.host.compute.vm.order import NIC, boot_order, media
 from lamella.host.linux.cgroup import Cgroup
@@ -27,6 +28,8 @@ OpenTap = Callable[[str], Awaitable[int]]
 # What a screen takes of QEMU's memory beside the guest's: its video memory and what was drawn of it.
 _SCREEN = {Graphics.NONE: 0, Graphics.VGA: 64 * MIB, Graphics.VIRTIO: 64 * MIB, Graphics.QXL: 192 * MIB}
 _FIRMWARE = 16 * MIB
+# The directory in the machine's state with the certificate of its screen.
+SCREEN = "screen"
 _ADDRESS = uuid.UUID("0f6a3b7e-6a42-4a0b-8d0e-5c3f2b1f9d10")
 
 
@@ -35,11 +38,12 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
 
     vm: arguments.Vm
     size: Size
+    largest: Size
     group: Limits
 
 
 def plan(host: HostParts, machine: Machine) -> Plan:
-    """Decide everything that needs no look at the disk.
+    """Decide everything about it.
 
     :raise Unsupported: when this host cannot make such a machine.
     :raise Invalid: when it contradicts itself.
@@ -56,21 +60,22 @@ def plan(host: HostParts, machine: Machine) -> Plan:
             raise Unsupported(why_not, field=field)
     if len(media(machine)) > arguments.MOST_MEDIA:
         raise Unsupported(f"a machine has drives for {arguments.MOST_MEDIA} CDs of its image", field="image")
-    size = Size(vcpus=-(-(machine.limits.cpu or 1000) // 1000), memory=(machine.limits.memory or 1 << 30) // MIB * MIB)
+    size = sizing.size_of(machine.limits)
+    largest = sizing.largest_of(size, host.memory)
     name = host.accelerator.name
     vm = arguments.Vm(
         name=machine.id,
         uuid=str(uuid.uuid5(_ADDRESS, machine.id)),
         board_type=host.board_type(machine.board_type),
         accelerator=name,
-        sizing=["-smp", str(size.vcpus), "-m", f"{size.memory // MIB}M"],
+        sizing=sizing.cold_arguments(size, largest),
         plugs=hotplug.cold_arguments(machine),
         firmware=board.firmware,
         secure_boot=board.secure_boot,
         tpm=board.tpm,
         hardware=board.hardware,
         graphics=board.graphics,
-        screens=["-vnc", "none", *(("-spice", "port=0") if board.spice else ())],
+        screens=desktop.cold_arguments(board),
         watchdog=board.watchdog,
         root=None if machine.disk is None else arguments.root_node(machine.disk, _driver(machine)),
         seed=machine.seed.enabled,
@@ -80,10 +85,20 @@ def plan(host: HostParts, machine: Machine) -> Plan:
         netboot=NIC in board.boot,
         order=boot_order(machine),
     )
-    group = group_limits(machine.limits, size, name)
-    beside = _SCREEN[board.graphics] + _FIRMWARE + (tpm.MEMORY if board.tpm else 0)
-    pids = (group.pids or 0) + (tpm.PROCESSES if board.tpm else 0)
-    return Plan(vm=vm, size=size, group=Limits(cpu=group.cpu, memory=(group.memory or 0) + beside, pids=pids))
+    around = Size(vcpus=largest.vcpus, memory=size.memory)
+    group = with_the_rest(sizing.group_of(machine.limits, around, name), machine)
+    return Plan(vm=vm, size=size, largest=largest, group=group)
+
+
+def with_the_rest(group: Limits, machine: Machine) -> Limits:
+    """What the group around *machine* is given beside its memory and processors: for its screen, its firmware, its TPM."""
+    tpm_memory, tpm_processes = (tpm.MEMORY, tpm.PROCESSES) if machine.board.tpm else (0, 0)
+    beside = _SCREEN[machine.board.graphics] + _FIRMWARE + tpm_memory
+    return Limits(
+        cpu=group.cpu,
+        memory=None if group.memory is None else group.memory + beside,
+        pids=None if group.pids is None else group.pids + tpm_processes,
+    )
 
 
 async def start(
@@ -135,10 +150,16 @@ async def start(
         if plan.vm.tpm:
             control = await tpm.start(places, user=machine.id_base, procs_files=group.procs_files(), mark=mark)
             files[arguments.TPM] = stack.enter_context(control).fileno()
+        shown: dict[Path, Path] = {}
+        if plan.vm.graphics is not Graphics.NONE:
+            shown[places.state / SCREEN] = Path(desktop.CERTIFICATES)
+            await asyncio.to_thread(
+                certificates.make_certificates, places.state / SCREEN, machine.hostname, machine.id_base
+            )
         console = own(launch.sealed("console", launch.CONSOLE_SIZE))
         errors = own(launch.sealed("errors", launch.ERRORS_SIZE))
         pid = await launch.launch(
-            launch.Plan(argv=arguments.arguments(plan.vm), qemu=host.qemu, accelerator=host.accelerator),
+            launch.Plan(argv=arguments.arguments(plan.vm), qemu=host.qemu, accelerator=host.accelerator, shown=shown),
             places,
             user=machine.id_base,
             procs_files=group.procs_files(),
@@ -154,6 +175,7 @@ async def start(
             accelerator=host.accelerator.name,
             accelerator_reason=host.accelerator.reason,
             size=plan.size,
+            largest=plan.largest,
             limits=machine.limits,
             board_type=plan.vm.board_type,
         )

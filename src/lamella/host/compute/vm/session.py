@@ -20,9 +20,12 @@ from lamella.host.compute.qemu.places import ExitRecord, Places, ProcessRecord
 from lamella.host.compute.qemu.process import KILLED, QemuProcess
 from lamella.host.compute.vm import memory
 from lamella.host.compute.vm.console import Console, Viewer
+from lamella.host.compute.vm.desktop import Desktop
+from lamella.host.compute.vm.inside import Inside
+from lamella.host.compute.vm.launching import SCREEN
 from lamella.host.linux.cgroup import Cgroup
 from lamella.model.board import OnCrash, Watchdog
-from lamella.model.errors import LamellaError
+from lamella.model.errors import LamellaError, NotFound
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,7 @@ STEADY = 15.0
 
 _PAUSED = ("paused", "prelaunch", "io-error", "watchdog", "suspended")
 _EVENTS = ("STOP", "SHUTDOWN", "GUEST_PANICKED", "WATCHDOG")
+_PORT_EVENT = "VSERPORT_CHANGE"
 
 
 class Session(QemuProcess):
@@ -46,8 +50,10 @@ class Session(QemuProcess):
 
         super().__init__(places, process, group, log, over)
         self.console = Console(log)
+        self.inside = Inside(places.run / "agent", places.run / "qga", started=process.started_at)
         self.forced = ""
         self._machine: Machine | None = None
+        self._desktop: Desktop | None = None
 
     @property
     def machine(self) -> Machine | None:
@@ -59,6 +65,18 @@ class Session(QemuProcess):
     def know(self, machine: Machine) -> None:
         """The devices were changed: *machine* is what it is now."""
         self._machine = machine
+
+    @property
+    def desktop(self) -> Desktop:
+        """The tickets to its screen.
+
+        :raise NotFound: when nothing is written down of it.
+        """
+        if self._desktop is None:
+            if self.machine is None:
+                raise NotFound(f"nothing is written down of {self.places.id}", hint="start it again")
+            self._desktop = Desktop(self.machine.board, self.places.state / SCREEN)
+        return self._desktop
 
     def view(self) -> Viewer:
         """The serial line, live."""
@@ -87,17 +105,30 @@ class Session(QemuProcess):
 
     async def _talk(self) -> None:
         """Hold the serial line and watch the run state while QEMU runs."""
+        self.inside.open()
         while True:
             try:
                 monitor = await self.monitor()
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self.console.run(self.places.run / "console"))
                     tasks.create_task(self._watch(monitor))
+                    tasks.create_task(self._listen(monitor))
             except LamellaError as error:
                 logger.debug("%s: %s", self.places.id, error)
             except ExceptionGroup as group:
                 logger.debug("%s: %s", self.places.id, group.exceptions)
             await asyncio.sleep(0.5)
+
+    async def _part(self) -> None:
+        await self.inside.close()
+
+    async def _listen(self, monitor: Monitor) -> None:
+        """The guest opens and closes the ports of its agents, as when it reboots."""
+        with monitor.events([_PORT_EVENT]) as events:
+            while True:
+                data = (await events.next()).data
+                if (id := data.get("id")) in ("agent-port", "qga-port"):
+                    await self.inside.port_changed(ours=id == "agent-port", opened=bool(data.get("open")))
 
     async def _watch(self, monitor: Monitor) -> None:
         with monitor.events(_EVENTS) as events:

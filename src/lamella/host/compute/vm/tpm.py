@@ -1,4 +1,5 @@
-"""The TPM of a machine: swtpm, in a room and under the user of the machine's QEMU, in its group, speaking through a socket that only the two have.
+"""The TPM of a machine: swtpm, in a room of its own, as the user of the machine's QEMU and in its group, on a socket that only the two
+have.
 
 What it remembers lies with the instance (``<state>/vm/<id>/tpm``) and is all that the room shows of the host for writing. It ends
 with QEMU: the socket's other end is nowhere else. QEMU outlives it; the guest's TPM answers nothing then.
