@@ -7,8 +7,9 @@ import msgspec
 
 from lamella.host.images import manifest
 from lamella.host.images.archive import Source, read_document
-from lamella.host.images.manifest import Configuration, Descriptor, Index, Manifest
+from lamella.host.images.manifest import Configuration, Descriptor, Index, Manifest, Named
 from lamella.model.errors import Corrupt, Invalid, Unsupported
+from lamella.model.image import ArtifactKind
 
 _DEEPEST = 4
 
@@ -22,12 +23,21 @@ class Piece(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Found(msgspec.Struct, kw_only=True):
-    """An image in a source. ``manifest`` is empty where the format has none: it is written once the layers are known."""
+    """An image in a source. ``manifest`` is empty where the format has none: it is written once the layers are known.
+
+    With ``module`` it is a WebAssembly artefact and has no pieces.
+    """
 
     manifest: bytes
     configuration: bytes
     parsed: Configuration
     pieces: list[Piece]
+    module: Descriptor | None = None
+
+    @property
+    def module_name(self) -> str:
+        """The file in the source that is the WebAssembly module, where the image is one."""
+        return _path(self.module.digest) if self.module else ""
 
 
 class Saved(msgspec.Struct, rename="pascal", kw_only=True):
@@ -74,6 +84,11 @@ def _oci(source: Source) -> Found:
     index = manifest.read(read_document(source, "index.json", manifest.LARGEST_DOCUMENT), Index, "layout's index")
     data, chosen = _chosen(source, index, 0)
     configuration = _blob(source, chosen.config, "image's configuration")
+    module = manifest.module_layer(chosen)
+    if module is not None:
+        named = Named(kind=ArtifactKind.MODULE, digest=module.digest, size=module.size)
+        parsed = manifest.module_configuration(configuration, named)
+        return Found(manifest=data, configuration=configuration, parsed=parsed, pieces=[], module=module)
     parsed = manifest.read_configuration(configuration, len(chosen.layers))
     pieces = [
         Piece(diff_id=diff_id, name=_path(layer.digest), digest=layer.digest)

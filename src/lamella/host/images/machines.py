@@ -13,7 +13,7 @@ from lamella.host.images.archive import Section
 from lamella.host.images.content import CONVERTER, Content
 from lamella.host.images.copying import copy_section, new_file, readable_by
 from lamella.host.images.formats import elf, iso, ova, ovf, wasm
-from lamella.host.images.formats.behind import follow
+from lamella.host.images.formats.behind import flush, follow
 from lamella.host.images.formats.convert import Input, convert
 from lamella.host.images.formats.digest import digest_disk, tells_holes
 from lamella.host.images.formats.recognise import Form, disk_header, recognise
@@ -105,7 +105,7 @@ class Machines:
         if form is Form.CDROM:
             return [await self._cdrom(hold, file, scratch, report)], None
         if form is Form.MODULE:
-            await asyncio.to_thread(file.look, wasm.check)
+            await asyncio.to_thread(file.look, _check_module)
             return [await self._file(hold, ArtifactKind.MODULE, file, scratch, report)], None
         await asyncio.to_thread(file.look, _check_kernel)
         artifacts = [await self._file(hold, ArtifactKind.KERNEL, file, scratch, report)]
@@ -115,6 +115,27 @@ class Machines:
                 raise Invalid(f"{initrd} is {second.length} bytes", hint="name the kernel's initrd", field="initrd")
             artifacts.append(await self._file(hold, ArtifactKind.INITRD, second, scratch, report))
         return artifacts, None
+
+    async def take_module(self, hold: Hold, section: Section, digest: str, scratch: Path, report: Report) -> Named:
+        """Store the WebAssembly module that *section* holds and *digest* names.
+
+        :raise Corrupt: when it is another, or torn.
+        """
+        target = scratch / "module"
+        meter = Meter(report, "copying", section.size)
+        found = await stoppable(lambda stop: copy_section(section, target, self._bounds, stop, meter.add))
+        if found != digest:
+            raise Corrupt(f"the module {digest} is not what its digest names", hint="the image is damaged or lies")
+        return await self.adopt_module(hold, target, digest)
+
+    async def adopt_module(self, hold: Hold, file: Path, digest: str) -> Named:
+        """*file*, which *digest* is known to name, becomes a module, and is gone.
+
+        :raise Corrupt: when it is none.
+        """
+        module = await asyncio.to_thread(whole_file, file, f"the module {digest[:19]}")
+        await asyncio.to_thread(module.look, _check_module)
+        return await self.store(hold, ArtifactKind.MODULE, digest, module.length, file)
 
     async def store_disk(self, hold: Hold, file: Path, report: Report, known: dict[int, bytes] | None = None) -> Named:
         """The raw disk *file*, in scratch and written by nobody any more, becomes an artifact; *file* is gone then.
@@ -188,11 +209,14 @@ class Machines:
         async def hashing() -> None:
             chunks.update(await stoppable(lambda stop: follow(target, source.size, written, stop)))
 
+        async def flushing() -> None:
+            await stoppable(lambda stop: flush(target, written, stop))
+
         try:
             if not await asyncio.to_thread(tells_holes, descriptor):
-                await converting()
+                await together([flushing(), converting()])
                 return {}
-            await together([hashing(), converting()])
+            await together([hashing(), flushing(), converting()])
             return chunks
         finally:
             os.close(descriptor)
@@ -281,6 +305,12 @@ class Machines:
 
         for member, part in listed.items():
             await stoppable(lambda stop, p=part, w=told[member]: verify(p, w, stop))
+
+
+def _check_module(window: Window) -> None:
+    if window.some(0, 4) != wasm.MAGIC:
+        raise window.damaged("it is not WebAssembly")
+    wasm.check(window)
 
 
 def _check_kernel(window: Window) -> None:

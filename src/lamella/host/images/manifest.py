@@ -22,6 +22,9 @@ DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 ACCEPTED = (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST)
 LARGEST_DOCUMENT = 4 << 20
+# What a WebAssembly artefact's layer is called: by the CNCF's guidance, and by the tools before it.
+_MODULE_TYPES = ("application/wasm", "application/vnd.wasm.", "application/vnd.module.wasm.")
+_WASI = (("wasi", "wasip1", "wasip2"), ("wasm", "wasm32"))
 _MOST_LAYERS = 500  # overlayfs takes as many below one mount
 
 Size = Annotated[int, Meta(ge=0)]
@@ -94,6 +97,10 @@ class Configuration(msgspec.Struct, kw_only=True):
     appliance: Appliance | None = None
 
 
+class _Said(msgspec.Struct):
+    config: Process | None = None
+
+
 class Kind(msgspec.Struct, rename="camel"):
     """Enough of a document to tell which one it is."""
 
@@ -144,10 +151,10 @@ def read_manifest(data: bytes, what: str) -> Manifest | Index:
     if kind.manifests is not None and kind.layers is None:
         return read(data, Index, what)
     manifest = read(data, Manifest, what)
-    if manifest.config.media_type not in (OCI_CONFIG, DOCKER_CONFIG):
+    if manifest.config.media_type not in (OCI_CONFIG, DOCKER_CONFIG) and module_layer(manifest) is None:
         raise Unsupported(
             f"the {what} is of {manifest.config.media_type!r}, not of an image",
-            hint="name an image with a root filesystem",
+            hint="name an image with a root filesystem, or a WebAssembly artefact",
         )
     if len(manifest.layers) > _MOST_LAYERS:
         raise Unsupported(
@@ -165,8 +172,34 @@ def read_manifest(data: bytes, what: str) -> Manifest | Index:
     return manifest
 
 
+def module_layer(manifest: Manifest) -> Descriptor | None:
+    """The layer that is a WebAssembly module or component itself; ``None`` in an image of file trees.
+
+    :raise Unsupported: when there are several.
+    """
+    found = [
+        layer
+        for layer in manifest.layers
+        if layer.media_type.startswith(_MODULE_TYPES) or layer.media_type.endswith("+wasm")
+    ]
+    if len(found) > 1:
+        raise Unsupported(f"the artefact has {len(found)} modules", hint="only one can be run: compose them first")
+    return found[0] if found else None
+
+
+def module_configuration(data: bytes, module: Named) -> Configuration:
+    """The configuration of a WebAssembly artefact, whatever kind of document *data* is: only what it may say of the process counts."""
+    try:
+        process = msgspec.json.decode(data, type=_Said).config
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        process = None
+    return Configuration(
+        architecture="wasm", os="wasi", config=process, rootfs=RootfsDigests(diff_ids=[]), artifacts=[module]
+    )
+
+
 def read_configuration(data: bytes, layers: int) -> Configuration:
-    """The configuration of an image of *layers* layers.
+    """The configuration of an image of *layers* layers; for ``wasi/wasm`` by whatever name when its layers hold a module.
 
     :raise Corrupt: when it is not one, or tells another number of layers.
     :raise Unsupported: when it is for another machine than this.
@@ -177,6 +210,8 @@ def read_configuration(data: bytes, layers: int) -> Configuration:
             f"the configuration names {len(configuration.rootfs.diff_ids)} layers and the manifest {layers}",
             hint="the image contradicts itself",
         )
+    if configuration.os in _WASI[0] and configuration.architecture in _WASI[1]:
+        return msgspec.structs.replace(configuration, os="wasi", architecture="wasm")
     if configuration.os != "linux" or configuration.architecture != architecture():
         raise Unsupported(
             f"the image is for {configuration.os}/{configuration.architecture}, this host is linux/{architecture()}",
@@ -195,7 +230,8 @@ def architecture() -> str:
 
 
 def choose(manifests: list[Descriptor], what: str) -> list[Descriptor]:
-    """Those for this host; one that names no platform may be for anybody. Attestations and the like name ``unknown``.
+    """Those for this host; one that names no platform may be for anybody, and WebAssembly runs anywhere. Attestations and the like
+    name ``unknown``.
 
     :raise Unsupported: when there is none.
     """
@@ -204,7 +240,12 @@ def choose(manifests: list[Descriptor], what: str) -> list[Descriptor]:
         for one in manifests
         if one.platform and (one.platform.os, one.platform.architecture) == ("linux", architecture())
     ]
-    chosen = ours or [one for one in manifests if one.platform is None]
+    wasi = [
+        one
+        for one in manifests
+        if one.platform and one.platform.os in _WASI[0] and one.platform.architecture in _WASI[1]
+    ]
+    chosen = ours or [one for one in manifests if one.platform is None] or wasi
     if not chosen:
         has = sorted(
             {f"{one.platform.os}/{one.platform.architecture}" for one in manifests if one.platform}

@@ -1,7 +1,7 @@
 """Digests of artifacts: a disk's does not depend on the format that it came in, nor on which of its zeros are stored.
 
 A disk's digest is the SHA-256 of its *list of chunks*: the sixteen bytes ``lamella.disk.v1\\n``, its size in bytes as a big-endian
-number of eight bytes, then the SHA-256 (32 bytes) of each chunk of 4 MiB of its content, in order; the last chunk may be shorter.
+number of eight bytes, then the SHA-256 (32 bytes) of each chunk of 1 MiB of its content, in order; the last chunk may be shorter.
 Zeros count as zeros whether they are stored or a hole. Every other artifact's digest is the SHA-256 of its bytes.
 """
 
@@ -14,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from lamella.host.images.unpack import Cancelled
 
-CHUNK = 4 << 20
+CHUNK = 1 << 20
 HEADER = b"lamella.disk.v1\n"
 _ZEROS = hashlib.sha256(bytes(CHUNK)).digest()
-_PIECE = 256 << 10
+_PIECE = 4 << 20
+_local = threading.local()
 
 
 def list_size(size: int) -> int:
@@ -77,18 +78,23 @@ def tells_holes(descriptor: int) -> bool:
 
 def hash_chunk(descriptor: int, number: int, length: int) -> bytes:
     """The SHA-256 of one chunk, read and hashed outside Python's lock."""
-    done = hashlib.sha256()
-    buffer = bytearray(_PIECE)
-    view = memoryview(buffer)
-    offset, end = number * CHUNK, number * CHUNK + length
-    while offset < end:
-        count = os.preadv(descriptor, [view[: min(_PIECE, end - offset)]], offset)
+    view = _buffer()[:length]
+    done = 0
+    while done < length:
+        count = os.preadv(descriptor, [view[done:]], number * CHUNK + done)
         if not count:
-            done.update(bytes(end - offset))
+            view[done:] = bytes(length - done)
             break
-        done.update(view[:count])
-        offset += count
-    return done.digest()
+        done += count
+    return hashlib.sha256(view).digest()
+
+
+def _buffer() -> memoryview:
+    """A chunk's room, one for each thread."""
+    found: memoryview | None = getattr(_local, "buffer", None)
+    if found is None:
+        found = _local.buffer = memoryview(bytearray(CHUNK))
+    return found
 
 
 def digest_disk(
@@ -141,7 +147,7 @@ def digest_file(descriptor: int, stop: threading.Event, progress: Callable[[int]
     """The SHA-256 of the whole file."""
     done = hashlib.sha256()
     offset = 0
-    while piece := os.pread(descriptor, CHUNK, offset):
+    while piece := os.pread(descriptor, _PIECE, offset):
         if stop.is_set():
             raise Cancelled
         done.update(piece)
