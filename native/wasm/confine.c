@@ -132,8 +132,6 @@ void drop_privileges(uint32_t user) {
     MUST(!setresgid(user, user, user), "change the group");
     MUST(!setresuid(user, user, user), "change the user");
     clear_capabilities();
-    /* A worker without its monitor has nobody who takes its output or tells its end. */
-    MUST(!prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0), "end with the monitor");
 }
 
 /* Landlock, as far as the kernel has it (uapi/linux/landlock.h, ABI 1 to 6): the module's file and directories, no other file, no port. */

@@ -31,6 +31,19 @@ static void must(void *error) {
     exit(1);
 }
 
+/* The library's own proc_exit refuses codes from 126 on; every code that a process can end with passes through ours. */
+static void define_exit(void *linker) {
+    static const char module[] = "wasi_snapshot_preview1", name[] = "proc_exit";
+    void *number = wasm_valtype_new(TYPE_I32);
+    wasm_type_vec parameters, results;
+    wasm_valtype_vec_new(&parameters, 1, &number);
+    wasm_valtype_vec_new_empty(&results);
+    void *type = wasm_functype_new(&parameters, &results);
+    wasmtime_linker_allow_shadowing(linker, true);
+    must(wasmtime_linker_define_func(linker, module, sizeof module - 1, name, sizeof name - 1, type, proc_exit, NULL, NULL));
+    wasmtime_linker_allow_shadowing(linker, false);
+}
+
 void load_library(const char *path) {
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!library) {
@@ -53,6 +66,7 @@ void load_library(const char *path) {
         if (!one->engine) { fprintf(stderr, "wasmtime made no engine\n"); exit(1); }
         one->linker = wasmtime_linker_new(one->engine);
         must(wasmtime_linker_define_wasi(one->linker));
+        define_exit(one->linker);
         one->component_linker = wasmtime_component_linker_new(one->engine);
         must(wasmtime_component_linker_add_wasip2(one->component_linker));
     }

@@ -17,7 +17,11 @@ typedef struct { _Alignas(8) char bytes[24]; } component_func;
 typedef struct { uint8_t kind; _Alignas(8) union { bool is_ok; char bytes[56]; } of; } component_val;
 typedef struct { uint8_t kind; _Alignas(8) union { wasm_func func; char bytes[40]; } of; } wasm_extern;
 
-enum { EXTERN_FUNC = 0 };
+typedef struct { size_t size; void **data; } wasm_type_vec;
+typedef struct { uint8_t kind; _Alignas(8) union { int32_t i32; char bytes[24]; } of; } wasm_val;
+typedef void *host_function(void *data, void *caller, const wasm_val *arguments, size_t count, wasm_val *results, size_t result_count);
+
+enum { EXTERN_FUNC = 0, TYPE_I32 = 0 };
 
 #define LIBRARY(X) \
     X(void *, wasm_config_new, (void)) \
@@ -31,6 +35,12 @@ enum { EXTERN_FUNC = 0 };
     X(void, wasmtime_engine_increment_epoch, (void *)) \
     X(void *, wasmtime_linker_new, (void *)) \
     X(void *, wasmtime_linker_define_wasi, (void *)) \
+    X(void, wasmtime_linker_allow_shadowing, (void *, bool)) \
+    X(void *, wasmtime_linker_define_func, (void *, const char *, size_t, const char *, size_t, void *, host_function *, void *, void *)) \
+    X(void *, wasm_valtype_new, (uint8_t)) \
+    X(void, wasm_valtype_vec_new, (wasm_type_vec *, size_t, void **)) \
+    X(void, wasm_valtype_vec_new_empty, (wasm_type_vec *)) \
+    X(void *, wasm_functype_new, (wasm_type_vec *, wasm_type_vec *)) \
     X(void *, wasmtime_linker_instantiate_pre, (void *, void *, void **)) \
     X(void *, wasmtime_instance_pre_instantiate, (void *, void *, wasm_instance *, void **)) \
     X(bool, wasmtime_instance_export_get, (void *, wasm_instance *, const char *, size_t, wasm_extern *)) \
@@ -72,6 +82,9 @@ LIBRARY(DECLARE)
 /* Engines by whether they count fuel, with what WASI gives to modules and to components. */
 struct engine { void *engine, *linker, *component_linker; };
 extern struct engine engines[2];
+
+/* worker.c: ends the process with what the module says. */
+host_function proc_exit;
 
 /* Loads the library at `path` and makes the engines; ends the process with a word on standard error when it cannot. */
 void load_library(const char *path);

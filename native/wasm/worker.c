@@ -44,6 +44,22 @@ static void end(int code, const char *reason) {
     _exit(code);
 }
 
+/* A module's codes are a process's: 0 to 255. */
+static void exited(int code) {
+    char text[64] = "";
+    if (code < 0 || code > 255) {
+        snprintf(text, sizeof text, "the module exited with %d, which is told as 255", code);
+        code = 255;
+    }
+    end(code, text);
+}
+
+void *proc_exit(void *data, void *caller, const wasm_val *arguments, size_t count, wasm_val *results, size_t result_count) {
+    (void)data, (void)caller, (void)count, (void)results, (void)result_count;
+    exited(arguments[0].of.i32);
+    return NULL;
+}
+
 static void reason_for(int code, char *text, size_t size) {
     if (code == TIMED_OUT) snprintf(text, size, "the deadline of %g s has passed", deadline_ms / 1e3);
     else snprintf(text, size, "interrupted by signal %d", code - 128);
@@ -59,13 +75,7 @@ static void error_text(void *error, char *text, size_t size) {
 static void conclude(void *error, void *trap) {
     char text[LARGEST_TEXT] = "";
     int code = 0;
-    if (error && wasmtime_error_exit_status(error, &code)) {
-        if (code < 0 || code > 255) {
-            snprintf(text, sizeof text, "the module exited with %d, which is told as 255", code);
-            code = 255;
-        }
-        end(code, text);
-    }
+    if (error && wasmtime_error_exit_status(error, &code)) exited(code);
     if (!error && !trap) end(0, "");
     code = atomic_load(&wanted_code);
     if (code) reason_for(code, text, sizeof text);
@@ -144,6 +154,14 @@ static void *wasi_of(const struct job *job) {
     return wasi;
 }
 
+static void begin_listening(void) {
+    pthread_attr_t small;
+    pthread_t thread;
+    pthread_attr_init(&small);
+    pthread_attr_setstacksize(&small, 128 << 10);
+    if (pthread_create(&thread, &small, listen_to_control, NULL)) end(125, "no thread could be made");
+}
+
 static void wait_for_start(void) {
     unsigned char what;
     tell(READY, 0, "%s", "");
@@ -152,11 +170,7 @@ static void wait_for_start(void) {
         tell(ENDED, 128 + what, "interrupted by signal %d", what);
         _exit(128 + what);
     }
-    pthread_attr_t small;
-    pthread_t thread;
-    pthread_attr_init(&small);
-    pthread_attr_setstacksize(&small, 128 << 10);
-    if (pthread_create(&thread, &small, listen_to_control, NULL)) end(125, "no thread could be made");
+    begin_listening();
 }
 
 static void run(const struct job *job) {
@@ -216,6 +230,7 @@ static void compile(const struct job *job) {
     struct stat status;
     void *code = NULL, *error;
     wasm_byte_vec made;
+    begin_listening();
     if (fstat(CODE_IN, &status) || status.st_size == 0) { tell(FAILED, NOT_RUN, "the module is empty"); _exit(125); }
     void *bytes = mmap(NULL, status.st_size, PROT_READ, MAP_PRIVATE, CODE_IN, 0);
     if (bytes == MAP_FAILED) { tell(FAILED, 125, "cannot read the module: %s", strerror(errno)); _exit(125); }

@@ -13,6 +13,7 @@ from wasm_lab import Lab, logged, phase, read_all, run
 
 from lamella.host.compute.driver import Machine
 from lamella.host.compute.wasm.driver import WasmDriver
+from lamella.host.linux.processes import start_time
 from lamella.model.instance import Phase
 from lamella.model.stream import Stdin, StdinEnd
 
@@ -96,5 +97,5 @@ async def test_a_monitor_that_is_killed_takes_its_worker_along_and_is_told_of(la
     os.kill(process.pid, signal.SIGKILL)
     assert (await phase(driver, machine.id, Phase.STOPPED)).exit_code == 137
     await asyncio.sleep(0.1)
-    assert not Path(f"/proc/{seen.pid}").exists()
+    assert start_time(process.worker) is None
     assert (await run(driver, lab.machine("hello", "2")))[0] == 2

@@ -23,9 +23,7 @@ async def test_arguments_environment_streams_and_exit_code(lab: Lab, driver: Was
     machine = lab.machine("hello", "42", "two words")
     code, out, errors = await run(driver, machine)
     assert code == 42
-    assert out == (
-        b"argument 0: module.wasm\nargument 1: 42\nargument 2: two words\nGREETING is good day"
-    )
+    assert out == (b"argument 0: module.wasm\nargument 1: 42\nargument 2: two words\nGREETING is good day")
     assert errors == b"to standard error\n"
     entries = [entry async for entry in driver.logs(machine.id)]
     assert b"".join(entry.data for entry in entries if entry.stream == "stdout") == out

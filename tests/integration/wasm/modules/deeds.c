@@ -57,7 +57,7 @@ int main(int argc, char **argv) {
     }
     if (!strcmp(deed, "bomb")) { /* takes memory until there is none, and uses all of it */
         size_t got = 0;
-        for (char *piece; (piece = malloc(1 << 20)); got++) memset(piece, 1, 1 << 20);
+        for (char *volatile piece; (piece = malloc(1 << 20)); got++) memset(piece, (int)got + 1, 1 << 20);
         printf("%zu MiB\n", got);
         return 3;
     }

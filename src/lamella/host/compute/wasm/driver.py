@@ -12,15 +12,17 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import NoReturn
 
+import msgspec
+
 from lamella.host.compute.driver import Changed, Home, Limits, Machine, Observed
 from lamella.host.compute.qemu.log import Log
 from lamella.host.compute.qemu.places import boot_id
 from lamella.host.compute.wasm import host, mechanisms, monitor, places
 from lamella.host.compute.wasm import order as orders
-from lamella.host.compute.wasm.modules import Source, source
-from lamella.host.compute.wasm.monitor import Connection, Kind
+from lamella.host.compute.wasm.monitor import Connection, Kind, Lost
 from lamella.host.compute.wasm.places import Places, Record
 from lamella.host.compute.wasm.session import Session, Stale, lost, open_group
+from lamella.host.compute.wasm.source import Source, source
 from lamella.host.compute.wasm.stream import HARMLESS, AttachedStream
 from lamella.host.linux import syscalls
 from lamella.host.linux.blocking import blocking
@@ -119,6 +121,11 @@ class WasmDriver:
                     parts.modules.forget(compiled)
                     if attempt:
                         raise Unavailable(f"wasmtime does not take what it compiled: {error}") from error
+                except Lost:
+                    await self._clear(machine.id)
+                    if attempt:
+                        raise
+                    await parts.zygote.renew()
                 except BaseException:
                     await asyncio.shield(self._clear(machine.id))
                     raise
@@ -177,7 +184,7 @@ class WasmDriver:
                     "the memory of a WebAssembly module is bounded when it starts", hint="restart it with the new limit"
                 )
             await blocking(session.group.update, group_limits(limits))
-            new = Record(**{name: getattr(record, name) for name in record.__struct_fields__} | {"limits": limits})
+            new = msgspec.structs.replace(record, limits=limits)
             await blocking(session.places.write, new)
 
     async def remove(self, id: str) -> None:
@@ -242,7 +249,8 @@ class WasmDriver:
 
     async def exec(self, id: str, spec: ExecSpec) -> ProcessStream:
         raise Unsupported(
-            "a WebAssembly instance is one module: there is no other program in it to run", hint="start another instance"
+            "a WebAssembly instance is one module: there is no other program in it to run",
+            hint="start another instance",
         )
 
     async def stat(self, id: str, path: str) -> FileInfo:
@@ -398,6 +406,9 @@ class WasmDriver:
     def _stopped(self, place: Places, record: Record | None) -> Observed:
         end, process = place.exit(), place.process()
         if end is None and process is not None and process.started_at is not None:
+            # A worker ends with its monitor; one that does not is ended here.
+            with contextlib.suppress(LamellaError):
+                self._group(place.id).remove()
             end = lost(process)
             place.write(end)
         return Observed(

@@ -36,7 +36,9 @@ def read(pid: int, group: Cgroup, record: Record, landlock: int) -> list[Mechani
         ),
         Mechanism(
             name="landlock",
-            value=f"ABI {landlock}: its module and directories, no other file, no port" if landlock else "not in this kernel",
+            value=f"ABI {landlock}: its module and directories, no other file, no port"
+            if landlock
+            else "not in this kernel",
             evidence="landlock_create_ruleset(2); a worker that could not restrict itself does not run",
             in_force=landlock > 0,
         ),
@@ -64,7 +66,9 @@ def _of_group(group: Cgroup, pid: int, record: Record) -> list[Mechanism]:
         )
     )
     if record.fuel is not None:
-        found.append(Mechanism(name="fuel", value=f"{record.fuel} instructions in all", evidence="the store in the worker"))
+        found.append(
+            Mechanism(name="fuel", value=f"{record.fuel} instructions in all", evidence="the store in the worker")
+        )
     if record.deadline is not None:
         found.append(
             Mechanism(name="deadline", value=f"{record.deadline:g} s", evidence="the epoch of the worker's engine")

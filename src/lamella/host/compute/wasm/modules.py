@@ -1,4 +1,4 @@
-"""Modules: where an image has one, and what it was compiled to, once for this library, configuration and processor.
+"""What modules were compiled to: once for this library, its configuration and this processor.
 
 To load compiled code is to trust it, so an entry is loaded only when it is byte for byte what the compiler wrote: its digest is written
 down beside it and compared when a daemon first uses the file, and again when its inode, size or times have changed. The compiler is a
@@ -10,49 +10,27 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
-from lamella.host.compute.driver import Limits, Machine
+from lamella.host.compute.driver import Limits
 from lamella.host.compute.qemu.places import boot_id
 from lamella.host.compute.wasm import order as orders
-from lamella.host.compute.wasm.monitor import Connection, Kind
+from lamella.host.compute.wasm.monitor import Connection, Kind, Lost
+from lamella.host.compute.wasm.source import Source
 from lamella.host.compute.wasm.zygote import Zygote
-from lamella.host.linux import syscalls
 from lamella.host.linux.blocking import blocking
 from lamella.host.linux.cgroup import Cgroup
-from lamella.model.errors import CannotRun, Corrupt, DeadlineExceeded, LamellaError, Unavailable
-from lamella.model.image import ArtifactKind
+from lamella.model.errors import CannotRun, Corrupt, DeadlineExceeded, LamellaError
 
 # Changed whenever the engine's configuration in native/wasm/library.c is: what was compiled before does not fit then.
 CONFIGURATION = 1
 
 COMPILE_LIMITS = Limits(memory=2 << 30, pids=64)
 COMPILE_DEADLINE = 120.0
-LARGEST_MODULE = 256 << 20
-
-_MAGIC = b"\0asm"
-_MODULE, _COMPONENT = b"\x01\x00\x00\x00", b"\x0d\x00\x01\x00"
-
-
-class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """A module of an image: ``identity`` names its bytes, ``arguments`` is its whole argument vector."""
-
-    identity: str
-    image: str
-    component: bool
-    arguments: list[str]
-    file: Path
-    root: Path | None = None
-
-    def open(self) -> int:
-        """A descriptor to read it from; the caller closes it."""
-        if self.root is None:
-            return os.open(self.file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        return _open_below(self.root, str(self.file))
 
 
 class Entry(msgspec.Struct, kw_only=True):
@@ -61,79 +39,6 @@ class Entry(msgspec.Struct, kw_only=True):
     digest: str
     size: int
     images: list[str]
-
-
-def source(machine: Machine) -> Source:
-    """Find the module that *machine* is to run.
-
-    :raise CannotRun: when the image has none, or what it has is no module.
-    """
-    rootfs = machine.rootfs
-    for artifact in rootfs.artifacts:
-        if artifact.kind == ArtifactKind.MODULE:
-            fd = os.open(artifact.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                component = _is_component(fd, "the image's module")
-            finally:
-                os.close(fd)
-            named = bool(rootfs.config.entrypoint)
-            return Source(
-                identity=artifact.digest,
-                image=rootfs.digest,
-                component=component,
-                arguments=machine.command if named and machine.command else ["module.wasm", *machine.command],
-                file=artifact.path,
-            )
-    if rootfs.os != "wasi" or not machine.command:
-        raise CannotRun(
-            "the image holds no WebAssembly module",
-            hint="import one (lamella image import app.wasm), or choose another isolation level for this image",
-            field="image",
-            exit_code=126,
-        )
-    name = machine.command[0]
-    path = os.path.normpath(f"{machine.working_directory or '/'}/{name}" if not name.startswith("/") else name)
-    for place in dict.fromkeys([path, os.path.normpath(f"/{name}")]):
-        for layer in rootfs.layers:
-            try:
-                fd = _open_below(layer, place)
-            except OSError:
-                continue
-            try:
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    break  # a whiteout, or no file
-                component = _is_component(fd, place)
-            finally:
-                os.close(fd)
-            return Source(
-                identity=f"{rootfs.digest}:{layer.name}:{place}",
-                image=rootfs.digest,
-                component=component,
-                arguments=machine.command,
-                file=Path(place),
-                root=layer,
-            )
-    raise CannotRun(f"there is no file {path} in the image", exit_code=127)
-
-
-def _open_below(root: Path, path: str) -> int:
-    top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        return syscalls.open_in_root(top, path, os.O_RDONLY | os.O_NONBLOCK)
-    finally:
-        os.close(top)
-
-
-def _is_component(fd: int, name: str) -> bool:
-    """By the first eight bytes (core specification, 5.5.16; Component Model, Binary.md)."""
-    head = os.pread(fd, 8, 0)
-    if os.fstat(fd).st_size > LARGEST_MODULE:
-        raise CannotRun(f"{name} is larger than {LARGEST_MODULE >> 20} MiB", exit_code=126)
-    if head == _MAGIC + _COMPONENT:
-        return True
-    if head != _MAGIC + _MODULE:
-        raise CannotRun(f"{name} is no WebAssembly module", hint="it must be in the binary format", exit_code=126)
-    return False
 
 
 def processor() -> str:
@@ -182,7 +87,11 @@ class Modules:
             return path
         async with self._compiling.setdefault(key, asyncio.Lock()):
             if not await blocking(self._verify, key, path, source.image):
-                await self._compile(key, path, source, fuel=fuel, user=user)
+                try:
+                    await self._compile(key, path, source, fuel=fuel, user=user)
+                except Lost:
+                    await self._zygote.renew()
+                    await self._compile(key, path, source, fuel=fuel, user=user)
         return path
 
     def forget(self, path: Path) -> None:
@@ -242,7 +151,8 @@ class Modules:
                         await _compiled(connection)
                 except TimeoutError:
                     raise DeadlineExceeded(
-                        f"the module was not compiled within {COMPILE_DEADLINE:g} s", hint="it is made to be slow, or too large"
+                        f"the module was not compiled within {COMPILE_DEADLINE:g} s",
+                        hint="it is made to be slow, or too large",
                     ) from None
                 finally:
                     connection.close()
@@ -289,25 +199,21 @@ async def _compiled(connection: Connection) -> None:
             if packet.code == 0:
                 return
             raise CannotRun(f"the module could not be compiled: {packet.text}", hint="it is too large", exit_code=126)
-    raise Unavailable("the compiler ended without a word", hint="try again")
+    raise Lost("the compiler ended without a word", hint="try again")
 
 
-def _opened(source: Source, new: Path) -> AbstractContextManager[list[int]]:
+@contextmanager
+def _opened(source: Source, new: Path) -> Generator[list[int]]:
     """The module to read and a fresh file to write, as descriptors."""
-
-    @contextmanager
-    def both():  # noqa: ANN202
-        reading = source.open()
+    reading = source.open()
+    try:
+        writing = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            writing = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            try:
-                yield [reading, writing]
-            finally:
-                os.close(writing)
+            yield [reading, writing]
         finally:
-            os.close(reading)
-
-    return both()
+            os.close(writing)
+    finally:
+        os.close(reading)
 
 
 def _fingerprint(seen: os.stat_result) -> tuple[int, ...]:

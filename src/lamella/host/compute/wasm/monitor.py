@@ -30,6 +30,10 @@ class Kind(Enum):
     ENDED = b"X"
 
 
+class Lost(Unavailable):
+    """A monitor ended before it said a word: its fork server died with our request, say. To ask again is right."""
+
+
 class Packet(msgspec.Struct, frozen=True):
     """``code`` and ``text`` are set for what tells of an end or a failure, ``data`` for output; ``state`` for the hello."""
 
@@ -54,7 +58,9 @@ def parse(data: bytes) -> Packet:
         state, _, worker = _HELLO.unpack(body)
         return Packet(kind, state=state.decode(), worker=worker)
     if len(body) >= 4:
-        return Packet(kind, code=int.from_bytes(body[:4], "little", signed=True), text=body[4:].decode(errors="replace"))
+        return Packet(
+            kind, code=int.from_bytes(body[:4], "little", signed=True), text=body[4:].decode(errors="replace")
+        )
     return Packet(kind)
 
 

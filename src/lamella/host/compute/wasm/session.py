@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from lamella.host.compute.qemu.log import Log
 from lamella.host.compute.qemu.places import ExitRecord
 from lamella.host.compute.wasm import monitor
-from lamella.host.compute.wasm.monitor import Connection, Kind, Packet
+from lamella.host.compute.wasm.monitor import Connection, Kind, Lost, Packet
 from lamella.host.compute.wasm.places import Places, ProcessRecord
 from lamella.host.linux.blocking import blocking
 from lamella.host.linux.cgroup import Cgroup
@@ -56,7 +56,8 @@ class Session:
 
         :raise CannotRun: when the module is the reason that it cannot.
         :raise Stale: when the compiled module does not fit.
-        :raise Unavailable: when the monitor ended.
+        :raise Lost: when the monitor ended.
+        :raise Unavailable: when the worker could not be made.
         """
         packet = await self.connection.receive()
         match packet:
@@ -68,11 +69,13 @@ class Session:
             case Packet(kind=Kind.FAILED, code=125):
                 raise Unavailable(f"the instance could not be made: {packet.text}")
             case Packet(kind=Kind.FAILED):
-                raise CannotRun(packet.text, hint="the module asks for what this level does not have", exit_code=packet.code)
+                raise CannotRun(
+                    packet.text, hint="the module asks for what this level does not have", exit_code=packet.code
+                )
             case Packet(kind=Kind.ENDED):
                 raise Unavailable(f"the worker ended as it was made: {packet.text}", hint="more memory may help")
             case _:
-                raise Unavailable("the monitor of the instance ended as it was made", hint="try again")
+                raise Lost("the monitor of the instance ended as it was made", hint="try again")
 
     def adopt(self, hello: Packet) -> None:
         """Go on with an instance that another daemon made; *hello* is the first packet of the monitor."""

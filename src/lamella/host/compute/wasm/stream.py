@@ -6,7 +6,18 @@ from lamella.host.compute.wasm import monitor
 from lamella.host.compute.wasm.monitor import Connection, Kind, Packet
 from lamella.model.errors import Unavailable
 from lamella.model.signals import signal_number
-from lamella.model.stream import LARGEST_DATA, Exit, FromProcess, Resize, Signal, Stderr, Stdin, StdinEnd, Stdout, ToProcess
+from lamella.model.stream import (
+    LARGEST_DATA,
+    Exit,
+    FromProcess,
+    Resize,
+    Signal,
+    Stderr,
+    Stdin,
+    StdinEnd,
+    Stdout,
+    ToProcess,
+)
 
 # Signals that end nothing where nobody handles them (signal(7)).
 HARMLESS = frozenset(signal_number(name) for name in ("CHLD", "CONT", "URG", "WINCH"))

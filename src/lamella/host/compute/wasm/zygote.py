@@ -48,6 +48,12 @@ class Zygote:
             await self._end()
             await self._start()
 
+    async def renew(self) -> None:
+        """What it was asked was not answered: it has died, or it ends now, and another begins."""
+        async with self._starting:
+            await self._end()
+            await self._start()
+
     async def _start(self) -> None:
         self._room.mkdir(mode=0o700, parents=True, exist_ok=True)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
