@@ -38,12 +38,14 @@ _FIRMWARE = (Path("/usr/share/qemu"), Path("/usr/share/seabios"), Path("/usr/lib
 
 
 class Plan(msgspec.Struct, kw_only=True, frozen=True):
-    """What one QEMU is given: its argument vector, and what its room shows beside libraries and firmware (of the host: inside)."""
+    """What one QEMU is given: its argument vector, what its room shows beside libraries and firmware (of the host: inside), and which
+    devices of the host it may write to beside ``/dev/kvm``; their groups are its own too."""
 
     argv: list[str]
     qemu: Path
     accelerator: Accelerator
     shown: dict[Path, Path] = {}
+    devices: list[Path] = []
 
     def jailer(self, places: Places, user: int, procs_files: list[Path], descriptors: list[int]) -> list[str]:
         """The argument vector of the jailer, QEMU's after it."""
@@ -59,6 +61,10 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
             options += ["--device", f"{DEVICE}:{DEVICE}"]
             if self.accelerator.group is not None:
                 options += ["--group", str(self.accelerator.group)]
+        for device in self.devices:
+            options += ["--device", f"{device}:{device}"]
+            if group := device.stat().st_gid:
+                options += ["--group", str(group)]
         for limit in RESOURCE_LIMITS:
             options += ["--limit", limit]
         for number in descriptors:

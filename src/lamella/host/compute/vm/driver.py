@@ -47,6 +47,7 @@ class VmDriver:
     """:class:`ComputeDriver` for full machines. ``use_taps`` says where the descriptors of NICs come from."""
 
     name = "vm"
+    resettable = True
 
     def __init__(self, home: Home, changed: Changed) -> None:
         self._home = home
@@ -62,6 +63,10 @@ class VmDriver:
     def use_taps(self, open_tap: OpenTap) -> None:
         """*open_tap* is given a port's id and returns the open descriptor of its TAP, which is ours to close."""
         self._open_tap = open_tap
+
+    def plan(self, host: HostParts, machine: Machine) -> launching.Plan:
+        """What *machine* will be on this host."""
+        return launching.plan(host, machine)
 
     # --- the host
 
@@ -121,7 +126,7 @@ class VmDriver:
         async with self._lock(machine.id):
             await self._clear(machine.id)
             host = self._ready()
-            plan = launching.plan(host, machine)
+            plan = self.plan(host, machine)
             places = self._places(machine.id)
             log = self._log(machine.id)
 
@@ -150,7 +155,8 @@ class VmDriver:
                     raise Unavailable(f"QEMU did not start: {session.last_words() or error.message}") from error
                 await hotplug.rewire(monitor, machine, self._open_tap)
                 # The firmware reads the boot order when it starts, and was told of what was plugged in since.
-                await monitor.execute("system_reset")
+                if self.resettable:
+                    await monitor.execute("system_reset")
                 async with asyncio.timeout(CONSOLE_DEADLINE):
                     await session.console.ready()
                 await session.write(ready=True)

@@ -34,12 +34,17 @@ _ADDRESS = uuid.UUID("0f6a3b7e-6a42-4a0b-8d0e-5c3f2b1f9d10")
 
 
 class Plan(msgspec.Struct, kw_only=True, frozen=True):
-    """What one machine will be: its QEMU, and the limits of the group around it."""
+    """What one machine will be: its QEMU, and the limits of the group around it.
+
+    ``argv`` is the argument vector where it is not that of ``vm``; ``shown`` and ``devices`` are what the room has for it (launch.Plan)."""
 
     vm: arguments.Vm
     size: Size
     largest: Size
     group: Limits
+    argv: list[str] = []
+    shown: dict[Path, Path] = {}
+    devices: list[Path] = []
 
 
 def plan(host: HostParts, machine: Machine) -> Plan:
@@ -159,7 +164,13 @@ async def start(
         console = own(launch.sealed("console", launch.CONSOLE_SIZE))
         errors = own(launch.sealed("errors", launch.ERRORS_SIZE))
         pid = await launch.launch(
-            launch.Plan(argv=arguments.arguments(plan.vm), qemu=host.qemu, accelerator=host.accelerator, shown=shown),
+            launch.Plan(
+                argv=plan.argv or arguments.arguments(plan.vm),
+                qemu=host.qemu,
+                accelerator=host.accelerator,
+                shown=shown | plan.shown,
+                devices=plan.devices,
+            ),
             places,
             user=machine.id_base,
             procs_files=group.procs_files(),
