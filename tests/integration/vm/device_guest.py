@@ -23,9 +23,11 @@ _INIT = """#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc none /proc; mount -t sysfs none /sys; mount -t devtmpfs none /dev
 while read m; do insmod /modules/$m; done < /modules/list
-stty -echo -onlcr < /dev/ttyS0
+exec </dev/ttyS0 >/dev/ttyS0 2>&1
+stty -echo -onlcr
 export PS1= PS2=
-exec setsid sh -c 'echo; echo shell-ready; exec sh </dev/ttyS0 2>&1' >/dev/ttyS0 2>&1
+echo; echo shell-ready
+exec sh
 """
 
 
@@ -118,9 +120,9 @@ class ShellGuest(BareQemu):
     def run(self, command: str, timeout: float = 30) -> str:
         """What *command* prints in the guest."""
         self.said = b""
-        self.serial.sendall(f"{{ {command}\n}} 2>&1; echo; echo do''ne-$?\n".encode())
-        text = self._until(b"\ndone-", timeout)
-        return text[: text.index(b"\ndone-")].decode(errors="replace").strip()
+        self.serial.sendall(f"{{ {command}\n}} 2>&1; echo; echo do''ne\n".encode())
+        text = self._until(b"\ndone\n", timeout)
+        return text[: text.index(b"\ndone\n")].decode(errors="replace").strip()
 
     def wait_for(self, command: str, expected: str, timeout: float = 30) -> None:
         """Return when *command* prints *expected* in the guest."""

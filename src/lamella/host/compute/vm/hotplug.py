@@ -32,7 +32,7 @@ from lamella.host.compute.vm.wiring import (
     Unplug,
     plan,
 )
-from lamella.model.errors import Conflict, LamellaError, NotFound, Unavailable
+from lamella.model.errors import Conflict, LamellaError, NotFound, Unavailable, Unsupported
 from lamella.model.storage import VolumeForm
 
 __all__ = ["cold_arguments", "plugged", "rewire"]
@@ -323,7 +323,15 @@ class _Work:
                 )
             case _:
                 device = await self._usb_device(step.name)
-        await self._monitor.execute("device_add", device)
+        try:
+            await self._monitor.execute("device_add", device)
+        except Refused as error:
+            if step.part is not Part.USB:
+                raise
+            raise Unsupported(
+                f"QEMU cannot use USB device {step.name}: {error.reason}",
+                hint="see that the host does not use it itself",
+            ) from error
 
     async def _add_disk_node(self, disk: DataDisk) -> None:
         volume = disk.volume

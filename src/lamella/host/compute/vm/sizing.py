@@ -263,7 +263,13 @@ async def _resize_memory(monitor: Monitor, current: Current, change: Change, pat
 
 
 async def _balloon(monitor: Monitor, current: Current, taken: int, patience: float) -> None:
-    await monitor.set_memory(current.memory - taken)
+    try:
+        await monitor.set_memory(current.memory - taken)
+    except Refused as error:
+        raise Conflict(
+            "the guest has no driver of virtio-balloon that works yet and gives no memory back",
+            hint="try again when it has booted, or restart the machine to start with the new size",
+        ) from error
 
     async def reached() -> bool:
         return abs(await _ballooned(monitor, current.memory) - taken) <= _TOLERANCE

@@ -129,15 +129,22 @@ def plan(plugged: Plugged, wanted: Iterable[Wanted], boot: dict[str, int]) -> li
                 )
             port = ports.pop(0)
         steps.append(Plug(name=item.name, part=item.part, port=port))
-    return [*steps, *_order(plugged, wished, placed, boot)]
+    there = {
+        device: index
+        for device, index in plugged.boot.items()
+        if device.removeprefix("dev-") in kept or not device.startswith("dev-")
+    }
+    return [*steps, *_order(there, wished, placed, boot)]
 
 
 def _same(wish: Wanted | None, part: Part, identity: str) -> bool:
     return wish is not None and wish.part is part and identity in ("", wish.identity)
 
 
-def _order(plugged: Plugged, wished: dict[str, Wanted], placed: dict[str, str], boot: dict[str, int]) -> list[Step]:
-    """No two devices may have one index, so those that change lose theirs first.
+def _order(
+    there: dict[str, int], wished: dict[str, Wanted], placed: dict[str, str], boot: dict[str, int]
+) -> list[Step]:
+    """From the ``bootindex`` of devices that stay to that of all. No two may have the same, so those that change lose theirs first.
 
     What the machine has of its own (its first disk and NIC, say) is a device whose id is its name.
     """
@@ -145,17 +152,15 @@ def _order(plugged: Plugged, wished: dict[str, Wanted], placed: dict[str, str], 
     for name, index in boot.items():
         if name in wished and wished[name].part is not Part.USB:
             shall[placed.get(name, f"dev-{name}")] = (name, index)
-        elif name in plugged.boot:
+        elif name in there:
             shall[name] = (name, index)
-    leaves = {f"dev-{name}" for name in plugged.devices if name not in wished}
-    lose = [
-        device
-        for device, index in sorted(plugged.boot.items())
-        if device not in leaves and index >= 0 and shall.get(device, ("", -1))[1] != index
+    steps: list[Step] = [
+        Order(name=shall.get(device, ("", 0))[0], device=device, index=-1)
+        for device, index in sorted(there.items())
+        if index >= 0 and shall.get(device, ("", -1))[1] != index
     ]
-    steps: list[Step] = [Order(name=shall.get(device, ("", 0))[0], device=device, index=-1) for device in lose]
     return steps + [
         Order(name=name, device=device, index=index)
         for device, (name, index) in sorted(shall.items())
-        if plugged.boot.get(device, -1) != index
+        if there.get(device, -1) != index
     ]
