@@ -269,7 +269,7 @@ static void conclude(void) {
     code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
     if (WIFSIGNALED(status) && code_told < 0) snprintf(reason, sizeof reason, "the worker was killed by signal %d", WTERMSIG(status));
     if (state == 'F') return;
-    write_exit(code);
+    if (*started_at) write_exit(code); /* what never began has no end to tell of */
     state = 'X';
     announce('X', code, reason);
 }

@@ -189,9 +189,8 @@ class WasmDriver:
 
     async def remove(self, id: str) -> None:
         async with self._lock(id):
-            await self._clear(id)
+            await self._clear(id, everything=True)
             self._logs.pop(id, None)
-            await blocking(Places(self._home, id).remove)
         self._verbs.pop(id, None)
         self._adopting.pop(id, None)
 
@@ -378,8 +377,8 @@ class WasmDriver:
                     os.kill(process.pid, signals.SIGKILL)
             await session.gone.wait()
 
-    async def _clear(self, id: str) -> None:
-        """Whatever runs is killed and what belonged to the run removed; log and exit record stay."""
+    async def _clear(self, id: str, *, everything: bool = False) -> None:
+        """Whatever runs is killed and what belonged to the run removed; log and exit record stay, but with *everything*."""
         place = Places(self._home, id)
         if not place.state.is_dir():
             return  # it is made first and removed last: without it there is nothing
@@ -399,7 +398,10 @@ class WasmDriver:
             if process is not None and place.exit() is None and process.alive():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signals.SIGKILL)
-            place.remove_run()
+            if everything:
+                place.remove()
+            else:
+                place.remove_run()
 
         await blocking(sweep)
 

@@ -86,12 +86,12 @@ class Places:
         new.replace(self.state / name)
 
     def remove_run(self) -> None:
-        shutil.rmtree(self.run, ignore_errors=True)
+        _remove(self.run)
 
     def remove(self) -> None:
         """Remove all; the state goes last, since it is what says that there is something."""
         self.remove_run()
-        shutil.rmtree(self.state, ignore_errors=True)
+        _remove(self.state)
 
 
 def inventory(home: Home) -> set[str]:
@@ -107,6 +107,18 @@ def modules(home: Home) -> Path:
 
 def room(home: Home) -> Path:
     return home.run / "wasm-room"
+
+
+def _remove(directory: Path) -> None:
+    """A directory of files; gone already is fine."""
+    try:
+        for name in os.listdir(directory):  # noqa: PTH208 - a path object for each costs more than its removal
+            os.unlink(f"{directory}/{name}")  # noqa: PTH108
+        directory.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _load(path: Path, kind: type[T]) -> T | None:
