@@ -8,9 +8,9 @@
 | shutdown, reboot, freeze, thaw | yes | yes |
 | reseed, set the clock | yes | no |
 
-exec and the file verbs wait for a guest that may still be booting: while it is younger than five minutes and nobody has answered yet,
-up to ``BOOT_PATIENCE`` seconds; an agent that has answered before is given ``AGAIN_PATIENCE``. The others do not
-wait, but for the first two seconds after :meth:`Inside.open`, in which an agent that is there introduces itself.
+exec and the file verbs wait for a guest that may be booting: up to ``BOOT_PATIENCE`` seconds, while it began to boot, or its agent
+stopped to answer (it may boot again), less than five minutes ago. The others do not wait, but for the first two seconds after
+:meth:`Inside.open`, in which an agent that is there introduces itself.
 """
 
 import asyncio
@@ -32,8 +32,7 @@ from lamella.model.resource import now
 from lamella.model.stream import ExecSpec, ProcessStream
 from lamella.model.usage import Usage
 
-BOOT_PATIENCE = 90.0
-AGAIN_PATIENCE = 15.0
+BOOT_PATIENCE = 120.0
 YOUNG = 300.0
 INTRODUCTION = 2.0
 
@@ -55,12 +54,9 @@ class Agents(msgspec.Struct, kw_only=True, frozen=True):
     qga: bool = False
 
 
-def patience(started: datetime | None, moment: datetime, *, met: bool) -> float:
-    """How long, in seconds, a verb waits at *moment* for an agent of a guest that runs since *started*; *met*: one has answered before."""
-    if met:
-        return AGAIN_PATIENCE
-    age = YOUNG if started is None else (moment - started).total_seconds()
-    return max(0.0, min(BOOT_PATIENCE, YOUNG - age))
+def patience(age: float | None) -> float:
+    """How long, in seconds, a verb waits for an agent of a guest that began to boot *age* seconds ago; ``None`` is long ago."""
+    return 0.0 if age is None else max(0.0, min(BOOT_PATIENCE, YOUNG - age))
 
 
 class Inside:
@@ -182,10 +178,16 @@ class Inside:
         await agent.reseed(entropy)
         await agent.set_time()
 
+    def _age(self, moment: float) -> float | None:
+        """Seconds since the guest began to boot, or since an agent stopped to answer, which it does when the guest boots again."""
+        ages = [] if self.started is None else [(now() - self.started).total_seconds()]
+        ages += [moment - port.lost for port in (self._ours, self._qga) if port.lost is not None]
+        return min(ages, default=None)
+
     async def _agent(self, verb: str, *, only_ours: bool = False, wait: bool = True) -> Agent:
         met = self._ours.met or (self._qga.met and not only_ours)
         time = asyncio.get_running_loop().time
-        allowed = patience(self.started, now(), met=met) if wait else 0.0
+        allowed = patience(self._age(time())) if wait else 0.0
         # An agent that answers does so at once; but who has only just begun to look has not met it yet.
         allowed = max(allowed, self._opened + INTRODUCTION - time())
         until = time() + allowed

@@ -37,13 +37,15 @@ Open = Callable[[asyncio.StreamReader, asyncio.StreamWriter, float], Awaitable[C
 class Port(Generic[Client]):
     """Talks from :meth:`open` to :meth:`close`. *begin* begins a conversation over a connected socket, *ask* is its cheapest question.
 
-    ``met`` says whether anybody has ever answered; *moved* is called when somebody begins or stops to answer.
+    ``met`` says whether anybody has ever answered, ``lost`` is when the last conversation ended (the event loop's time); *moved* is called
+    when somebody begins or stops to answer.
     """
 
     def __init__(
         self, path: Path, begin: Open[Client], ask: Callable[[Client], Awaitable[object]], moved: Callable[[], None]
     ) -> None:
         self.met = False
+        self.lost: float | None = None
         self._path = path
         self._begin = begin
         self._ask = ask
@@ -112,5 +114,6 @@ class Port(Generic[Client]):
             await client.closed.wait()
         finally:
             self._client = None
+            self.lost = asyncio.get_running_loop().time()
             await client.close()
             self._moved()
