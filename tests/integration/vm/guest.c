@@ -89,7 +89,7 @@ static u32 tpm(const u8 *request, u32 size, u8 *answer, u32 room) {
     volatile u8 *base = (volatile u8 *)0xfed40000;
     volatile u32 *start = (volatile u32 *)(base + 0x4c);
     if (*(volatile u32 *)(base + 0x30) == 0xffffffff) return 0;
-    *(volatile u32 *)(base + 0x08) = 2; /* locality 0, please */
+    *(volatile u32 *)(base + 0x08) = 1; /* locality 0, please */
     *(volatile u32 *)(base + 0x40) = 1; /* ready for a command */
     while (*(volatile u32 *)(base + 0x40) & 1);
     for (u32 i = 0; i < size; i++) base[0x80 + i] = request[i];

@@ -7,7 +7,10 @@ on its serial line: it is no Linux, and it tells of its power button, its watchd
 import asyncio
 import hashlib
 import shutil
+import struct
 import subprocess
+import zlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,3 +168,46 @@ async def until(driver: VmDriver, id: str, right: Callable[[Observed], bool], ti
 
 async def until_stopped(driver: VmDriver, id: str, timeout: float = 30.0) -> Observed:
     return await until(driver, id, lambda seen: seen.phase is Phase.STOPPED, timeout)
+
+
+def colours(png: bytes) -> dict[tuple[int, int, int], float]:
+    """The colours of a picture (8 bits, RGB) and each one's share of it. Facts: PNG specification, sections 9 (filters) and 11."""
+    assert png.startswith(b"\x89PNG\r\n\x1a\n") and png[24:26] == b"\x08\x02"
+    width, height = struct.unpack_from(">II", png, 16)
+    place, packed = 8, b""
+    while place < len(png):
+        (size,) = struct.unpack_from(">I", png, place)
+        if png[place + 4 : place + 8] == b"IDAT":
+            packed += png[place + 8 : place + 8 + size]
+        place += 12 + size
+    data, count = zlib.decompress(packed), Counter[tuple[int, int, int]]()
+    above = bytes(3 * width)
+    for row in range(height):
+        start = row * (3 * width + 1)
+        kind, line = data[start], bytearray(data[start + 1 : start + 1 + 3 * width])
+        if kind:
+            for at, value in enumerate(line):
+                left, up, corner = (line[at - 3], above[at], above[at - 3]) if at > 2 else (0, above[at], 0)
+                line[at] = (value + _predict(kind, left, up, corner)) & 255
+        above = bytes(line)
+        count.update(zip(line[0::3], line[1::3], line[2::3], strict=True))
+    return {colour: number / (width * height) for colour, number in count.items()}
+
+
+def _predict(kind: int, left: int, up: int, corner: int) -> int:
+    if kind < 4:
+        return (0, left, up, (left + up) // 2)[kind]
+    guess = left + up - corner
+    return min((left, up, corner), key=lambda one: abs(guess - one))
+
+
+async def until_blue(driver: VmDriver, id: str, timeout: float = 60.0) -> None:
+    """Look at the screen until more than half of it is the blue of old text screens: 168 or 170 of 255, as the card has it."""
+    found: dict[tuple[int, int, int], float] = {}
+    try:
+        async with asyncio.timeout(timeout):
+            while sum(found.get((0, 0, blue), 0) for blue in (168, 170)) < 0.5:
+                await asyncio.sleep(0.5)
+                found = await asyncio.to_thread(colours, await driver.screenshot(id))
+    except TimeoutError:
+        raise AssertionError(f"the screen is not blue but {Counter(found).most_common(3)}") from None

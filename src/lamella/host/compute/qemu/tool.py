@@ -6,8 +6,8 @@ from lamella.host.linux.processes import environment, read_all, spawn
 from lamella.model.errors import Unavailable
 
 
-async def output(argv: list[str], mark: str) -> str:
-    """What *argv* prints, without white space around it.
+async def output(argv: list[str], mark: str, *, good: tuple[int, ...] = (0,)) -> str:
+    """What *argv* prints, without white space around it. *good* are the exit codes of a success.
 
     :raise Unavailable: when it fails; what it said on standard error is in the error.
     """
@@ -28,6 +28,6 @@ async def output(argv: list[str], mark: str) -> str:
         code = await child.wait()
     finally:
         await child.end()
-    if code:
+    if code not in good:
         raise Unavailable(f"{argv[0]} ended with {code}: {said.strip()[-200:]}")
     return text.strip()

@@ -30,9 +30,10 @@ _CARDS = {Graphics.VGA: "VGA", Graphics.VIRTIO: "virtio-vga", Graphics.QXL: "qxl
 class Vm(msgspec.Struct, kw_only=True, frozen=True):
     """One machine as QEMU is to make it.
 
-    ``board_type`` is a versioned machine type (``pc-q35-7.2``); ``sizing`` and ``plugs`` are the arguments of sizing.py and hotplug.py;
-    ``root`` is the block node ``root``; ``media`` counts the CDs of the image; ``mac`` is set when descriptor ``TAP`` is there, and ``netboot`` when a BIOS
-    shall be able to start from it (which costs a second of each boot); ``order`` is the boot order (order.py).
+    ``board_type`` is a versioned machine type (``pc-q35-7.2``); ``sizing``, ``plugs`` and ``screens`` are the arguments of sizing.py,
+    hotplug.py and desktop.py; ``root`` is the block node ``root``; ``media`` counts the CDs of the image; ``mac`` is set when
+    descriptor ``TAP`` is there, and ``netboot`` when a BIOS shall be able to start from it (which costs a second of each boot);
+    ``order`` is the boot order (order.py).
     """
 
     name: str

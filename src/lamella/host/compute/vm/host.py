@@ -119,12 +119,12 @@ def machine_types(text: str) -> tuple[str, frozenset[str]]:
 
 
 async def _why_no_spice(qemu: Path, home: Home) -> str:
-    """Nothing when QEMU knows the option; a build without SPICE ends with its name."""
+    """Nothing when QEMU lists the options of SPICE (and ends with 1 for having done so)."""
     try:
-        await output([str(qemu), "-spice", "help"], home.mark)
+        said = await output([str(qemu), "-spice", "help"], home.mark, good=(0, 1))
     except LamellaError as error:
-        return f"this QEMU has no SPICE ({error.message})"
-    return ""
+        return f"this QEMU could not be asked about SPICE: {error.message}"
+    return "" if "spice options" in said else "this QEMU was compiled without SPICE"
 
 
 def _try(find: Callable[[], T]) -> tuple[T | None, str]:
