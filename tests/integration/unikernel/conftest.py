@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from kernels import build_multiboot, build_pvh, build_raw
+from unikernel_kernels import build_multiboot, build_pvh, build_raw
 from unikernel_lab import Lab
 
 from lamella.host.compute.driver import Home
