@@ -178,32 +178,32 @@ class Inside:
         await agent.reseed(entropy)
         await agent.set_time()
 
-    def _age(self, moment: float) -> float | None:
-        """Seconds since the guest began to boot, or since an agent stopped to answer, which it does when the guest boots again."""
-        ages = [] if self.started is None else [(now() - self.started).total_seconds()]
-        ages += [moment - port.lost for port in (self._ours, self._qga) if port.lost is not None]
-        return min(ages, default=None)
-
     async def _agent(self, verb: str, *, only_ours: bool = False, wait: bool = True) -> Agent:
-        met = self._ours.met or (self._qga.met and not only_ours)
         time = asyncio.get_running_loop().time
-        allowed = patience(self._age(time())) if wait else 0.0
-        # An agent that answers does so at once; but who has only just begun to look has not met it yet.
-        allowed = max(allowed, self._opened + INTRODUCTION - time())
-        until = time() + allowed
+        begun = time()
         while True:
             self._moved.clear()
             if (ours := await self._ours.alive()) is not None:
                 return ours
             if not only_ours and (qga := await self._qga.alive()) is not None:
                 return qga
-            left = until - time()
-            if left <= 0:
+            # An agent that answers does so at once; but who has only just begun to look has not met it yet.
+            until = max(begun + patience(self._age(begun)) if wait else begun, self._opened + INTRODUCTION)
+            if time() >= until:
                 break
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
+                async with asyncio.timeout_at(until):
                     await self._moved.wait()
-        raise _nobody(verb, self.agents, met=met, only_ours=only_ours, waited=allowed)
+        met = self._ours.met or (self._qga.met and not only_ours)
+        raise _nobody(verb, self.agents, met=met, only_ours=only_ours, waited=time() - begun)
+
+    def _age(self, moment: float) -> float | None:
+        """Seconds, at *moment* of the event loop's time, since the guest began to boot, or since an agent stopped to answer, which it
+        does when the guest boots again. Negative when that came later."""
+        ages = [moment - port.lost for port in (self._ours, self._qga) if port.lost is not None]
+        if self.started is not None:
+            ages.append((now() - self.started).total_seconds() - (asyncio.get_running_loop().time() - moment))
+        return min(ages, default=None)
 
 
 def _nobody(verb: str, agents: Agents, *, met: bool, only_ours: bool, waited: float) -> Unavailable | Unsupported:
