@@ -1,7 +1,7 @@
 """WebAssembly: a run from its making to its exit code, against wasmtime called in a process that is warm; how many a second.
 
-The module is a C program that prints a line. The peer has it compiled and loads it, makes a store with a directory, a file for its output and
-fuel off, runs it, and has its exit code: what a program that embeds wasmtime does for each call.
+The module is a C program that prints a line. The peer has it compiled and loads it, makes a store with a file for its output, runs it,
+and has its exit code: what a program that embeds wasmtime does for each call.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import uvloop
 from benchmarks.containers import AT
 from benchmarks.house import api
 from benchmarks.measure import Row, Series, pairs, timed
@@ -85,7 +86,8 @@ def rows(made: LayerUnderTest, runs: int) -> list[Row]:
 
 def driver_rows(runs: int, *, at_once: int = 8, seconds: float = 10.0) -> list[Row]:
     """The driver alone: one after another, then *at_once* for some *seconds*; each is made, started, waited for and removed."""
-    return asyncio.run(_driver_rows(runs, at_once, seconds))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # the daemon's own loop
+        return runner.run(_driver_rows(runs, at_once, seconds))
 
 
 async def _driver_rows(runs: int, at_once: int, seconds: float) -> list[Row]:

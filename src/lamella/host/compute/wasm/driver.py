@@ -16,7 +16,6 @@ import msgspec
 
 from lamella.host.compute.driver import Changed, Home, Limits, Machine, Observed
 from lamella.host.compute.qemu.log import Log
-from lamella.host.compute.qemu.places import boot_id
 from lamella.host.compute.wasm import host, mechanisms, monitor, places
 from lamella.host.compute.wasm import order as orders
 from lamella.host.compute.wasm.monitor import Connection, Kind, Lost
@@ -40,6 +39,8 @@ from lamella.model.usage import LogEntry, Usage
 
 # What a worker needs beside the module's own memory: page tables, stacks, what it writes of the library's pages.
 OVERHEAD = 16 << 20
+
+CONTROLLERS = ("cpu", "cpuacct", "memory", "pids", "freezer")
 
 # A module is one thread; the others are the worker's: one that listens to its monitor, those of the library.
 THREADS = 32
@@ -287,7 +288,7 @@ class WasmDriver:
         order = orders.pack(
             orders.Order(
                 user=machine.id_base,
-                boot=boot_id(),
+                boot=parts.boot,
                 component=found.component,
                 stdin=machine.stdin,
                 arguments=found.arguments,
@@ -298,29 +299,34 @@ class WasmDriver:
                 deadline=machine.deadline,
             )
         )
-        with contextlib.ExitStack() as stack:
+        await parts.zygote.open()
 
-            def own(fd: int) -> int:
-                stack.callback(os.close, fd)
-                return fd
+        def prepare() -> Connection:
+            with contextlib.ExitStack() as stack:
 
-            def prepare() -> tuple[list[int], int]:
+                def own(fd: int) -> int:
+                    stack.callback(os.close, fd)
+                    return fd
+
                 place.prepare(record)
                 _mend(place)
                 group.create(group_limits(machine.limits))
-                procs = [own(fd) for fd in open_group(group)]
-                directories = [own(_open_directory(one)) for one in machine.directories]
                 fds = [
                     stack.enter_context(monitor.listening(place.socket)).fileno(),
                     own(os.open(place.state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)),
                     own(syscalls.clone_mount(compiled)),
                 ]
-                return [*fds, *procs, *directories], len(procs)
+                procs = [own(fd) for fd in open_group(group)]
+                directories = [own(_open_directory(one)) for one in machine.directories]
+                return parts.zygote.ask(
+                    orders.RUN,
+                    order,
+                    [*fds, *procs, *directories],
+                    groups=len(procs),
+                    directories=len(directories),
+                )
 
-            fds, groups = await blocking(prepare)
-            connection = await parts.zygote.ask(
-                orders.RUN, order, fds, groups=groups, directories=len(machine.directories)
-            )
+        connection = await blocking(prepare)
         session = Session(place, group, self._log(machine.id), connection, self._has_ended)
         self._sessions[machine.id] = session
         return session
@@ -429,6 +435,11 @@ class WasmDriver:
     def _group(self, id: str) -> Cgroup:
         if self._cgroups is None:
             self._cgroups = Cgroups(CGROUP_ROOT, self._home.mark)
+            if self._cgroups.version == 1:
+                # A group in each tree costs as much as all the rest of a start: only where something is limited or counted.
+                self._cgroups.trees = {
+                    name: self._cgroups.trees[name] for name in CONTROLLERS if name in self._cgroups.trees
+                }
         return self._cgroups.group(id)
 
     def _log(self, id: str) -> Log:

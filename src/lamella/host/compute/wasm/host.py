@@ -6,6 +6,7 @@ from collections.abc import Callable
 import msgspec
 
 from lamella.host.compute.driver import Home, Limits
+from lamella.host.compute.qemu.places import boot_id
 from lamella.host.compute.wasm import library, places
 from lamella.host.compute.wasm.modules import Modules
 from lamella.host.compute.wasm.zygote import Zygote
@@ -20,12 +21,13 @@ _LANDLOCK_CREATE_RULESET, _VERSION = 444, 1
 
 
 class Parts(msgspec.Struct, kw_only=True):
-    """``landlock`` is the kernel's ABI version, 0 where it has none."""
+    """``landlock`` is the kernel's ABI version, 0 where it has none; ``boot`` says which boot of the host this is."""
 
     library: library.Library
     zygote: Zygote
     modules: Modules
     landlock: int
+    boot: str
 
     def capabilities(self) -> list[Capability]:
         return [
@@ -53,7 +55,7 @@ async def look(home: Home, group: Callable[[str], Cgroup]) -> Parts:
     await zygote.open()
     modules = Modules(places.modules(home), found.version, zygote, group)
     await blocking(modules.open)
-    return Parts(library=found, zygote=zygote, modules=modules, landlock=landlock())
+    return Parts(library=found, zygote=zygote, modules=modules, landlock=landlock(), boot=boot_id())
 
 
 def landlock() -> int:

@@ -140,7 +140,8 @@ class Modules:
                 procs = [os.open(file, os.O_WRONLY | os.O_CLOEXEC) for file in group.procs_files()]
                 try:
                     order = orders.Order(user=user, boot=boot_id(), component=source.component, count_fuel=fuel)
-                    connection = await self._zygote.ask(
+                    await self._zygote.open()
+                    connection = self._zygote.ask(
                         orders.COMPILE, orders.pack(order), [*fds, *procs], groups=len(procs), directories=0
                     )
                 finally:

@@ -58,9 +58,13 @@ class ProcessRecord(msgspec.Struct, kw_only=True, frozen=True):
 class Places:
     def __init__(self, home: Home, id: str) -> None:
         self.id = id
-        self.state = home.state / LEVEL / id
-        self.run = home.run / LEVEL / id
-        self.socket = self.run / "socket"
+        # One parse each: this is made several times for every verb.
+        self.state = Path(f"{home.state}/{LEVEL}/{id}")
+        self.run = Path(f"{home.run}/{LEVEL}/{id}")
+
+    @property
+    def socket(self) -> Path:
+        return self.run / "socket"
 
     def record(self) -> Record | None:
         return _load(self.state / "record.json", Record)

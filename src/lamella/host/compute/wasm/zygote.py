@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lamella.host.compute.wasm import order as orders
 from lamella.host.compute.wasm.library import Library
-from lamella.host.compute.wasm.monitor import Connection
+from lamella.host.compute.wasm.monitor import Connection, Lost
 from lamella.host.linux import binaries
 from lamella.host.linux.cgroup import Cgroup
 from lamella.host.linux.processes import Child, environment, read_all, spawn
@@ -93,30 +93,29 @@ class Zygote:
             ours.close()
             code = await child.wait()
             raise Unavailable(f"lamella-wasm did not start: {text or f'it ended with {code}'}")
-        ours.setblocking(False)
+        # It takes a request in microseconds: who sends waits for that, but not for ever.
+        ours.settimeout(5)
         self._child, self._socket = child, ours
 
-    async def ask(self, mode: int, order: bytes, fds: Sequence[int], *, groups: int, directories: int) -> Connection:
+    def ask(self, mode: int, order: bytes, fds: Sequence[int], *, groups: int, directories: int) -> Connection:
         """Have a monitor forked that is given *order* and *fds* (after order and connection); the connection to it.
 
-        :raise Unavailable: when there is no zygote and none can be started.
+        Blocks for microseconds; after :meth:`open`, in any thread.
+
+        :raise Unavailable: when there is no zygote.
         """
-        await self.open()
-        assert self._socket is not None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         memory = os.memfd_create("order", os.MFD_CLOEXEC)
         try:
             os.write(memory, order)
             numbers = array.array("i", [memory, theirs.fileno(), *fds])
             message = orders.request(mode, groups=groups, directories=directories)
-            while True:
-                try:
-                    self._socket.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)])
-                    break
-                except BlockingIOError:
-                    await asyncio.sleep(0.001)
-                except OSError as error:
-                    raise Unavailable("the fork server of WebAssembly instances has gone", hint="try again") from error
+            if self._socket is None:
+                raise Unavailable("the fork server of WebAssembly instances is not there", hint="try again")
+            try:
+                self._socket.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)])
+            except OSError as error:
+                raise Lost("the fork server of WebAssembly instances has gone", hint="try again") from error
         except BaseException:
             ours.close()
             raise
