@@ -61,7 +61,8 @@ def _reasons(level: Isolation, host: Host) -> list[Reason]:
     if not any(item.name == wanted for item in found):
         found.insert(0, Capability(name=wanted, available=False, reason="this host has no driver for it"))
     if level in EMULATED:
-        found += [item for item in host.status.capabilities if item.name == "accelerator"]
+        # Every driver that uses QEMU tells of it, and all tell the same.
+        found += [item for item in host.status.capabilities if item.name == "accelerator"][:1]
     return [Reason(host=host.name, need=item.name, available=item.available, reason=_sentence(item)) for item in found]
 
 
