@@ -36,7 +36,7 @@ void show_mounts(const struct job *job) {
     char place[16];
     MUST(!unshare(CLONE_NEWNS), "make a mount namespace");
     /* Not noexec: the module's code is mapped from it. */
-    struct mount_attr plain = {.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV};
+    struct mount_attr plain = {.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, .propagation = MS_PRIVATE};
     MUST(!syscall(SYS_mount_setattr, job->module, "", AT_EMPTY_PATH, &plain, sizeof plain), "show the module read-only");
     MUST(!syscall(SYS_move_mount, job->module, "", AT_FDCWD, "/module", 4 /* MOVE_MOUNT_F_EMPTY_PATH */), "show the module");
     for (int i = 0; i < job->directory_count; i++) {
@@ -50,7 +50,8 @@ void show_mounts(const struct job *job) {
  * mount. Where the filesystem has none (overlayfs), the worker has the rights of others. Runs in the monitor: it needs the host's pids.
  */
 void map_owner(int mount, uint32_t user, int writable) {
-    struct mount_attr plain = {.attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC | (writable ? 0 : MOUNT_ATTR_RDONLY)};
+    struct mount_attr plain = {.attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC | (writable ? 0 : MOUNT_ATTR_RDONLY),
+                               .propagation = MS_PRIVATE};
     if (syscall(SYS_mount_setattr, mount, "", AT_EMPTY_PATH, &plain, sizeof plain)) _exit(2);
     struct stat owner;
     if (fstat(mount, &owner)) _exit(2);

@@ -183,7 +183,10 @@ static int hear(struct client *client) {
         client->attached = 1;
         give(client, 'A', "", 0);
         break;
-    case 'W': client->watching = 1; break;
+    case 'W':
+        client->watching = 1;
+        give(client, 'G', "", 0); /* for what was written until now */
+        break;
     case 'I':
         if (input >= 0) {
             input_size = size - 1;
@@ -249,6 +252,7 @@ static void hear_worker(void) {
         break;
     case FAILED:
     case STALE:
+        if (state != 'P') break; /* what runs a module says is no more than its own end */
         state = 'F';
         announce(text[0], code, text + 5);
         break;
