@@ -109,11 +109,22 @@ def test_nics_are_found_by_their_addresses_and_the_first_has_the_way_out() -> No
                 "set-name": "eth0",
                 "addresses": ["10.0.0.5/24"],
                 "gateway4": "10.0.0.1",
+                "accept-ra": False,
                 "mtu": 1400,
                 "nameservers": {"addresses": ["10.0.0.1"]},
             },
-            "eth1": {"match": {"macaddress": "02:00:00:00:00:0b"}, "set-name": "eth1", "addresses": ["10.1.0.5/16"]},
-            "eth2": {"match": {"macaddress": "02:00:00:00:00:0b"}, "set-name": "eth2", "addresses": ["10.1.0.5/16"]},
+            "eth1": {
+                "match": {"macaddress": "02:00:00:00:00:0b"},
+                "set-name": "eth1",
+                "addresses": ["10.1.0.5/16"],
+                "accept-ra": False,
+            },
+            "eth2": {
+                "match": {"macaddress": "02:00:00:00:00:0b"},
+                "set-name": "eth2",
+                "addresses": ["10.1.0.5/16"],
+                "accept-ra": False,
+            },
         },
     }
 

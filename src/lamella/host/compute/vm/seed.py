@@ -176,6 +176,8 @@ def _ethernet(name: str, nic: Attachment, nameservers: Sequence[str], *, routed:
     }
     if routed and nic.gateway:
         content["gateway6" if ":" in nic.gateway else "gateway4"] = nic.gateway
+    if ":" not in nic.address:
+        content["accept-ra"] = False  # no router advertises anything here; systemd-networkd would wait for one
     if nic.mtu:
         content["mtu"] = nic.mtu
     if nameservers:
