@@ -92,7 +92,8 @@ def _compare(options: "Options") -> int:
     )[1:]:
         line(f"  {text}")
     for row in comparison.each("rows"):
-        _section(clean(row.text("subject")).capitalize(), alike([(name, row.text("values", name)) for name in shown]))
+        subject = clean(row.text("subject"))
+        _section(subject[:1].upper() + subject[1:], alike([(name, row.text("values", name)) for name in shown]))
     _section("What no level promises", [[item.string] for item in comparison.each("not_promised")])
     line()
     line("`lamella explain --why-not LEVEL` says what a level lacks here.")

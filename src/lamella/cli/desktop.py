@@ -96,7 +96,13 @@ def _show(program: str, folder: str, port: int, ticket: "Document", listener: so
 def command(program: str, folder: str, port: int, ticket: "Document") -> "tuple[list[str], dict[str, str]]":
     """How the viewer is started: its arguments, and what its environment has besides. The password is in neither's arguments."""
     if "remote-viewer" not in program:
-        words = [program, "-SecurityTypes=X509Vnc", f"-X509CA={folder}/ca.pem", f"127.0.0.1::{port}"]
+        words = [
+            program,
+            "-SecurityTypes=X509Vnc",
+            "-ReconnectOnError=0",
+            f"-X509CA={folder}/ca.pem",
+            f"127.0.0.1::{port}",
+        ]
         return words, {"VNC_PASSWORD": ticket.text("password")}
     certificate = ticket.text("certificate").replace("\n", "\\n")
     settings = {

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def levels(image: "Document") -> "list[str]":
-    """What *image* can be run as, by what it holds; a CD alone is for ``--iso``."""
+    """What *image* can be run as, by what it holds (``control/fitting.py`` decides)."""
     kinds = {artifact.text("kind") for artifact in image.each("status", "artifacts")}
     if "module" in kinds or image.text("status", "os") == "wasi":
         return ["wasm"]
@@ -28,10 +28,8 @@ def levels(image: "Document") -> "list[str]":
         found += ["container", "microvm"]
     if "kernel" in kinds:
         found.append("unikernel")
-    if "disk" in kinds:
+    if kinds & {"disk", "cdrom"}:
         found += ["vm", "confidential"]
-    if "cdrom" in kinds:
-        found.append("vm --iso" if "disk" not in kinds else "--iso")
     return found
 
 

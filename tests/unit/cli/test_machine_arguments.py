@@ -12,10 +12,13 @@ from test_arguments import instance, read
 
 from lamella.cli import contract, desktop, image, save, screen, source
 from lamella.cli.document import Document
+from lamella.control import fitting
 from lamella.model.board import Board, Input
 from lamella.model.errors import Invalid
 from lamella.model.ids import check_image_name
+from lamella.model.image import Artifact, ArtifactKind, ImageSpec, ImageStatus, Layer
 from lamella.model.instance import Isolation
+from lamella.model.resource import new_resource
 
 PUBLIC = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGxhbWVsbGE anna@here"
 
@@ -163,8 +166,21 @@ def test_what_an_image_can_be_run_as() -> None:
     assert image.levels(_image("module")) == ["wasm"]
     assert image.levels(_image(layers=True, os="wasi")) == ["wasm"]
     assert image.levels(_image("kernel", "initrd")) == ["unikernel"]
-    assert image.levels(_image("cdrom")) == ["vm --iso"]
+    assert image.levels(_image("cdrom")) == ["vm", "confidential"]
     assert image.levels(_image()) == []
+
+
+@given(st.sets(st.sampled_from(ArtifactKind)), st.booleans(), st.sampled_from(["linux", "wasi"]))
+def test_the_command_and_control_agree_on_that(kinds: set[ArtifactKind], layers: bool, os: str) -> None:
+    digest = "sha256:" + "a" * 64
+    status = ImageStatus(
+        os=os,
+        layers=[Layer(diff_id=digest, size=1)] if layers else [],
+        artifacts=[Artifact(kind=kind, digest=digest, size=1, stored=1) for kind in kinds],
+    )
+    made = new_resource("image", "x", ImageSpec(source="x"), status)
+    told = image.levels(Document(msgspec.to_builtins(made)))
+    assert not (layers or kinds) or told == [str(level) for level in fitting.levels_of(made)]
 
 
 def test_levels_that_say_the_same_share_a_line() -> None:
