@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from confidential_keys import CHIP, Amd, Intel, certificate
 from cryptography.hazmat.primitives.asymmetric import ec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamella.host.compute.confidential import snp_report, td_quote
@@ -119,6 +119,7 @@ def test_chains_have_an_order_and_a_time(amd: Amd) -> None:
         read_chain(b"-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=1500))
 def test_no_bytes_do_harm(data: bytes) -> None:
     for parse in (snp_report.parse, td_quote.parse):
@@ -128,6 +129,7 @@ def test_no_bytes_do_harm(data: bytes) -> None:
             assert error.message
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_torn_quotes_do_no_harm(data: st.DataObject, intel: Intel) -> None:
     whole = bytearray(intel.quote(NONCE))

@@ -1,6 +1,6 @@
 """Levels side by side, and the reasons why one cannot be had."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamella.control.comparison import compare, why_not
@@ -111,6 +111,7 @@ capabilities = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["ready", "away", "pending"]), capabilities), max_size=3))
 def test_both_agree_whatever_hosts_say(told: list[tuple[str, list[Capability]]]) -> None:
     hosts = [host(f"h{number}", *found, phase=phase) for number, (phase, found) in enumerate(told)]

@@ -3,7 +3,7 @@
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamella.host.compute.unikernel.kernel import MULTIBOOT, MULTIBOOT2, Form, Kernel, Read, recognize
@@ -75,6 +75,7 @@ def test_what_is_refused(content: bytes, words: str) -> None:
     assert raised.value.hint
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=4096), st.sampled_from([b"", elf(notes=PVH), elf(bits=32, notes=PVH)]))
 def test_nothing_that_is_read_does_harm(tail: bytes, head: bytes) -> None:
     content = bytearray(head + tail)
@@ -84,6 +85,7 @@ def test_nothing_that_is_read_does_harm(tail: bytes, head: bytes) -> None:
         assert error.message
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_torn_headers_do_no_harm(data: st.DataObject) -> None:
     content = bytearray(elf(notes=PVH * 3))
