@@ -183,10 +183,9 @@ class LocalProcess:
         if self.process is not None and self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signals.SIGKILL)
-            await self.process.wait()
-        if self.process is not None:
             # Its pipes would be closed by the garbage collector, perhaps after the loop.
             self.process._transport.close()
+            await self.process.wait()
         for task in self._tasks:
             if task is not asyncio.current_task():
                 task.cancel()
