@@ -7,10 +7,10 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import containers, density, house, incus, microvm
+from benchmarks import containers, density, house, incus, microvm, wasm
 from benchmarks.measure import Row, table
 
-GROUPS = ("containers", "microvm", "density")
+GROUPS = ("containers", "microvm", "density", "wasm")
 
 
 def machine() -> str:
@@ -42,6 +42,8 @@ def main() -> int:
             rows += microvm.rows(layer, max(5, args.runs // 2))
         if "density" in chosen:
             rows += density.rows(layer, args.instances)
+        if "wasm" in chosen:
+            rows += wasm.rows(layer, args.runs) + wasm.driver_rows(args.runs)
     print(f"{datetime.now(UTC):%Y-%m-%d}, {machine()}\n")
     print(table(rows))
     return 0

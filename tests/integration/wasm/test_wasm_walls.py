@@ -12,7 +12,7 @@ from wasm_lab import MIB, Lab, logged, phase, read_all, run
 from lamella.host.compute.driver import Limits
 from lamella.host.compute.wasm.driver import WasmDriver
 from lamella.model.board import Directory
-from lamella.model.errors import Invalid
+from lamella.model.errors import CannotRun, Invalid
 from lamella.model.instance import Phase
 
 pytestmark = pytest.mark.root
@@ -191,3 +191,24 @@ async def test_one_that_dies_takes_no_other_with_it(lab: Lab, driver: WasmDriver
     os.kill(seen.pid, signal.SIGKILL)
     assert (await phase(driver, first.id, Phase.STOPPED)).exit_code == 137
     assert (await phase(driver, second.id, Phase.STOPPED)).exit_code == 6
+
+
+async def test_it_cannot_make_a_thread_or_a_process(lab: Lab, driver: WasmDriver) -> None:
+    """Threads of WASI are an import that nobody answers, and shared memory is not taken; processes WASI never had."""
+    spawns = b"\0asm\1\0\0\0" + b"\x01\x06\x01\x60\x01\x7f\x01\x7f" + b"\x02\x15\x01\x04wasi\x0cthread-spawn\0\0"
+    shares = b"\0asm\1\0\0\0" + b"\x05\x04\x01\x03\x01\x02"
+    for number, (module, word) in enumerate(((spawns, "thread-spawn"), (shares, "threads"))):
+        path = lab.home.path / f"threads{number}.wasm"
+        path.write_bytes(module)
+        with pytest.raises(CannotRun, match=word):
+            await driver.create(lab.machine(path))
+
+
+async def test_a_group_that_is_full_kills_that_worker_alone(lab: Lab, driver: WasmDriver) -> None:
+    """A module whose own bound is higher than what its group may have: the kernel ends it, and it is told as killed."""
+    machine = lab.machine("deeds", "bomb", limits=LIMITS)
+    await driver.create(machine)
+    group = driver._group(machine.id)  # pyright: ignore[reportPrivateUsage]
+    group.update(Limits(cpu=1000, memory=16 * MIB, pids=32))
+    await driver.start(machine.id)
+    assert (await phase(driver, machine.id, Phase.STOPPED)).exit_code == 137

@@ -55,8 +55,10 @@ def parse(data: bytes) -> Packet:
     if kind in (Kind.OUTPUT, Kind.ERRORS):
         return Packet(kind, data=body)
     if kind is Kind.HELLO:
+        if len(body) != _HELLO.size:
+            raise Unavailable("a monitor sent half a greeting")
         state, _, worker = _HELLO.unpack(body)
-        return Packet(kind, state=state.decode(), worker=worker)
+        return Packet(kind, state=state.decode(errors="replace"), worker=worker)
     if len(body) >= 4:
         return Packet(
             kind, code=int.from_bytes(body[:4], "little", signed=True), text=body[4:].decode(errors="replace")
