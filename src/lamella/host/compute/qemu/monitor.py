@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import logging
 import os
+import socket
 from collections import deque
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -143,12 +144,21 @@ class Monitor:
         try:
             async with self._turn, asyncio.timeout(deadline):
                 if fd is not None:
-                    self._client.send_fd_scm(fd)
+                    self._send_descriptor(fd)
                 return await self._client.execute(command, None if arguments is None else dict(arguments))
         except ExecuteError as error:
             raise Refused(command, error.error_class, str(error)) from error
         except (QMPError, OSError, EOFError, TimeoutError) as error:
             raise Unavailable(f"QEMU did not answer {command}: {error or 'it took too long'}") from error
+
+    def _send_descriptor(self, fd: int) -> None:
+        """What ``send_fd_scm`` of the library does, on any event loop: it reaches for a socket that uvloop does not have."""
+        writer = self._client._writer  # pyright: ignore[reportPrivateUsage]
+        if writer is None:
+            raise Unavailable("QEMU is gone")
+        number = os.dup(writer.transport.get_extra_info("socket").fileno())
+        with socket.socket(fileno=number) as same:
+            socket.send_fds(same, [b" "], [fd])
 
     async def ask(self, kind: type[Answer], command: str, arguments: Mapping[str, object] | None = None) -> Answer:
         """:meth:`execute`, its answer as *kind*."""
