@@ -253,3 +253,15 @@ async def test_the_seed_brings_the_agent_to_an_image_that_has_none(
 
 async def _one(data: bytes) -> AsyncIterator[bytes]:
     yield data
+
+
+def test_without_a_port_it_waits_and_ends_when_it_is_told(agent: Path) -> None:
+    if Path("/sys/class/virtio-ports").is_dir() and any(Path("/sys/class/virtio-ports").iterdir()):
+        pytest.skip("this machine has ports of its own")
+    with subprocess.Popen([agent, "--service"]) as process:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.8)
+        spent = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        assert int(spent[11]) + int(spent[12]) < 10  # ticks of 10 ms: it sleeps
+        process.terminate()
+        assert process.wait(5) == 0
