@@ -13,7 +13,7 @@ import contextlib
 import secrets
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -101,8 +101,7 @@ class Desktop:
             theirs.close()
         if kind == SPICE:
             return ScreenStream(reader, writer, gate=self._spice_gate)
-        retiring = asyncio.create_task(self._retire_when_in(monitor, ticket), name="screen ticket")
-        return ScreenStream(reader, writer, retiring=retiring)
+        return ScreenStream(reader, writer, ended=lambda: self._retire(monitor, ticket))
 
     def _check(self, kind: str) -> None:
         if kind not in (VNC, SPICE):
@@ -135,19 +134,12 @@ class Desktop:
             return False
         return session != 0 if channel != _MAIN_CHANNEL else session == 0 and self._take(SPICE)
 
-    async def _retire_when_in(self, monitor: Monitor, ticket: _Ticket) -> None:
-        """Once its viewer is in, is gone, or its time is up, the password is replaced by one that nobody knows."""
-        try:
-            with monitor.events(["VNC_INITIALIZED"]) as events:
-                async with asyncio.timeout_at(ticket.ends):
-                    await events.next()
-        except (TimeoutError, Unavailable):
-            pass
-        finally:
-            with contextlib.suppress(LamellaError):
-                if self._tickets.get(VNC) is ticket:
-                    password = secrets.token_urlsafe(_LENGTH)[:_LENGTH]
-                    await monitor.execute("set_password", {"protocol": VNC, "password": password})
+    async def _retire(self, monitor: Monitor, ticket: _Ticket) -> None:
+        """Put a password that nobody knows in place of the one of *ticket*, unless a newer ticket did. QEMU's own end of its time
+        comes on top."""
+        if self._tickets.get(VNC) is ticket:
+            password = secrets.token_urlsafe(_LENGTH)[:_LENGTH]
+            await monitor.execute("set_password", {"protocol": VNC, "password": password})
 
 
 class ScreenStream:
@@ -162,12 +154,12 @@ class ScreenStream:
         writer: asyncio.StreamWriter,
         *,
         gate: Callable[[bytes], bool | None] | None = None,
-        retiring: asyncio.Task[None] | None = None,
+        ended: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._reader = reader
         self._writer = writer
         self._gate = gate
-        self._retiring = retiring
+        self._ended = ended
         self._held = b""
         self._done = False
 
@@ -198,10 +190,10 @@ class ScreenStream:
 
     async def close(self) -> None:
         self._writer.close()
-        if self._retiring is not None:
-            retiring, self._retiring = self._retiring, None
-            retiring.cancel()
-            await asyncio.wait([retiring])
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            with contextlib.suppress(LamellaError):
+                await ended()
 
     async def _write(self, data: bytes) -> None:
         if self._gate is not None:
