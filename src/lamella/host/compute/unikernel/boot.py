@@ -1,4 +1,4 @@
-"""Starting the QEMU of a unikernel: inside its group before it allocates anything, and written down at once."""
+"""Starting the QEMU of a unikernel: inside its group before it allocates anything."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ async def boot(
     initrd: Path | None,
     open_tap: OpenTap | None,
 ) -> ProcessRecord:
-    """Start QEMU with processors that stand still.
+    """Start QEMU with processors that stand still; what is returned is not written down yet.
 
     :raise Unavailable: when it could not be started; QEMU's words are in the error.
     """
@@ -104,7 +104,7 @@ async def boot(
             mark=home.mark,
             status=own(os.open(status_file(places), fresh, 0o600)),
         )
-        record = ProcessRecord(
+        return ProcessRecord(
             pid=pid,
             started=start_time(pid) or 0,
             boot=host.accelerator.boot,
@@ -115,8 +115,6 @@ async def boot(
             ready=True,
             board_type=hardware.board,
         )
-        await asyncio.to_thread(places.write, record)
-        return record
 
 
 def board_of(machine: Machine, host: HostParts) -> str:

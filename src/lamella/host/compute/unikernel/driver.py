@@ -11,7 +11,7 @@ import signal as signals
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar, cast
 
 import msgspec
 
@@ -38,6 +38,8 @@ from lamella.model.instance import Phase
 from lamella.model.signals import signal_number
 from lamella.model.stream import ExecSpec, ProcessStream
 from lamella.model.usage import LogEntry, Usage
+
+T = TypeVar("T")
 
 
 class UnikernelDriver:
@@ -124,13 +126,13 @@ class UnikernelDriver:
 
                     recognize(read)
                 places.prepare()
-                places.write(machine)
                 log.open()
 
             await asyncio.to_thread(prepare)
             log.begin()
             try:
-                record = await boot(
+                # What is made durable is made so while QEMU starts; until all of it is, there is nothing here but what a create clears.
+                starting = boot(
                     self._home,
                     host,
                     places,
@@ -142,7 +144,8 @@ class UnikernelDriver:
                     initrd=initrd,
                     open_tap=self._open_tap,
                 )
-                await self._new_session(places, record)
+                record, _ = await _both(starting, asyncio.to_thread(places.write, machine))
+                await _both(self._new_session(places, record), asyncio.to_thread(places.write, record))
             except BaseException:
                 await asyncio.shield(self._clear(machine.id))
                 raise
@@ -409,6 +412,15 @@ class UnikernelDriver:
 
     def _lock(self, id: str) -> asyncio.Lock:
         return self._verbs.setdefault(id, asyncio.Lock())
+
+
+async def _both(first: Awaitable[T], second: Awaitable[object]) -> tuple[T, object]:
+    """Wait for both, and for the other one when one fails."""
+    done = await asyncio.gather(first, second, return_exceptions=True)
+    for item in done:
+        if isinstance(item, BaseException):
+            raise item
+    return cast("tuple[T, object]", done)
 
 
 class _Memory(msgspec.Struct, rename="kebab"):
