@@ -3,7 +3,7 @@
 from enum import StrEnum
 
 from lamella.host.images.formats import elf, iso, qcow2, vdi, vhdx, vmdk, vpc, wasm
-from lamella.host.images.formats.disk import DiskHeader, checked_size
+from lamella.host.images.formats.disk import DiskHeader, checked_size, encrypted
 from lamella.host.images.formats.window import Window
 from lamella.model.errors import Unsupported
 
@@ -67,7 +67,9 @@ def disk_header(file: Window) -> DiskHeader:
             f"{file.name} is a Linux kernel packed for a boot loader",
             hint="import its vmlinux, which has a PVH note, or a disk that it is on",
         )
-    if head.startswith((b"LUKS\xba\xbe", b"QED\0")):
+    if head.startswith(b"LUKS\xba\xbe"):
+        raise encrypted(file)
+    if head.startswith(b"QED\0"):
         raise Unsupported(
             f"{file.name} is a disk of a kind that is not taken", hint="convert it: qemu-img convert -O qcow2"
         )

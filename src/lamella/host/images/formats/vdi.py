@@ -31,6 +31,8 @@ def read(file: Window) -> DiskHeader:
     table, data = file.number(0x154, 4), file.number(0x158, 4)
     if blocks * _BLOCK < size or used > blocks or table % SECTOR or data % SECTOR:
         raise file.damaged(f"its table of {blocks} blocks does not fit a disk of {size} bytes")
+    if used and data + (used - 1) * _BLOCK >= file.size:
+        raise file.torn()
     if table < SECTOR or table + blocks * 4 > data or data > file.size:
         raise file.torn()
     return DiskHeader(driver="vdi", size=size)

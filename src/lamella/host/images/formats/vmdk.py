@@ -76,8 +76,8 @@ def _check_descriptor(file: Window, start: int) -> None:
     lowered = text.lower()
     if b"parentfilenamehint" in lowered:
         raise stands_alone(file, "is the child of another disk")
-    parent = re.search(rb"parentcid\s*=\s*([0-9a-f]+)", lowered)
-    if parent and int(parent[1], 16) & 0xFFFFFFFF != 0xFFFFFFFF:
+    parents = re.findall(rb"parentcid\s*=\s*([0-9a-f]+)", lowered)
+    if any(int(parent[-8:], 16) != 0xFFFFFFFF for parent in parents):
         raise stands_alone(file, "is the child of another disk")
     if b"encryption.keysafe" in lowered:
         raise encrypted(file)
