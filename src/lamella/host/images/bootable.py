@@ -18,7 +18,7 @@ from lamella.host.images.bootable_layout import SECTOR, Layout
 from lamella.host.images.thread import stoppable, together
 from lamella.host.linux import binaries
 from lamella.host.linux.processes import run
-from lamella.model.errors import Internal, Unsupported
+from lamella.model.errors import Internal, Unavailable, Unsupported
 
 _DEADLINE = 900.0
 _BLOCK = 4096
@@ -46,6 +46,9 @@ _BIOS_MODULES = (
     "reboot",
     "halt",
 )
+
+
+_TOOLS = "e2fsprogs dosfstools mtools grub-common"
 
 
 class Firmware(msgspec.Struct, kw_only=True, frozen=True):
@@ -102,11 +105,13 @@ def check_tools(architecture: str) -> None:
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
         raise Unsupported(f"a bootable disk needs {', '.join(missing)}", hint=f"apt install {firmware.packages}")
-    binaries.tool("mke2fs")
-    binaries.tool("mkfs.fat")
-    binaries.tool("mcopy")
-    if firmware.bios:
-        binaries.tool("grub-mkimage")
+    try:
+        for name in ("mke2fs", "mkfs.fat", "mmd", "mcopy", *(["grub-mkimage"] if firmware.bios else [])):
+            binaries.tool(name)
+    except Unavailable as error:
+        raise Unsupported(
+            f"a bootable disk cannot be made: {error.message}", hint=f"apt install {_TOOLS} {firmware.packages}"
+        ) from error
 
 
 def loader_settings(layout: Layout) -> str:
@@ -147,10 +152,11 @@ async def make_disk(
         "TZ": "UTC",
         "LC_ALL": "C.UTF-8",
     }
-    layout = bootable_layout.plan(identity, await stoppable(lambda _stop: _content(root)), architecture)
+    content, files = await stoppable(lambda _stop: _content(root))
+    layout = bootable_layout.plan(identity, content, architecture)
     await stoppable(lambda _stop: _lay_out(target, layout))
     works: list[Coroutine[Any, Any, None]] = [
-        _root(root, target, layout, environment),
+        _root(root, target, layout, files, environment),
         _efi(target, scratch, layout, firmware, epoch, environment),
     ]
     if firmware.bios is not None and layout.bios is not None:
@@ -159,14 +165,16 @@ async def make_disk(
     return layout
 
 
-async def _root(root: Path, target: Path, layout: Layout, environment: dict[str, str]) -> None:
+async def _root(root: Path, target: Path, layout: Layout, files: int, environment: dict[str, str]) -> None:
     options = f"offset={layout.root.start},hash_seed={layout.hash_seed},root_owner=0:0"
+    # As many as is usual, and where files are small, room for a quarter more of them.
+    inodes = max(layout.root.size // 16384, files * 5 // 4 + 16384)
     # A new sparse file reads as zeros: neither tables nor journal need to be written, now or by the guest's first mount.
     options += ",lazy_itable_init=0,lazy_journal_init=1,nodiscard"
     await _tool(
         [
             "mke2fs",
-            *("-q", "-F", "-t", "ext4", "-b", str(_BLOCK), "-I", "256", "-i", "16384", "-m", "1", "-L", "root"),
+            *("-q", "-F", "-t", "ext4", "-b", str(_BLOCK), "-I", "256", "-N", str(inodes), "-m", "1", "-L", "root"),
             *("-O", _FEATURES, "-U", str(layout.root_uuid), "-E", options, "-d", str(root)),
             *(str(target), f"{layout.root.size // 1024}k"),
         ],
@@ -219,21 +227,24 @@ async def _tool(argv: list[str], environment: dict[str, str]) -> None:
         raise Internal(f"{argv[0]} failed while making a bootable disk: {said[-400:]}")
 
 
-def _content(root: Path) -> int:
-    """Bytes that the tree *root* takes in blocks of 4 KiB, an inode's own 256 bytes each. Links are counted once a name: an upper bound."""
-    total = 0
+def _content(root: Path) -> tuple[int, int]:
+    """Bytes that the tree *root* takes in blocks of 4 KiB and inodes of 256 bytes, and how many files there are. Links are counted once
+    a name: an upper bound.
+    """
+    total = files = 0
     pending = [str(root)]
     while pending:
         with os.scandir(pending.pop()) as entries:
             for entry in entries:
                 status = entry.stat(follow_symlinks=False)
+                files += 1
                 total += 256
                 if stat.S_ISDIR(status.st_mode):
                     pending.append(entry.path)
                     total += _BLOCK
                 elif stat.S_ISREG(status.st_mode):
                     total += -(-status.st_size // _BLOCK) * _BLOCK
-    return total
+    return total, files
 
 
 def _lay_out(target: Path, layout: Layout) -> None:

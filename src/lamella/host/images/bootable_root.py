@@ -121,7 +121,8 @@ WantedBy=multi-user.target
 _ENABLED = ("systemd-networkd.service", "systemd-networkd-wait-online.service", "systemd-resolved.service")
 
 # A machine that lives for minutes is not kept up to date by itself, and one that lives for years is by its owner's choice.
-# The watchers of file systems (e2scrub) need LVM, which is not there.
+# The watchers of file systems (e2scrub) need LVM, which is not there. Modules are loaded by whoever uses them, and nobody starts
+# Python's compiled files as programs (systemd-binfmt).
 _MASKED = (
     "apt-daily.timer",
     "apt-daily-upgrade.timer",
@@ -129,6 +130,8 @@ _MASKED = (
     "e2scrub_all.timer",
     "e2scrub_reap.service",
     "systemd-pstore.service",
+    "systemd-binfmt.service",
+    *(f"modprobe@{module}.service" for module in ("configfs", "dm_mod", "drm", "fuse", "loop")),
 )
 _UNITS = "/etc/systemd/system"
 
