@@ -38,8 +38,16 @@ void tell(char what, int code, const char *format, ...) {
     if (write(told, text, 5 + length) < 0) _exit(125);
 }
 
+/* On standard error, once; not at all when that would have to wait. */
+static void say(const char *reason) {
+    static atomic_int said;
+    struct pollfd errors = {2, POLLOUT, 0};
+    if (!*reason || atomic_exchange(&said, 1) || poll(&errors, 1, 0) != 1) return;
+    dprintf(2, "lamella: %s\n", reason);
+}
+
 static void end(int code, const char *reason) {
-    if (*reason) dprintf(2, "lamella: %s\n", reason);
+    say(reason);
     tell(ENDED, code, "%s", reason);
     _exit(code);
 }
@@ -98,8 +106,7 @@ static void interrupt(int code) {
     wasmtime_engine_increment_epoch(running_engine);
     usleep(NOTICE_MS * 1000);
     reason_for(code, text, sizeof text);
-    tell(ENDED, code, "%s", text);
-    _exit(code);
+    end(code, text);
 }
 
 /* The second thread: waits for the deadline, for an order to stop, for the monitor's end. */

@@ -14,7 +14,7 @@ from lamella.model.board import Directory
 from lamella.model.errors import CannotRun, Conflict, Invalid, NotFound, Unsupported
 from lamella.model.image import ImageConfig
 from lamella.model.instance import Phase
-from lamella.model.stream import ExecSpec, Signal, Stdin, StdinEnd
+from lamella.model.stream import ExecSpec, Signal, Stdin, StdinEnd, Stdout
 
 pytestmark = pytest.mark.root
 
@@ -121,13 +121,18 @@ async def test_signals_end_it_or_mean_nothing(lab: Lab, driver: WasmDriver) -> N
     await driver.create(machine)
     stream = await driver.attach(machine.id)
     await driver.start(machine.id)
+    said = b""
+    while not said.endswith(b"\n"):
+        frame = await stream.receive()
+        assert isinstance(frame, Stdout)
+        said += frame.data
     await driver.kill(machine.id, signal.SIGWINCH)
     with pytest.raises(Unsupported, match="pause"):
         await driver.kill(machine.id, signal.SIGSTOP)
     assert (await phase(driver, machine.id, Phase.RUNNING)).exit_code is None
     await stream.send(Signal(int(signal.SIGINT)))
     code, out, errors = await read_all(stream)
-    assert code == 130 and out == b"spinning\n" and b"interrupted by signal 2" in errors
+    assert (code, said + out) == (130, b"spinning\n") and b"interrupted by signal 2" in errors
     await stream.close()
 
 

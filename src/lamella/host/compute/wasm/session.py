@@ -99,6 +99,8 @@ class Session:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
                 wait.cancel()
+        if not self.running:
+            raise Unavailable("the instance ended before it was started", hint="start it again")
 
     async def close(self) -> None:
         """Let go of it; it goes on."""
