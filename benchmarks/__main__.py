@@ -7,10 +7,10 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import containers, density, house, incus, microvm, wasm
+from benchmarks import containers, density, house, incus, microvm, unikernel, wasm
 from benchmarks.measure import Row, table
 
-GROUPS = ("containers", "microvm", "density", "wasm")
+GROUPS = ("containers", "microvm", "unikernel", "density", "wasm")
 
 
 def machine() -> str:
@@ -40,6 +40,8 @@ def main() -> int:
                 rows += containers.rows(layer, peer, args.runs)
         if "microvm" in chosen:
             rows += microvm.rows(layer, max(5, args.runs // 2))
+        if "unikernel" in chosen:
+            rows += unikernel.rows(layer, args.runs)
         if "density" in chosen:
             rows += density.rows(layer, args.instances)
         if "wasm" in chosen:
