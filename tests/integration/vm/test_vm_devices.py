@@ -355,7 +355,6 @@ def memtest(tmp_path: Path) -> Iterator[BareQemu]:
     qemu.end()
 
 
-@pytest.mark.skipif(not MEMTEST.exists(), reason="memtest86+ is not installed")
 async def test_a_guest_without_hot_plug_keeps_what_it_has_until_it_is_reset(memtest: BareQemu, tmp_path: Path) -> None:
     monitor = await Monitor.connect(memtest.monitor)
     disk = raw_disk(tmp_path, "stuck", MIB)
