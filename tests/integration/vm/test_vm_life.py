@@ -146,6 +146,22 @@ async def test_whoever_comes_next_finds_it(lab: Lab, driver: VmDriver, guest_dis
     assert end.exit_code == 0
 
 
+async def test_a_conversation_that_breaks_off_is_begun_anew(lab: Lab, driver: VmDriver, guest_disk: Path) -> None:
+    machine = lab.machine(disk=guest_disk, board=Board(graphics=Graphics.NONE))
+    await driver.create(machine)
+    console = await driver.attach(machine.id)
+    await driver.start(machine.id)
+    await read_until(console, "ready\n")
+    session = driver._sessions[machine.id]  # pyright: ignore[reportPrivateUsage]
+    await (await session.monitor()).close()
+    seen = await until(driver, machine.id, lambda seen: seen.devices is not None)
+    assert seen.phase is Phase.RUNNING
+    await until(driver, machine.id, lambda _: session.console.connected)
+    await tell(console, "echo again", "again\n")
+    await tell(console, "off", "")
+    assert (await until_stopped(driver, machine.id)).exit_code == 0
+
+
 async def test_a_panic_is_told_and_its_memory_kept(lab: Lab, driver: VmDriver, guest_disk: Path) -> None:
     board = Board(on_crash=OnCrash.DUMP, graphics=Graphics.NONE)
     machine = lab.machine(disk=guest_disk, board=board, limits=Limits(cpu=1000, memory=64 * MIB))

@@ -10,7 +10,7 @@ from vm_lab import Lab, read_until, tell, until_stopped
 from lamella.host.compute.vm import tpm
 from lamella.host.compute.vm.driver import VmDriver
 from lamella.host.linux.cgroup import ROOT, Cgroup, Cgroups
-from lamella.model.board import Board, Graphics
+from lamella.model.board import Board, Firmware, Graphics
 from lamella.model.instance import Phase
 
 pytestmark = pytest.mark.root
@@ -28,7 +28,7 @@ def group(lab: Lab, id: str) -> Cgroup:
 async def test_qemu_and_its_tpm_have_no_privileges_and_see_nothing(
     lab: Lab, driver: VmDriver, guest_disk: Path
 ) -> None:
-    machine = lab.machine(disk=guest_disk, board=Board(tpm=True, spice=True))
+    machine = lab.machine(disk=guest_disk, board=Board(tpm=True, spice=True, firmware=Firmware.UEFI, secure_boot=True))
     await driver.create(machine)
     await driver.start(machine.id)
     seen = await driver.observe(machine.id)
@@ -55,7 +55,8 @@ async def test_qemu_and_its_tpm_have_no_privileges_and_see_nothing(
     assert len(ports) == 1, "a machine listens nowhere"
     found = {item.name: item for item in await driver.mechanisms(machine.id)}
     assert all(item.in_force for item in found.values()), found
-    assert found["user"].value == f"uid {machine.id_base}, its own" and "TPM" in found
+    assert found["user"].value == f"uid {machine.id_base}, its own"
+    assert {"TPM", "Secure Boot", "limit.cpu", "limit.memory", "limit.disk"} <= set(found)
 
 
 async def test_a_tpm_remembers_over_restarts_of_machine_and_daemon(

@@ -55,6 +55,10 @@ class Console:
             writer.close()
             await self._log.sync()
 
+    @property
+    def connected(self) -> bool:
+        return self._writer is not None
+
     async def ready(self) -> None:
         """Wait until it is connected."""
         await self._there.wait()

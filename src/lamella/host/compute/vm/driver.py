@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
+
 from lamella.host.compute.driver import Changed, Home, Limits, Machine, Observed
 from lamella.host.compute.qemu import places
 from lamella.host.compute.qemu.log import Log
@@ -104,7 +106,7 @@ class VmDriver:
             await session.write(started_at=datetime.now(UTC))
             record = session.process
         devices: list[str] | None = None
-        with contextlib.suppress(LamellaError):
+        with contextlib.suppress(LamellaError, msgspec.ValidationError):
             devices = await hotplug.plugged(await session.monitor())
         if session.gone.is_set():
             return self._stopped(places)

@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
+from pathlib import Path
 
+from lamella.host.compute.driver import Machine
 from lamella.host.compute.microvm import mechanisms
-from lamella.host.compute.vm import tpm
+from lamella.host.compute.vm import tpm, varstore
 from lamella.host.compute.vm.session import Session
-from lamella.model.contract import Mechanism
+from lamella.model.contract import LIMIT, Mechanism
 from lamella.model.errors import LamellaError
+from lamella.model.quantity import format_size
 
 
 async def gather(session: Session) -> list[Mechanism]:
@@ -19,14 +22,39 @@ async def gather(session: Session) -> list[Mechanism]:
         return []
     found = mechanisms.of_process(evidence) + mechanisms.of_group(session.group, pid)
     machine = session.machine
-    if machine is not None and machine.board.tpm:
-        found.append(await asyncio.to_thread(_tpm, session))
+    if machine is not None:
+        found += await asyncio.to_thread(_of_files, session, machine)
     with contextlib.suppress(LamellaError):
         monitor = await session.monitor()
         found += mechanisms.of_machine(
             kvm=await monitor.kvm(), memory=await monitor.memory(), vcpus=session.process.size.vcpus, kernel=""
         )
     return found
+
+
+def _of_files(session: Session, machine: Machine) -> list[Mechanism]:
+    """What lies on the host's disk for it, and the process that is its TPM."""
+    found: list[Mechanism] = []
+    if machine.board.tpm:
+        found.append(_tpm(session))
+    if machine.board.secure_boot:
+        found.append(_secure_boot(session.places.state))
+    if machine.disk is not None:
+        size = format_size(machine.disk.size) if machine.disk.size else "as its image says"
+        found.append(Mechanism(name=f"{LIMIT}disk", value=size, evidence="the size of its root disk"))
+    return found
+
+
+def _secure_boot(state: Path) -> Mechanism:
+    file = state / "variables-secure.fd"
+    try:
+        enforced = varstore.enforced(file.read_bytes())
+    except (LamellaError, OSError):
+        enforced = False
+    value = (
+        "enforced by the firmware, below the guest's kernel" if enforced else "not enforced: there is no platform key"
+    )
+    return Mechanism(name="Secure Boot", value=value, evidence=f"the platform key in {file.name}", in_force=enforced)
 
 
 def _tpm(session: Session) -> Mechanism:

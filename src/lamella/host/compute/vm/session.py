@@ -25,7 +25,7 @@ from lamella.host.compute.vm.inside import Inside
 from lamella.host.compute.vm.launching import SCREEN
 from lamella.host.linux.cgroup import Cgroup
 from lamella.model.board import OnCrash, Watchdog
-from lamella.model.errors import LamellaError, NotFound
+from lamella.model.errors import LamellaError, NotFound, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -110,14 +110,26 @@ class Session(QemuProcess):
             try:
                 monitor = await self.monitor()
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self.console.run(self.places.run / "console"))
+                    tasks.create_task(self._hold_console())
                     tasks.create_task(self._watch(monitor))
                     tasks.create_task(self._listen(monitor))
             except LamellaError as error:
                 logger.debug("%s: %s", self.places.id, error)
             except ExceptionGroup as group:
                 logger.debug("%s: %s", self.places.id, group.exceptions)
+            await self._hang_up()
             await asyncio.sleep(0.5)
+
+    async def _hold_console(self) -> None:
+        await self.console.run(self.places.run / "console")
+        raise Unavailable(f"the serial line of {self.places.id} was closed")
+
+    async def _hang_up(self) -> None:
+        """A conversation with the monitor that broke off is begun anew by whoever needs one next."""
+        async with self._meeting:
+            broken, self._monitor = self._monitor, None
+        if broken is not None:
+            await broken.close()
 
     async def _part(self) -> None:
         await self.inside.close()
