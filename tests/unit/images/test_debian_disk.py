@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamella.host.compute.guest.service import PATH
@@ -97,6 +97,7 @@ def with_checksum(inode: bytearray, seed: int) -> bytes:
     return bytes(inode)
 
 
+@settings(deadline=None, max_examples=50)
 @given(data=st.binary(min_size=256, max_size=256), seed=st.integers(0, 0xFFFFFFFF), at=st.integers(0, 3))
 def test_settled_inodes_bear_one_time_and_the_checksum_that_ext4_computes(data: bytes, seed: int, at: int) -> None:
     table = bytearray(1024)
