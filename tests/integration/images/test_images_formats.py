@@ -262,6 +262,11 @@ async def test_hostile_disks(
     tool("qemu-img", "create", "-f", "qcow2", tmp_path / "absurd", "100T")
     whole = base.read_bytes()
     (tmp_path / "torn").write_bytes(whole[: 100 << 10])
+    (tmp_path / "half").write_bytes(whole[: len(whole) // 2])
+    sparse = made(disk, tmp_path, "vmdk").read_bytes()
+    (tmp_path / "half-vmdk").write_bytes(sparse[: len(sparse) // 2])
+    static = made(disk, tmp_path, "vdi").read_bytes()
+    (tmp_path / "half-vdi").write_bytes(static[: len(static) // 2])
     lost = bytearray(whole)
     lost[40:48] = (0x30000 + (1 << 20)).to_bytes(8, "big")  # an L1 table in the middle of data
     (tmp_path / "garbled").write_bytes(lost)
@@ -273,6 +278,9 @@ async def test_hostile_disks(
         "luks": (Unsupported, "encrypted"),
         "absurd": (Unsupported, "at most 8 TiB"),
         "torn": (Corrupt, "ends before"),
+        "half": (Corrupt, "ends before"),
+        "half-vmdk": (Corrupt, "ends before"),
+        "half-vdi": (Corrupt, "ends before"),
         "garbled": (Corrupt, "cannot be read|ends before"),
     }
     for name, (kind, words) in cases.items():

@@ -1,5 +1,7 @@
 """The header of a qcow2 file (QEMU's docs/interop/qcow2.txt): big-endian, 72 bytes in version 2, at least 104 in version 3."""
 
+import sys
+from array import array
 from collections.abc import Iterator
 
 from lamella.host.images.formats.disk import DiskHeader, checked_size, encrypted, stands_alone
@@ -13,6 +15,7 @@ _DATA_FILE_NAME, _ENCRYPTION = 0x44415441, 0x0537BE77
 _LARGEST_L1 = 32 << 20
 _LARGEST_REFCOUNTS = 8 << 20
 _MOST_EXTENSIONS = 64
+_OFFSET, _COMPRESSED = 0x00FF_FFFF_FFFF_FE00, 1 << 62
 
 
 def read(file: Window) -> DiskHeader:
@@ -83,3 +86,28 @@ def _check_tables(file: Window, size: int, bits: int, *, extended: bool) -> None
         raise file.damaged("its tables lie where none can")
     if table + entries * 8 > file.size or refcounts + clusters * cluster > file.size:
         raise file.torn()
+    _check_clusters(file, _numbers(file, table, entries * 8), bits, extended=extended)
+
+
+def _check_clusters(file: Window, first: "array[int]", bits: int, *, extended: bool) -> None:
+    """Every cluster begins inside the file: a reader takes what lies beyond the end for zeros, and half a copy for a whole."""
+    cluster, compressed = 1 << bits, (1 << (70 - bits)) - 1
+    seen: set[int] = set()
+    for entry in first:
+        table = entry & _OFFSET
+        if not table:
+            continue
+        if table in seen:  # so there are no more tables to read than the file has room for
+            raise file.damaged("two parts of the disk share one table")
+        seen.add(table)
+        second = _numbers(file, table, cluster)
+        for found in second[::2] if extended else second:
+            if found and (found & compressed if found & _COMPRESSED else found & _OFFSET) >= file.size:
+                raise file.torn()
+
+
+def _numbers(file: Window, offset: int, length: int) -> "array[int]":
+    numbers = array("Q", file.at(offset, length))
+    if sys.byteorder == "little":
+        numbers.byteswap()
+    return numbers

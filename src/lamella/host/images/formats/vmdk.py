@@ -4,6 +4,8 @@ A descriptor that names other files as its extents is refused, and so is a child
 """
 
 import re
+import sys
+from array import array
 
 from lamella.host.images.formats.disk import SECTOR, DiskHeader, checked_size, encrypted, stands_alone
 from lamella.host.images.formats.window import Window
@@ -53,7 +55,28 @@ def read(file: Window) -> DiskHeader:
     offset = file.number(start + 56, 8)
     if offset == _AT_END or not offset or offset * SECTOR + directory > file.size:
         raise file.torn()
+    _check_grains(file, _numbers(file, offset * SECTOR, directory), per_table * 4)
     return DiskHeader(driver="vmdk", size=size)
+
+
+def _check_grains(file: Window, directory: "array[int]", length: int) -> None:
+    """Every grain begins inside the file: a reader may take what lies beyond the end for zeros."""
+    seen: set[int] = set()
+    for table in directory:
+        if not table:
+            continue
+        if table in seen:  # so there are no more tables to read than the file has room for
+            raise file.damaged("two parts of the disk share one table")
+        seen.add(table)
+        if max(_numbers(file, table * SECTOR, length)) * SECTOR >= file.size:
+            raise file.torn()
+
+
+def _numbers(file: Window, offset: int, length: int) -> "array[int]":
+    numbers = array("I", file.at(offset, length))
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
 
 
 def _check_header(file: Window, start: int) -> None:
