@@ -86,14 +86,14 @@ class UnikernelDriver:
             return None
         session = await self._session(id)
         if session is None:
-            return await asyncio.to_thread(self._stopped, places)
+            return await self._at_rest(places)
         await session.look()
         if session.process.started_at is None and not session.paused and not session.gone.is_set():
             # A daemon that died between letting the processors run and writing it down left it to us to say when.
             await session.write(started_at=datetime.now(UTC))
         record = session.process
         if session.gone.is_set():
-            return await asyncio.to_thread(self._stopped, places)
+            return await self._at_rest(places)
         phase = Phase.STARTING
         if record.started_at is not None:
             phase = Phase.PAUSED if session.paused else Phase.RUNNING
@@ -128,24 +128,25 @@ class UnikernelDriver:
                 places.prepare()
                 log.open()
 
-            await asyncio.to_thread(prepare)
-            log.begin()
+            # What is made durable is made so while QEMU starts; until all of it is, there is nothing here but what a create clears.
             try:
-                # What is made durable is made so while QEMU starts; until all of it is, there is nothing here but what a create clears.
-                starting = boot(
-                    self._home,
-                    host,
-                    places,
-                    self._group(machine.id),
-                    machine,
-                    size=wanted,
-                    command_line=line,
-                    kernel=kernel,
-                    initrd=initrd,
-                    open_tap=self._open_tap,
-                )
-                record, _ = await _both(starting, asyncio.to_thread(places.write, machine))
-                await _both(self._new_session(places, record), asyncio.to_thread(places.write, record))
+                async with self._adopting.setdefault(machine.id, asyncio.Lock()):
+                    await asyncio.to_thread(prepare)
+                    log.begin()
+                    starting = boot(
+                        self._home,
+                        host,
+                        places,
+                        self._group(machine.id),
+                        machine,
+                        size=wanted,
+                        command_line=line,
+                        kernel=kernel,
+                        initrd=initrd,
+                        open_tap=self._open_tap,
+                    )
+                    record, _ = await _both(starting, asyncio.to_thread(places.write, machine))
+                    await _both(self._new_session(places, record), asyncio.to_thread(places.write, record))
             except BaseException:
                 await asyncio.shield(self._clear(machine.id))
                 raise
@@ -231,7 +232,7 @@ class UnikernelDriver:
         if not self._places(id).state.is_dir():
             raise NotFound(f"there is no unikernel {id} here")
         if await self._session(id) is None:
-            await asyncio.to_thread(self._catch_up, self._places(id))
+            await self._at_rest(self._places(id))
         async for entry in self._log(id).read(follow=follow, tail=tail, since=since):
             yield entry
 
@@ -352,15 +353,21 @@ class UnikernelDriver:
             session.kill()
             await session.gone.wait()
         places = self._places(id)
-        if session is None and places.state.is_dir():
-            await asyncio.to_thread(self._catch_up, places)
         await asyncio.to_thread(self._group(id).remove)
+        if session is None and places.process() is not None:
+            async with self._adopting.setdefault(id, asyncio.Lock()):
+                await asyncio.to_thread(self._catch_up, places)
         await asyncio.to_thread(places.remove_run)
+
+    async def _at_rest(self, places: Places) -> Observed:
+        """What is known of the last run, its end and its output written down; not while another one is being made."""
+        async with self._adopting.setdefault(places.id, asyncio.Lock()):
+            return await asyncio.to_thread(self._stopped, places)
 
     def _stopped(self, places: Places) -> Observed:
         record = places.process()
         end = places.exit()
-        if end is None and record is not None:
+        if end is None and record is not None and not record.alive():
             found = read_ending(places)
             if found is not None and (record.started_at is not None or not found.signal):
                 end = ending.record(found, record.started_at, out_of_memory=False)
@@ -368,9 +375,10 @@ class UnikernelDriver:
                 end = died(record, None, "")
             if end is not None:
                 places.write(end)
-        self._catch_up(places)
         if record is None:
             return Observed(phase=Phase.STOPPED)
+        if not record.alive():
+            self._catch_up(places)
         return Observed(
             phase=Phase.STOPPED,
             exit_code=end.exit_code if end else None,
