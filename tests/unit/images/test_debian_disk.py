@@ -19,6 +19,7 @@ from lamella.model.errors import Internal, Unsupported
 CONTENTS = st.integers(min_value=0, max_value=1 << 40)
 
 
+@settings(deadline=None)
 @given(content=CONTENTS, architecture=st.sampled_from(["amd64", "arm64"]))
 def test_partitions_lie_apart_and_the_root_is_last_with_room(content: int, architecture: str) -> None:
     layout = bootable_layout.plan("sha256:aa", content, architecture)
@@ -31,6 +32,7 @@ def test_partitions_lie_apart_and_the_root_is_last_with_room(content: int, archi
     assert (layout.bios is not None) == (architecture == "amd64")
 
 
+@settings(deadline=None)
 @given(content=CONTENTS)
 def test_every_id_follows_from_the_root_and_no_two_are_the_same(content: int) -> None:
     one, same, other = (bootable_layout.plan(name, content, "amd64") for name in ("a", "a", "b"))

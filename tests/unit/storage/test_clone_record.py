@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamella.host.storage.directory import record_for
@@ -14,6 +14,7 @@ from lamella.model.storage import VolumeForm
 SIZES = st.integers(min_value=1, max_value=1 << 44)
 
 
+@settings(deadline=None)
 @given(base=SIZES, size=SIZES)
 def test_a_clone_holds_its_base_and_what_was_asked_for(base: int, size: int) -> None:
     disk = Base(path=Path("/images/disk"), size=base)
