@@ -152,7 +152,7 @@ async def test_the_key_is_its_own_users_alone(pki: Path) -> None:
     status = (pki / certificates.KEY).stat()
     assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (NOBODY, NOBODY, 0o400)
     assert sorted(path.name for path in pki.iterdir()) == sorted(
-        [certificates.AUTHORITY, certificates.CERTIFICATE, certificates.KEY]
+        [certificates.AUTHORITY, certificates.CERTIFICATE, certificates.KEY, certificates.GROUP]
     )
 
 

@@ -15,11 +15,23 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-AUTHORITY, CERTIFICATE, KEY = "ca-cert.pem", "server-cert.pem", "server-key.pem"
+AUTHORITY, CERTIFICATE, KEY, GROUP = "ca-cert.pem", "server-cert.pem", "server-key.pem", "dh-params.pem"
 
 # A machine may run for years, and QEMU reads them when it starts.
 LIFE = timedelta(days=3650)
 _BACKDATE = timedelta(minutes=5)
+
+# The group ffdhe2048 of RFC 7919. Viewers use elliptic curves; without this file QEMU looks for a prime of its own for seconds.
+_FFDHE2048 = """\
+-----BEGIN DH PARAMETERS-----
+MIIBCAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
++8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a
+87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7
+YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi
+7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD
+ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
+-----END DH PARAMETERS-----
+"""
 
 
 def make_certificates(directory: Path, name: str, user: int) -> None:
@@ -51,6 +63,7 @@ def make_certificates(directory: Path, name: str, user: int) -> None:
     directory.chmod(0o755)
     pem = serialization.Encoding.PEM
     secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    _write(directory / GROUP, _FFDHE2048.encode())
     _write(directory / AUTHORITY, authority.public_bytes(pem))
     _write(directory / CERTIFICATE, certificate.public_bytes(pem))
     _write(directory / KEY, secret, user)
