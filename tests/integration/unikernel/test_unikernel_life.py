@@ -1,6 +1,7 @@
 """One unikernel from its making to its removal."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 from unikernel_lab import MIB, Lab, drain, log_of, ran, read_until, until_stopped
@@ -222,3 +223,25 @@ async def test_a_flood_is_complete_for_a_slow_reader_and_bounded_on_disk(lab: La
     assert end is not None and end.code == 0
     assert out.count(b"flood ") == lines and f"flood {lines - 1} ".encode() in out
     assert await log_of(driver, machine.id) == out
+
+
+async def test_looking_while_it_is_made_disturbs_nothing(lab: Lab, driver: UnikernelDriver) -> None:
+    """Whoever observes or reads the log between two runs meets the last one or the next one, never a half of each."""
+    machine = lab.machine("exit=4")
+
+    async def look() -> None:
+        while True:
+            await driver.observe(machine.id)
+            with suppress(NotFound):
+                await log_of(driver, machine.id)
+            await asyncio.sleep(0.005)
+
+    looking = asyncio.create_task(look())
+    try:
+        for number in range(1, 6):
+            out, end, seen = await ran(driver, machine)
+            assert out == b"pvh line=exit=4\n" and end.code == 4 and seen.exit_code == 4
+            assert await log_of(driver, machine.id) == out * number
+            assert not looking.done()
+    finally:
+        looking.cancel()
