@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import socket
 import stat
 import uuid
 from collections.abc import Awaitable, Callable
@@ -30,6 +31,7 @@ _SCREEN = {Graphics.NONE: 0, Graphics.VGA: 64 * MIB, Graphics.VIRTIO: 64 * MIB, 
 _FIRMWARE = 16 * MIB
 # The directory in the machine's state with the certificate of its screen.
 SCREEN = "screen"
+SEED = "seed.img"
 _ADDRESS = uuid.UUID("0f6a3b7e-6a42-4a0b-8d0e-5c3f2b1f9d10")
 
 
@@ -136,9 +138,7 @@ async def start(
         if machine.board.firmware is Firmware.UEFI:
             if host.ovmf is None:
                 raise Unsupported(host.why_no_uefi, field="board.firmware")
-            variables = await asyncio.to_thread(firmware.variables, machine.board, host.ovmf, places.state)
             files[arguments.CODE] = read(firmware.code(machine.board, host.ovmf))
-            files[arguments.VARIABLES] = own(_open(variables, os.O_RDWR))
         if machine.disk is not None:
             files[arguments.ROOT] = own(_open(machine.disk.path, os.O_RDWR))
             if machine.disk.base is not None:
@@ -146,21 +146,18 @@ async def start(
         discs = [artifact for artifact in machine.rootfs.artifacts if artifact.kind is ArtifactKind.CDROM]
         for number, disc in enumerate(discs):
             files[arguments.MEDIA + number] = read(disc.path)
-        if plan.vm.seed:
-            drive = places.state / "seed.img"
-            await seed.make_seed(machine, drive, environment(mark))
-            files[arguments.SEED] = read(drive)
         if machine.nic is not None:
             files[arguments.TAP] = own(await open_tap(machine.nic.port))
-        if plan.vm.tpm:
-            control = await tpm.start(places, user=machine.id_base, procs_files=group.procs_files(), mark=mark)
-            files[arguments.TPM] = stack.enter_context(control).fileno()
+        made = await _make(host, plan, places, machine, group, mark)
+        if made.tpm is not None:
+            files[arguments.TPM] = stack.enter_context(made.tpm).fileno()
+        if made.variables is not None:
+            files[arguments.VARIABLES] = own(_open(made.variables, os.O_RDWR))
+        if plan.vm.seed:
+            files[arguments.SEED] = read(places.state / SEED)
         shown: dict[Path, Path] = {}
         if plan.vm.graphics is not Graphics.NONE:
             shown[places.state / SCREEN] = Path(desktop.CERTIFICATES)
-            await asyncio.to_thread(
-                certificates.make_certificates, places.state / SCREEN, machine.hostname, machine.id_base
-            )
         console = own(launch.sealed("console", launch.CONSOLE_SIZE))
         errors = own(launch.sealed("errors", launch.ERRORS_SIZE))
         pid = await launch.launch(
@@ -194,6 +191,43 @@ async def start(
         if not record.alive():
             raise Unavailable(f"QEMU did not start: {launch.tail(errors) or 'it said nothing'}")
         return record
+
+
+class _Made(msgspec.Struct, kw_only=True, frozen=True):
+    variables: Path | None
+    tpm: socket.socket | None
+
+
+async def _make(host: HostParts, plan: Plan, places: Places, machine: Machine, group: Cgroup, mark: str) -> _Made:
+    """What has to be written or started first, all at once: the seed drive, the screen's certificate, UEFI's variables, the TPM."""
+
+    async def variables() -> Path | None:
+        if machine.board.firmware is not Firmware.UEFI or host.ovmf is None:
+            return None
+        return await asyncio.to_thread(firmware.variables, machine.board, host.ovmf, places.state)
+
+    async def drive() -> None:
+        if plan.vm.seed:
+            await seed.make_seed(machine, places.state / SEED, environment(mark))
+
+    async def certificate() -> None:
+        if plan.vm.graphics is not Graphics.NONE:
+            to = places.state / SCREEN
+            await asyncio.to_thread(certificates.make_certificates, to, machine.hostname, machine.id_base)
+
+    async def control() -> socket.socket | None:
+        if not plan.vm.tpm:
+            return None
+        return await tpm.start(places, user=machine.id_base, procs_files=group.procs_files(), mark=mark)
+
+    file, end, *rest = await asyncio.gather(variables(), control(), drive(), certificate(), return_exceptions=True)
+    failed = next((one for one in (file, end, *rest) if isinstance(one, BaseException)), None)
+    if failed is not None:
+        if isinstance(end, socket.socket):
+            end.close()
+        raise failed
+    assert not isinstance(file, BaseException) and not isinstance(end, BaseException)
+    return _Made(variables=file, tpm=end)
 
 
 def _driver(machine: Machine) -> str:
