@@ -389,6 +389,29 @@ async def test_a_guest_without_hot_plug_keeps_what_it_has_until_it_is_reset(memt
     await monitor.close()
 
 
+@pytest.mark.parametrize("hardware", Hardware)
+async def test_each_hardware_has_places_for_everything(tmp_path: Path, hardware: Hardware) -> None:
+    """All that a machine may have, with the ROM of a NIC that is booted from; a paused machine takes it as it starts."""
+    board = Board(hardware=hardware, boot=["lan"])
+    disks = [raw_disk(tmp_path, f"disk{number}", MIB) for number in range(16)]
+    cdroms = [DriveImage(name=f"cd{number}", path=sparse(tmp_path / str(number), MIB), size=MIB) for number in range(4)]
+    nics = [nic("lan", "02:00:00:00:09:04")]
+    stick = [Usb(name="key", device="1d6b:0002")]
+    wanted = machine(board=board, disks=disks, cdroms=cdroms, nics=nics, usb=stick)
+    qemu = BareQemu(tmp_path, ["-m", "64M", "-S", "-device", "VGA", *hotplug.cold_arguments(wanted)])
+    try:
+        monitor = await Monitor.connect(qemu.monitor)
+        await monitor.execute("blockdev-add", {"driver": "null-co", "node-name": "stick", "size": MIB})
+        await hotplug.rewire(monitor, wanted, tap_of, find_usb=lambda _: EmulatedUsb(path=disks[0].volume.path))
+        assert await hotplug.plugged(monitor) == wanted.devices
+        assert (await hotplug.look(monitor)).boot["dev-lan"] == 1
+        await monitor.execute("system_reset")
+        await monitor.proceed()
+        await monitor.close()
+    finally:
+        qemu.end()
+
+
 async def test_the_firmware_is_told_the_boot_order(memtest: BareQemu, tmp_path: Path) -> None:
     """``bootindex`` of each, and the list that the firmware reads, which QEMU writes when the machine is reset."""
     monitor = await Monitor.connect(memtest.monitor)
