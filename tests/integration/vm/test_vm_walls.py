@@ -11,7 +11,7 @@ from vm_lab import Lab, read_until, tell, until_stopped
 from lamella.host.compute.vm import tpm
 from lamella.host.compute.vm.driver import VmDriver
 from lamella.host.linux.cgroup import ROOT, Cgroup, Cgroups
-from lamella.host.linux.processes import start_time
+from lamella.host.linux.processes import readable
 from lamella.model.board import Board, Firmware, Graphics
 from lamella.model.instance import Phase
 
@@ -109,9 +109,10 @@ async def test_tpm_and_machine_each_outlive_or_follow_the_other(lab: Lab, driver
     seen = await driver.observe(machine.id)
     other = tpm.process(group(lab, machine.id))
     assert seen is not None and seen.pid is not None and other is not None
+    watch = os.pidfd_open(other)
     await driver.close()
     os.kill(seen.pid, signal.SIGKILL)
     await until_stopped(driver, machine.id)
     async with asyncio.timeout(10):
-        while start_time(other) is not None:
-            await asyncio.sleep(0.05)
+        await readable(watch)
+    os.close(watch)
