@@ -1,8 +1,10 @@
 """Images: long verbs are operations whose progress lives in the store; the content is the host's."""
 
 import asyncio
+import re
 import time
 from contextlib import suppress
+from pathlib import PurePosixPath
 
 from lamella.control.bulletin import Bulletin
 from lamella.control.events import record
@@ -183,7 +185,7 @@ def _digests(instance: Instance) -> set[str]:
 
 
 def default_name(body: ImageCreate) -> str:
-    """The name that an image gets when nobody gives one.
+    """The name that an image gets when nobody gives one; an imported one is called as its file is.
 
     :raise Invalid: when the source suggests none.
     """
@@ -194,7 +196,10 @@ def default_name(body: ImageCreate) -> str:
         _, slash, rest = reference.partition("/")
         name = (rest if slash else reference).partition("@")[0]
         return name if ":" in name else f"{name}:latest"
-    raise Invalid("an imported image needs a name", hint="lamella image import FILE --name NAME", field="name")
+    name = re.sub(r"[^a-z0-9._-]+", "-", PurePosixPath(body.source).stem.lower()).strip("-._")
+    if not name:
+        raise Invalid("an imported image needs a name", hint="lamella image import FILE --name NAME", field="name")
+    return name
 
 
 def _progress(tx: Transaction, id: str, line: ImageProgress) -> None:

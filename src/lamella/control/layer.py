@@ -1,9 +1,9 @@
 """The layer as its doors see it: every verb that the API has, each a few lines that hand on to the part that knows."""
 
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from lamella.control.bulletin import Bulletin
 from lamella.control.comparison import compare, why_not
@@ -354,15 +354,17 @@ class Layer:
             instance = await self._running(project, name, paused=True)
         audit = Audit(principal=who.name, verb="dump", subject=f"instance/{project}/{instance.name}")
         await self.store.write(lambda tx: tx.audit(audit))
-        async for piece in self._agent(instance).dump(instance.id, crash=crash):
-            yield piece
+        async with aclosing(_generator(self._agent(instance).dump(instance.id, crash=crash))) as pieces:
+            async for piece in pieces:
+                yield piece
 
     # --- images and the house
 
     async def export_image(self, who: Principal, project: str, name: str, *, format: str) -> AsyncIterator[bytes]:
         image = await self.store.read(lambda tx: find_image(tx, project, name))
-        async for piece in self._any_agent().export_image(image.status.digest, format):
-            yield piece
+        async with aclosing(_generator(self._any_agent().export_image(image.status.digest, format))) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def create_image(self, who: Principal, project: str, body: ImageCreate, *, wait: float) -> Operation:
         return await self.images.create(who, project, body, self._any_agent(), wait=wait)
@@ -391,3 +393,8 @@ class Layer:
             )
 
         return await self.store.read(look)
+
+
+def _generator(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    """Whoever leaves in the middle has it end at once, not when it is collected."""
+    return cast("AsyncGenerator[bytes]", pieces)

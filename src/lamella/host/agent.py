@@ -5,10 +5,10 @@ It composes the wings and holds one :class:`Worker` an instance. Only here and b
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, suppress
 from datetime import datetime
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from lamella.host.compute.driver import ComputeDriver, DerivesImages, HasMachine, HasScreen, Home, TakesTap
 from lamella.host.facts import read_facts
@@ -98,7 +98,8 @@ class Agent:
             if isinstance(driver, TakesTap):
                 driver.use_taps(self._open_tap)
         opened = await asyncio.gather(*(driver.open() for driver in self._drivers.values()))
-        self._capabilities += [capability for found in opened for capability in found]
+        told = {capability.name: capability for found in opened for capability in found}
+        self._capabilities += told.values()
 
     async def join(self, desk: ControlDesk) -> str:
         """Register, adopt, and begin to act. Returns the host's id. May be tried again when *desk* did not answer."""
@@ -317,12 +318,14 @@ class Agent:
 
     async def dump(self, id: str, *, crash: bool) -> AsyncIterator[bytes]:
         driver = await self._able(id, HasMachine, "memory to write out")
-        async for piece in driver.dump(id, crash=crash):
-            yield piece
+        async with aclosing(_generator(driver.dump(id, crash=crash))) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def export_image(self, digest: str, format: str) -> AsyncIterator[bytes]:
-        async for piece in self.library.export(digest, format):
-            yield piece
+        async with aclosing(_generator(self.library.export(digest, format))) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def facts(self) -> HostStatus:
         pools = {name: await pool.status() for name, pool in self._pools.items()}
@@ -377,3 +380,8 @@ class Agent:
         if request.verb == "build":
             return await self.library.build(request.source, report, packages=request.packages, disk=request.disk)
         raise Invalid(f"an image cannot be brought in by {request.verb!r}", hint="pull, import or build", field="verb")
+
+
+def _generator(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    """Whoever leaves in the middle has it end at once, not when it is collected."""
+    return cast("AsyncGenerator[bytes]", pieces)
