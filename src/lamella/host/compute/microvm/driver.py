@@ -391,9 +391,11 @@ class MicrovmDriver:
                 size=wanted,
                 limits=machine.limits,
             )
-            await asyncio.to_thread(places.write, record)
             try:
-                session = await self._new_session(places, record)
+                # Whoever looks meanwhile must not adopt it as the work of another daemon.
+                async with self._adopting.setdefault(machine.id, asyncio.Lock()):
+                    await asyncio.to_thread(places.write, record)
+                    session = await self._new_session(places, record)
                 await session.monitor()
             except LamellaError as error:
                 raise Unavailable(f"QEMU did not start: {launch.tail(errors) or error.message}") from error
