@@ -18,10 +18,11 @@ from lamella.host.compute.vm.driver import VmDriver
 from lamella.host.linux import syscalls
 from lamella.host.network.driver import Attachment
 from lamella.host.storage.driver import Base, VolumeHandle
-from lamella.model.board import Board, Graphics, Hardware
-from lamella.model.errors import NotFound, Unsupported
+from lamella.model.board import Board, Graphics, Hardware, Input
+from lamella.model.errors import Conflict, NotFound, Unsupported
 from lamella.model.ids import new_id
 from lamella.model.storage import VolumeForm
+from lamella.model.stream import Stdout
 
 pytestmark = pytest.mark.root
 
@@ -173,3 +174,22 @@ async def test_what_is_missing_is_said_and_nothing_is_left(lab: Lab, driver: VmD
     assert seen is None or seen.pid is None
     with pytest.raises(NotFound, match="no machine"):
         await driver.reset("inst_none")
+
+
+async def test_a_screen_is_opened_through_the_driver(lab: Lab, driver: VmDriver, guest_disk: Path) -> None:
+    machine = lab.machine(disk=guest_disk, board=Board(spice=True, graphics=Graphics.QXL))
+    await driver.create(machine)
+    await driver.start(machine.id)
+    ticket = await driver.desktop(machine.id, "vnc")
+    assert ticket.certificate.startswith("-----BEGIN CERTIFICATE-----") and ticket.password
+    viewer = await driver.screen(machine.id, "vnc")
+    assert await viewer.receive() == Stdout(b"RFB 003.008\n")
+    await viewer.close()
+    with pytest.raises(Conflict, match="no unused ticket"):
+        await driver.screen(machine.id, "vnc")
+    assert (await driver.desktop(machine.id, "spice")).kind == "spice"
+    await driver.input(machine.id, Input(text="a"))
+    bare = lab.machine(disk=guest_disk, board=Board(graphics=Graphics.NONE))
+    await driver.create(bare)
+    with pytest.raises(Unsupported, match="has no screen"):
+        await driver.screenshot(bare.id)
