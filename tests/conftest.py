@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from tests.debian import Built, build
 
 from lamella.host.linux.processes import all_pids
 
@@ -50,3 +51,15 @@ def nothing_is_left() -> Iterator[None]:
     while (left := marked() - before) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not left, "left behind:\n" + "\n".join(sorted(left))
+
+
+@pytest.fixture(scope="session")
+def debian(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """A Debian with a bootable disk, built once."""
+    return build(tmp_path_factory.mktemp("debian") / "images")
+
+
+@pytest.fixture(scope="session")
+def debian_disk(debian: Built) -> Path:
+    """Its raw disk; never written."""
+    return debian.disk.path

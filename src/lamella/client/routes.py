@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~")
+# For how many seconds a verb inside may wait for a guest that boots.
+BOOTING = 90.0
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -174,15 +176,19 @@ def usage(project: str) -> Request:
 
 
 def file_info(project: str, name: str, path: str) -> Request:
-    return Request("GET", target("projects", project, "instances", name, "files", query=[("path", path)]))
+    return Request("GET", target("projects", project, "instances", name, "files", query=[("path", path)]), wait=BOOTING)
 
 
 def list_directory(project: str, name: str, path: str) -> Request:
-    return Request("GET", target("projects", project, "instances", name, "files", "list", query=[("path", path)]))
+    return Request(
+        "GET", target("projects", project, "instances", name, "files", "list", query=[("path", path)]), wait=BOOTING
+    )
 
 
 def read_file(project: str, name: str, path: str) -> Request:
-    return Request("GET", target("projects", project, "instances", name, "files", "content", query=[("path", path)]))
+    return Request(
+        "GET", target("projects", project, "instances", name, "files", "content", query=[("path", path)]), wait=BOOTING
+    )
 
 
 def write_file(
@@ -197,12 +203,14 @@ def write_file(
 ) -> Request:
     query = [("path", path), ("mode", f"{mode:04o}"), ("uid", uid), ("gid", gid)]
     where = target("projects", project, "instances", name, "files", "content", query=query)
-    return Request("PUT", where, body=data, headers={"Content-Type": "application/octet-stream"})
+    return Request("PUT", where, body=data, headers={"Content-Type": "application/octet-stream"}, wait=BOOTING)
 
 
 def make_directory(project: str, name: str, path: str, *, mode: int = 0o755, uid: int = 0, gid: int = 0) -> Request:
     query = [("path", path), ("mode", f"{mode:04o}"), ("uid", uid), ("gid", gid)]
-    return Request("POST", target("projects", project, "instances", name, "files", "directory", query=query))
+    return Request(
+        "POST", target("projects", project, "instances", name, "files", "directory", query=query), wait=BOOTING
+    )
 
 
 def exec_stream(project: str, name: str) -> Request:

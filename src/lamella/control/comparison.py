@@ -60,6 +60,11 @@ def _reasons(level: Isolation, host: Host) -> list[Reason]:
     found = [item for item in host.status.capabilities if item.name == wanted or item.name.startswith(f"{wanted}.")]
     if not any(item.name == wanted for item in found):
         found.insert(0, Capability(name=wanted, available=False, reason="this host has no driver for it"))
+    # What only sums up what follows it says nothing new.
+    names = [item.name for item in found]
+    found = [
+        item for item in found if item.name == wanted or not any(name.startswith(f"{item.name}.") for name in names)
+    ]
     if level in EMULATED:
         # Every driver that uses QEMU tells of it, and all tell the same.
         found += [item for item in host.status.capabilities if item.name == "accelerator"][:1]

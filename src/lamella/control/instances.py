@@ -10,13 +10,22 @@ from lamella.control.bulletin import Bulletin
 from lamella.control.devices import change_of, new_port, new_volume
 from lamella.control.events import record
 from lamella.control.fitting import FIXED_SIZE, PLUGGABLE, normalise
-from lamella.control.intent import CONDITIONS, PowerVerb, apply_power
+from lamella.control.intent import CONDITIONS, PowerVerb, apply_power, refusal
 from lamella.control.lookup import find_image, find_instance, need_project
 from lamella.control.merging import merge_labels, merge_patch
 from lamella.control.naming import new_name
 from lamella.control.placement import Placement, place
 from lamella.model.board import Cdrom
-from lamella.model.errors import Conflict, DeadlineExceeded, Forbidden, Invalid, NotFound, Unavailable, Unsupported
+from lamella.model.errors import (
+    Conflict,
+    DeadlineExceeded,
+    Forbidden,
+    Invalid,
+    NotFound,
+    Unavailable,
+    Unsupported,
+    error_for,
+)
 from lamella.model.ids import check_name
 from lamella.model.image import ArtifactKind, Image
 from lamella.model.instance import Decision, Instance, InstanceSpec, Phase, Power
@@ -141,14 +150,27 @@ class Instances:
                     wanted = msgspec.convert(merged, InstanceSpec)
                 except msgspec.ValidationError as error:
                     raise invalid(str(error), "the change", "spec") from None
+                before.append(msgspec.convert(msgspec.to_builtins(instance), Instance))
                 self._replace_spec(tx, who, instance, wanted)
 
-        return await self._change(who, project, name, "patch", change, expected=expected, wait=wait)
+        before: list[Instance] = []
+        changed = await self._change(who, project, name, "patch", change, expected=expected, wait=wait)
+        if wait > 0 and before and (why := refusal(changed)) is not None:
+            await self._store.write(lambda tx: _undo(tx, changed, before[-1]))
+            raise error_for(why.reason)(why.message, hint=why.hint)
+        return changed
 
     def _replace_spec(self, tx: Transaction, who: Principal, instance: Instance, wanted: InstanceSpec) -> None:
         normalise(wanted)
-        fixed = FIXED if instance.spec.isolation in PLUGGABLE else (*FIXED, *DEVICES)
-        for field in fixed:
+        level = instance.spec.isolation
+        for field in DEVICES if level not in PLUGGABLE else ():
+            if getattr(wanted, field) != getattr(instance.spec, field):
+                raise Unsupported(
+                    f"a {level} keeps the devices that it was made with: spec.{field} cannot be changed",
+                    hint="--isolation vm takes devices and gives them back while it runs",
+                    field=f"spec.{field}",
+                )
+        for field in FIXED:
             if getattr(wanted, field) != getattr(instance.spec, field):
                 raise Unsupported(
                     f"spec.{field} of an instance cannot be changed",
@@ -377,6 +399,20 @@ def _change_devices(tx: Transaction, instance: Instance, wanted: InstanceSpec) -
     for name in change.nics_dropped:
         status.retired.append(status.ports.pop(name))
     status.cdroms = {drive.name: _drive_image(tx, instance.project, drive).status.digest for drive in wanted.cdroms}
+
+
+def _undo(tx: Transaction, changed: Instance, before: Instance) -> None:
+    """Take back a change that the host could not make, unless somebody has changed it again since."""
+    instance: Instance | None = tx.by_id(changed.id)
+    if instance is None or instance.deleted_at is not None or instance.generation != changed.generation:
+        return
+    status, old = instance.status, before.status
+    brought = {*status.disks.values(), *status.ports.values()} - {*old.disks.values(), *old.ports.values()}
+    instance.spec = before.spec
+    status.disks, status.ports, status.cdroms = old.disks, old.ports, old.cdroms
+    # What was asked for and never came goes as what is taken out does.
+    status.retired = [*old.retired, *sorted(brought)]
+    tx.update(instance)
 
 
 def _check_directories(who: Principal, spec: InstanceSpec) -> None:

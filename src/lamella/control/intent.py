@@ -5,8 +5,17 @@ from typing import Literal
 
 from lamella.model.errors import Conflict
 from lamella.model.instance import Instance, Phase, Power
+from lamella.model.resource import Condition
 
 PowerVerb = Literal["start", "stop", "restart", "pause", "resume"]
+
+
+def refusal(instance: Instance) -> Condition | None:
+    """Why the newest intent for something that runs, and goes on running, could not be carried out."""
+    status = instance.status
+    if status.observed_generation < instance.generation or status.phase not in (Phase.RUNNING, Phase.PAUSED):
+        return None
+    return next((item for item in status.conditions if item.type == "Ready" and not item.status), None)
 
 
 def settled(instance: Instance) -> bool:
@@ -14,7 +23,7 @@ def settled(instance: Instance) -> bool:
     status, spec = instance.status, instance.spec
     if status.observed_generation < instance.generation or instance.deleted_at is not None:
         return False
-    if status.phase is Phase.FAILED:
+    if status.phase is Phase.FAILED or refusal(instance) is not None:
         return True
     if spec.power is Power.STOPPED:
         # One that never ran is pending, and may stay so.

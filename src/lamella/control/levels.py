@@ -97,7 +97,10 @@ LEVELS: dict[Isolation, Level] = {
         disk="the size of its disk",
         network="virtio NIC on a TAP",
         stop="the signal to its process, power-off, then the end of its QEMU",
-        lacks=["devices, screenshot, type and desktop: it has the few devices that its image needs, and no screen"],
+        lacks=[
+            "devices while it runs, reset, dump, screenshot, type and desktop: it has the few devices that its image needs, "
+            "and no screen"
+        ],
         not_promised=[_SIDE_CHANNELS, _READABLE],
     ),
     Isolation.UNIKERNEL: Level(
@@ -117,7 +120,7 @@ LEVELS: dict[Isolation, Level] = {
             "files (cp, ls): only its own code knows whether it has any",
             "signals but KILL and the stop signal (the power button): there is no process to send them to",
             "more memory or processors while it runs: it was booted with what it has",
-            "devices while it runs, screenshot, type and desktop: it has the devices that it was started with, and no screen",
+            "devices while it runs, reset, dump, screenshot, type and desktop: it has what it was started with, and no screen",
         ],
         not_promised=[
             "Isolation inside: one flaw in the application is a flaw in its kernel, and it owns its whole machine.",

@@ -296,10 +296,11 @@ class Agent:
     # What only some levels have
 
     async def _able(self, id: str, protocol: type[T], what: str) -> T:
-        driver = (await self._worker(id)).driver
-        if not isinstance(driver, protocol):
-            raise Unsupported(f"a {driver.name} has no {what}", hint="--isolation vm has")
-        return driver
+        worker = await self._worker(id)
+        if not isinstance(worker.driver, protocol):
+            level = worker.asked.instance.spec.isolation
+            raise Unsupported(f"a {level} has no {what}", hint="--isolation vm has")
+        return worker.driver
 
     async def reset(self, id: str) -> None:
         await (await self._able(id, HasMachine, "reset button")).reset(id)
@@ -317,7 +318,7 @@ class Agent:
         return await (await self._able(id, HasScreen, "screen")).screen(id, kind)
 
     async def dump(self, id: str, *, crash: bool) -> AsyncIterator[bytes]:
-        driver = await self._able(id, HasMachine, "memory to write out")
+        driver = await self._able(id, HasMachine, "memory that can be written out")
         async with aclosing(_generator(driver.dump(id, crash=crash))) as pieces:
             async for piece in pieces:
                 yield piece

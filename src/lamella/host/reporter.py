@@ -42,7 +42,9 @@ class Reporter:
                     await self._desk.report(self._host, list(self._waiting.values()))
 
     def tell(self, report: InstanceReport, *, patient: bool = False) -> None:
-        """Replace what was going to be said of this instance; its events and what it let go of are kept, in order. *patient* ones may wait a moment."""
+        """Replace what was going to be said of this instance; its events and what it let go of are kept, in order.
+
+        *patient* ones may wait a moment."""
         before = self._waiting.get(report.id)
         if before is not None:
             report = msgspec.structs.replace(

@@ -424,8 +424,13 @@ class Worker:
         self._error = error
         passing = isinstance(error, PASSING)
         generation = self.asked.instance.generation
+        # What runs goes on running: it is a change of it that could not be made.
+        runs = self._status.phase in (Phase.RUNNING, Phase.PAUSED)
         self._status = msgspec.structs.replace(
-            self._status, phase=Phase.FAILED, conditions=[_not_ready(error)], observed_generation=generation
+            self._status,
+            phase=self._status.phase if runs else Phase.FAILED,
+            conditions=[_not_ready(error)],
+            observed_generation=generation,
         )
         if self._failures == 1:
             self._events.append(("instance.failed", error.message))

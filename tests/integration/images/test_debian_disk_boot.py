@@ -12,18 +12,16 @@ import threading
 import time
 from pathlib import Path
 
-import msgspec
 import pytest
+from tests.debian import Built
 
-from lamella.host.compute.driver import StoredArtifact
 from lamella.host.compute.guest import service
 from lamella.host.images import bootable, bootable_layout, debian
-from lamella.host.images.disk import DiskLibrary
 from lamella.host.images.formats.digest import digest_disk
 from lamella.host.storage.directory import DirectoryDriver
 from lamella.host.storage.driver import Base
 from lamella.model.ids import new_id
-from lamella.model.image import ArtifactKind, ImageStatus
+from lamella.model.image import ArtifactKind
 from lamella.model.storage import VolumeForm
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
@@ -31,25 +29,9 @@ GIB = 1 << 30
 OVMF = Path("/usr/share/OVMF")
 
 
-class Built(msgspec.Struct):
-    library: Path
-    status: ImageStatus
-    root: Path
-    disk: StoredArtifact
-
-
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    path = tmp_path_factory.mktemp("debian") / "images"
-
-    async def build() -> Built:
-        library = DiskLibrary(path)
-        await library.open()
-        status = await library.build("debian:12", lambda _progress: None, packages=["nginx-light"], disk=True)
-        rootfs = await library.rootfs(status.digest)
-        return Built(library=path, status=status, root=rootfs.layers[0], disk=rootfs.artifacts[0])
-
-    return asyncio.run(build())
+def built(debian: Built) -> Built:
+    return debian
 
 
 def test_one_image_holds_a_root_and_a_disk(built: Built) -> None:

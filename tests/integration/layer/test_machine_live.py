@@ -31,7 +31,9 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def machine(layer: LayerUnderTest, debian_disk: Path, key: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def machine(
+    layer: LayerUnderTest, debian_disk: Path, key: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     cloud = tmp_path_factory.mktemp("seed") / "cloud.yaml"
     cloud.write_text("#cloud-config\nwrite_files:\n- path: /etc/greeting\n  content: 'from user data: \"quoted\"'\n")
     layer.lamella("image", "import", str(debian_disk), "--name", "debian:12", timeout=300)
@@ -91,7 +93,9 @@ def test_a_person_logs_in_through_the_published_port(layer: LayerUnderTest, mach
 
 def test_the_machine_has_a_tpm_and_started_by_secure_boot(layer: LayerUnderTest, machine: str) -> None:
     assert inside(layer, "cat", "/sys/class/tpm/tpm0/tpm_version_major").strip() == "2"
-    value = inside(layer, "sh", "-c", "od -An -tu1 -j4 /sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c")
+    value = inside(
+        layer, "sh", "-c", "od -An -tu1 -j4 /sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+    )
     assert value.strip() == "1"
 
 

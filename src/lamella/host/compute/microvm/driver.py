@@ -16,11 +16,11 @@ from pathlib import Path
 from lamella.host.compute.driver import Changed, Home, Limits, Machine, Observed
 from lamella.host.compute.guest.client import GuestClient
 from lamella.host.compute.guest.setup import GuestNetwork, GuestPhase, GuestProcess, GuestSetup
-from lamella.host.compute.microvm import arguments, disk, mechanisms, size
+from lamella.host.compute.microvm import arguments, disk, size
 from lamella.host.compute.microvm.block_image import BlockImages
 from lamella.host.compute.microvm.host import HostParts, look
 from lamella.host.compute.microvm.session import Session
-from lamella.host.compute.qemu import launch, places
+from lamella.host.compute.qemu import launch, mechanisms, places
 from lamella.host.compute.qemu.log import Log
 from lamella.host.compute.qemu.monitor import Monitor
 from lamella.host.compute.qemu.places import Places, ProcessRecord

@@ -16,7 +16,7 @@ from typing import NoReturn, TypeVar, cast
 import msgspec
 
 from lamella.host.compute.driver import Changed, Home, Limits, Machine, Observed
-from lamella.host.compute.microvm import mechanisms as of_qemu
+from lamella.host.compute.qemu import mechanisms as of_qemu
 from lamella.host.compute.qemu import places as written
 from lamella.host.compute.qemu.log import Log
 from lamella.host.compute.qemu.places import Places

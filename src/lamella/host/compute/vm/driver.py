@@ -40,6 +40,8 @@ from lamella.model.usage import LogEntry, Usage
 
 # How long an agent in the guest may take to answer that it powers off, before the power button is pressed.
 AGENT_DEADLINE = 5.0
+# When a guest that has grown is told to use what it got, in seconds after one another.
+ONLINE_PAUSES = (0.1, 1.0)
 CONSOLE_DEADLINE = 5.0
 
 logger = logging.getLogger(__name__)
@@ -141,16 +143,18 @@ class VmDriver:
             await asyncio.to_thread(prepare)
             log.begin()
             try:
-                record = await launching.start(
-                    host,
-                    plan,
-                    places,
-                    machine,
-                    group=self._group(machine.id),
-                    open_tap=self._open_tap,
-                    mark=self._home.mark,
-                )
-                session = await self._new_session(places, record)
+                # Whoever looks meanwhile must not adopt it as the work of another daemon.
+                async with self._adopting.setdefault(machine.id, asyncio.Lock()):
+                    record = await launching.start(
+                        host,
+                        plan,
+                        places,
+                        machine,
+                        group=self._group(machine.id),
+                        open_tap=self._open_tap,
+                        mark=self._home.mark,
+                    )
+                    session = await self._new_session(places, record)
                 try:
                     monitor = await session.monitor()
                 except LamellaError as error:
@@ -237,6 +241,7 @@ class VmDriver:
                 await sizing.resize(monitor, change)
                 await asyncio.to_thread(session.group.update, group)
             await session.write(limits=limits)
+            await _use_what_came(session.inside)
 
     async def remove(self, id: str) -> None:
         async with self._lock(id):
@@ -483,3 +488,22 @@ def _blocks(path: Path) -> int | None:
         return path.stat().st_blocks * 512
     except OSError:
         return None
+
+
+async def _use_what_came(inside: Inside) -> None:
+    """Have a Linux guest use processors and memory that it was given, as far as somebody inside can be asked to.
+
+    It finds them in its own time, so it is told more than once; what it has already stays as it is.
+    """
+    for pause in ONLINE_PAUSES:
+        await asyncio.sleep(pause)
+        if not (inside.agents.ours or inside.agents.qga):
+            return
+        with contextlib.suppress(LamellaError, TimeoutError):
+            async with asyncio.timeout(AGENT_DEADLINE):
+                stream = await inside.exec(ExecSpec(command=["/bin/sh", "-c", sizing.ONLINE]))
+                try:
+                    while await stream.receive() is not None:
+                        pass
+                finally:
+                    await stream.close()

@@ -5,7 +5,7 @@ import contextlib
 from pathlib import Path
 
 from lamella.host.compute.driver import Machine
-from lamella.host.compute.microvm import mechanisms
+from lamella.host.compute.qemu import mechanisms
 from lamella.host.compute.vm import tpm, varstore
 from lamella.host.compute.vm.session import Session
 from lamella.model.contract import LIMIT, Mechanism

@@ -32,7 +32,7 @@ from lamella.model.resource import now
 from lamella.model.stream import ExecSpec, ProcessStream
 from lamella.model.usage import Usage
 
-BOOT_PATIENCE = 120.0
+BOOT_PATIENCE = 90.0
 YOUNG = 300.0
 INTRODUCTION = 2.0
 

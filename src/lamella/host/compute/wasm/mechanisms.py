@@ -1,6 +1,6 @@
 """What isolates a running module, read from its worker: /proc and the files of its control group. Never from intent."""
 
-from lamella.host.compute.microvm import mechanisms as process
+from lamella.host.compute.qemu import mechanisms as process
 from lamella.host.compute.wasm.places import Record
 from lamella.host.linux.cgroup import Cgroup
 from lamella.model.contract import LIMIT, Mechanism
