@@ -62,7 +62,8 @@ class Confidential(StrEnum):
 
 class Board(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """``certificates`` are PEM texts enrolled for Secure Boot beside the distribution's keys. ``boot`` is the order in which the firmware
-    looks, by device name (``root``, a disk's, a cdrom's or a nic's); empty is drives, then disks, then NICs.
+    looks, by device name (``root``, a disk's, a cdrom's, ``nic`` for the first NIC). Empty is the root disk first when it comes from an
+    image, drives first when it is empty.
 
     ``command_line`` goes to the kernel of a unikernel.
     """
