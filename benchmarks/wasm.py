@@ -228,7 +228,7 @@ def compiled(directory: Path) -> Path:
     """The module, made by clang and wasi-libc."""
     source, target = directory / "hello.c", directory / "hello.wasm"
     source.write_text(PROGRAM)
-    subprocess.run(["clang-14", "--target=wasm32-wasi", "-O2", "-o", str(target), str(source)], check=True)
+    subprocess.run(["clang", "--target=wasm32-wasi", "-O2", "-o", str(target), str(source)], check=True)
     return target
 
 

@@ -58,7 +58,7 @@ def images(layer: LayerUnderTest, tmp_path_factory: pytest.TempPathFactory) -> N
     folder = tmp_path_factory.mktemp("images")
     (folder / "loop.c").write_text(LOOP)
     subprocess.run(
-        ["clang-14", "--target=wasm32-wasi", "-O2", "-o", folder / "loop.wasm", folder / "loop.c"], check=True
+        ["clang", "--target=wasm32-wasi", "-O2", "-o", folder / "loop.wasm", folder / "loop.c"], check=True
     )
     layer.lamella("image", "import", str(folder / "loop.wasm"), "--name", "loop")
     layer.lamella("image", "import", str(build_pvh(folder)), "--name", "kernel")

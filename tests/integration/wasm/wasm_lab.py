@@ -70,7 +70,7 @@ def digest_of(module: Path, _written: int) -> str:
 
 def compile_module(source: Path, target: Path) -> None:
     """With clang and wasi-libc of the distribution."""
-    command = ["clang-14", "--target=wasm32-wasi", "-O2", "-o", str(target), str(source)]
+    command = ["clang", "--target=wasm32-wasi", "-O2", "-o", str(target), str(source)]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
 
 
