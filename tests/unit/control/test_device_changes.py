@@ -1,8 +1,10 @@
 """Disks and NICs that come and go: rows, claims, what the host is told, and what is left when it has let go."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from test_admission import a_host, a_network
 from test_fitting import image_of
@@ -14,6 +16,7 @@ from lamella.model.errors import Conflict, Forbidden, NotFound, Unsupported
 from lamella.model.image import ArtifactKind
 from lamella.model.instance import InstanceSpec, Isolation, Nic, Phase, Power
 from lamella.model.requests import InstanceCreate, Principal, ResourcePatch
+from lamella.model.resource import Condition
 from lamella.store.database import open_store
 
 ROOT = Principal(name="unix:root", admin=True)
@@ -125,6 +128,36 @@ async def test_what_cannot_change_is_refused_and_nothing_is_half_done(layer: Lay
     assert changed.instance.status.cdroms == {"cd1": "sha256:" + "c" * 64}
     images = (await layer.desk.assignments(await host_of(layer), 0, 0)).images
     assert "sha256:" + "c" * 64 in images
+
+
+async def test_a_change_that_the_host_cannot_make_is_taken_back(layer: Layer) -> None:
+    before = await create(layer, disks=[Disk(name="data", size=1 << 30)], power=Power.RUNNING)
+    host = await host_of(layer)
+
+    async def report(**seen: object) -> None:
+        now = await assignment(layer)
+        status = msgspec.structs.replace(
+            now.instance.status, phase=Phase.RUNNING, epoch=1, observed_generation=now.instance.generation, **seen
+        )
+        await layer.desk.report(host, [InstanceReport(id=now.instance.id, status=status)])
+
+    await report(conditions=[])
+    body = ResourcePatch(spec={"disks": [{"name": "more", "size": 1 << 30}], "memory": 1 << 30})
+    asking = asyncio.create_task(layer.patch(ROOT, "default", "instance", "db", body, expected=None, wait=10))
+    while (await assignment(layer)).instance.generation == before.instance.generation:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    failed = Condition(type="Ready", status=False, reason="conflict", message="the guest keeps it", hint="ask it")
+    await report(conditions=[failed])
+    with pytest.raises(Conflict, match="the guest keeps it"):
+        await asking
+    after = await assignment(layer)
+    assert after.instance.spec.disks == before.instance.spec.disks and after.instance.spec.memory is None
+    assert after.disks["data"].id == before.disks["data"].id
+    # The disk that was never plugged in goes, the one that stays is not retired any more.
+    assert [volume.id for volume in after.retired_volumes] == [
+        id for id in await kinds(layer, "volume") if id not in (before.disks["data"].id, before.instance.status.volume)
+    ]
+    assert after.instance.status.phase is Phase.RUNNING
 
 
 async def test_directories_of_the_host_are_for_administrators(layer: Layer) -> None:
