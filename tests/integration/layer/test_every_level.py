@@ -57,9 +57,7 @@ CASES = [
 def images(layer: LayerUnderTest, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("images")
     (folder / "loop.c").write_text(LOOP)
-    subprocess.run(
-        ["clang", "--target=wasm32-wasi", "-O2", "-o", folder / "loop.wasm", folder / "loop.c"], check=True
-    )
+    subprocess.run(["clang", "--target=wasm32-wasi", "-O2", "-o", folder / "loop.wasm", folder / "loop.c"], check=True)
     layer.lamella("image", "import", str(folder / "loop.wasm"), "--name", "loop")
     layer.lamella("image", "import", str(build_pvh(folder)), "--name", "kernel")
     layer.lamella("image", "import", str(MEMTEST), "--name", "memtest")

@@ -302,13 +302,13 @@ async def test_a_machine_grows_and_shrinks(guest: ShellGuest, monitor: Monitor) 
     assert current.limits == Limits(cpu=4000, memory=1024 * MIB)
 
     await sizing.resize(monitor, sizing.change(current, Limits(cpu=3000, memory=768 * MIB), "tcg"))
-    guest.run(sizing.ONLINE)
+    guest.run(sizing.online(3))
     assert guest.run("grep -c ^processor /proc/cpuinfo") == "3"
     assert total() > start + 400 * MIB
 
     grown = await sizing.look(monitor)
     assert (grown.vcpus, grown.grown) == (3, 512 * MIB)
-    await sizing.resize(monitor, sizing.change(grown, Limits(cpu=1000, memory=MEMORY), "tcg"))
+    await sizing.resize(monitor, sizing.change(grown, Limits(cpu=1000, memory=MEMORY), "kvm"))
     assert guest.run("grep -c ^processor /proc/cpuinfo") == "1"
     assert total() <= start + 16 * MIB
 
@@ -327,7 +327,7 @@ async def test_a_machine_can_start_smaller_processors_and_all(boot: tuple[Path, 
         monitor = await Monitor.connect(guest.monitor)
         current = await sizing.look(monitor)
         assert (current.vcpus, current.room) == (3, 0)
-        await sizing.resize(monitor, sizing.change(current, Limits(cpu=1000), "tcg"))
+        await sizing.resize(monitor, sizing.change(current, Limits(cpu=1000), "kvm"))
         assert guest.run("grep -c ^processor /proc/cpuinfo") == "1"
         with pytest.raises(Conflict, match="no driver of virtio-balloon"):
             less = sizing.change(current, Limits(cpu=1000, memory=128 * MIB), "tcg")

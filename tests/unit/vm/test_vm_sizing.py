@@ -61,6 +61,19 @@ def test_a_change_within_the_room_adds_up(start: Limits, wanted: Limits) -> None
     assert made.group == Limits(cpu=wanted.cpu, memory=total + OVERHEAD["tcg"], pids=largest.vcpus + THREADS)
 
 
+def test_an_emulated_processor_is_never_unplugged_and_one_under_kvm_is() -> None:
+    current = Current(vcpus=3, most_vcpus=4, memory=GIB, room=0)
+    assert change(current, Limits(cpu=1000), "tcg").vcpus == 3
+    assert change(current, Limits(cpu=1000), "kvm").vcpus == 1
+    assert change(current, Limits(cpu=4000), "tcg").vcpus == 4
+
+
+def test_where_processors_cannot_be_plugged_in_there_is_no_place_for_more() -> None:
+    size = size_of(Limits(cpu=2000, memory=GIB))
+    assert largest_of(size, 1 << 40, plugs_vcpus=False).vcpus == 2
+    assert largest_of(size, 1 << 40).vcpus == 4
+
+
 def test_what_is_not_limited_stays_as_it_is() -> None:
     current = Current(vcpus=3, most_vcpus=4, memory=GIB, room=3 * GIB, grown=GIB, ballooned=0)
     made = change(current, Limits(), "kvm")

@@ -241,7 +241,7 @@ class VmDriver:
                 await sizing.resize(monitor, change)
                 await asyncio.to_thread(session.group.update, group)
             await session.write(limits=limits)
-            await _use_what_came(session.inside)
+            await _use_what_came(session.inside, sizing.size_of(limits).vcpus)
 
     async def remove(self, id: str) -> None:
         async with self._lock(id):
@@ -490,8 +490,8 @@ def _blocks(path: Path) -> int | None:
         return None
 
 
-async def _use_what_came(inside: Inside) -> None:
-    """Have a Linux guest use processors and memory that it was given, as far as somebody inside can be asked to.
+async def _use_what_came(inside: Inside, vcpus: int) -> None:
+    """Have a Linux guest use the memory that it was given and *vcpus* processors, as far as somebody inside can be asked to.
 
     It finds them in its own time, so it is told more than once; what it has already stays as it is.
     """
@@ -501,7 +501,7 @@ async def _use_what_came(inside: Inside) -> None:
             return
         with contextlib.suppress(LamellaError, TimeoutError):
             async with asyncio.timeout(AGENT_DEADLINE):
-                stream = await inside.exec(ExecSpec(command=["/bin/sh", "-c", sizing.ONLINE]))
+                stream = await inside.exec(ExecSpec(command=["/bin/sh", "-c", sizing.online(vcpus)]))
                 try:
                     while await stream.receive() is not None:
                         pass

@@ -31,7 +31,7 @@ _BLOCK = 2 * MIB
 _TOLERANCE = 4 * MIB
 
 # For a Linux guest: what was plugged in is there, and used when it is online. Debian's kernels leave that to somebody inside.
-ONLINE = """
+_ONLINE = """
 for policy in /sys/devices/system/memory/auto_online_blocks; do
   [ ! -e $policy ] || [ "$(cat $policy)" != offline ] || echo online_movable > $policy
 done
@@ -39,7 +39,10 @@ for state in /sys/devices/system/memory/memory*/state; do
   [ ! -e $state ] || [ "$(cat $state)" != offline ] || echo online_movable > $state
 done
 for online in /sys/devices/system/cpu/cpu*/online; do
-  [ ! -e $online ] || [ "$(cat $online)" = 1 ] || echo 1 > $online
+  [ -e $online ] || continue
+  number=${online%/online} number=${number##*cpu}
+  [ "$number" -lt VCPUS ] && wanted=1 || wanted=0
+  [ "$(cat $online)" = $wanted ] || echo $wanted > $online
 done
 """
 
@@ -94,12 +97,12 @@ def size_of(limits: Limits) -> Size:
     return Size(vcpus=vcpus, memory=memory)
 
 
-def largest_of(size: Size, host_memory: int) -> Size:
-    """What a machine that starts with *size* can grow to: four vCPUs or twice as many, and four times the memory, which may not be
-    more than the host's (bytes)."""
+def largest_of(size: Size, host_memory: int, *, plugs_vcpus: bool = True) -> Size:
+    """What a machine that starts with *size* can grow to: four vCPUs or twice as many, where they can be plugged in at all, and four
+    times the memory, which may not be more than the host's (bytes)."""
     vcpus = min(MOST_VCPUS, max(_ROOM_FOR_VCPUS, _GROWTH_OF_VCPUS * size.vcpus))
     memory = min(host_memory, _GROWTH_OF_MEMORY * size.memory) // _BLOCK * _BLOCK
-    return Size(vcpus=max(vcpus, size.vcpus), memory=max(memory, size.memory))
+    return Size(vcpus=max(vcpus, size.vcpus) if plugs_vcpus else size.vcpus, memory=max(memory, size.memory))
 
 
 def cold_arguments(size: Size, largest: Size) -> list[str]:
@@ -120,8 +123,16 @@ def group_of(limits: Limits, size: Size, accelerator: str) -> Limits:
     return group_limits(limits, size, accelerator)
 
 
+def online(vcpus: int) -> str:
+    """A shell script for a Linux guest, which has it use all its memory and *vcpus* of its processors."""
+    return _ONLINE.replace("VCPUS", str(vcpus))
+
+
 def change(current: Current, wanted: Limits, accelerator: str) -> Change:
     """How to give *wanted* to a machine that runs. What is not limited stays as it is.
+
+    An emulated processor is never unplugged: QEMU 7.2 corrupts its memory when it plugs one in again (seen; TCG counts its threads and
+    never takes one back). The guest is asked to leave it alone, and the group holds the machine to the time that was asked for.
 
     :raise Unsupported: when it cannot grow so far without a restart, or nothing could live in what is left.
     """
@@ -133,6 +144,8 @@ def change(current: Current, wanted: Limits, accelerator: str) -> Change:
             hint="restart it to start with the new size",
             field="cpu",
         )
+    if accelerator == "tcg":
+        vcpus = max(vcpus, current.vcpus)
     most = current.memory + current.room
     memory = current.memory + current.grown - current.ballooned if wanted.memory is None else wanted.memory
     memory = memory // _BLOCK * _BLOCK
