@@ -1,16 +1,18 @@
-"""``./dev bench [containers|microvm|density|store …]``: measure, and print the tables of SPECIFICATION.md."""
+"""``./dev bench [containers|microvm|unikernel|density|wasm|images|build|vm …]``: measure, and print the tables of SPECIFICATION.md."""
 
 import argparse
 import os
 import platform
 import sys
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import containers, density, house, incus, microvm, unikernel, wasm
+from benchmarks import containers, density, house, images, incus, microvm, unikernel, vm, wasm
 from benchmarks.measure import Row, table
+from tests import debian
 
-GROUPS = ("containers", "microvm", "unikernel", "density", "wasm")
+GROUPS = ("containers", "microvm", "unikernel", "density", "wasm", "images", "build", "vm")
 
 
 def machine() -> str:
@@ -46,6 +48,14 @@ def main() -> int:
             rows += density.rows(layer, args.instances)
         if "wasm" in chosen:
             rows += wasm.rows(layer, args.runs) + wasm.driver_rows(args.runs)
+        if "images" in chosen:
+            rows += images.rows(layer, max(5, args.runs // 3))
+        if "vm" in chosen:
+            with tempfile.TemporaryDirectory(prefix="lamella-bench-", dir="/var/tmp") as scratch:
+                built = debian.build(Path(scratch) / "images", packages=[])
+                rows += vm.rows(layer, built.disk.path, args.runs)
+    if "build" in chosen:
+        rows += images.build_rows(max(2, args.runs // 7))
     print(f"{datetime.now(UTC):%Y-%m-%d}, {machine()}\n")
     print(table(rows))
     return 0

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -11,6 +12,40 @@ from tests.house import LayerUnderTest
 
 GIB = 1 << 30
 MIB = 1 << 20
+
+
+def build_rows(runs: int) -> list[Row]:
+    """A Debian root and its bootable disk, against mmdebstrap alone making the tar of a root with the same packages."""
+    with tempfile.TemporaryDirectory(prefix="lamella-bench-", dir="/var/tmp") as scratch:
+        number = 0
+
+        def ours() -> float:
+            nonlocal number
+            number += 1
+            path = Path(scratch) / f"images{number}"
+            seconds = timed(lambda: tests_debian.build(path, packages=[]))
+            shutil.rmtree(path)
+            return seconds
+
+        def bare() -> float:
+            target = Path(scratch) / "root.tar"
+            wanted = debian.release("debian:12")
+            names = bootable_root.packages(bootable.architecture())
+            settings = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout
+            options = [f"--aptopt={line}" for line in debian.forwarded(settings)]
+            archive, security = debian.mirrors(debian.read_sources())
+            command = [
+                "mmdebstrap", "--quiet", "--variant=minbase", "--format=tar", f"--include={','.join(names)}", *options,
+                wanted.suite, str(target), f"deb {archive} {wanted.suite} main", f"deb {archive} {wanted.suite}-updates main",
+                f"deb {security} {wanted.suite}-security main",
+            ]  # fmt: skip
+            seconds = timed(lambda: subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True))
+            target.unlink()
+            return seconds
+
+        mine, peer = pairs(ours, bare, runs=runs, warm=0)
+    what = "Debian disk and rootfs build, against `mmdebstrap` alone with the same packages"
+    return [compared(what, mine, peer, bar="1.6 ×", aim="1.25 ×")]
 
 
 def rows(made: LayerUnderTest, runs: int) -> list[Row]:

@@ -1,6 +1,7 @@
 """One Debian with a bootable disk, built once for all the tests that need one: mmdebstrap takes a minute."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,13 +20,13 @@ class Built(msgspec.Struct):
     disk: StoredArtifact
 
 
-def build(path: Path) -> Built:
-    """Debian 12 with a small web server."""
+def build(path: Path, packages: Sequence[str] = ("nginx-light",)) -> Built:
+    """Debian 12, with a small web server unless other *packages* are named, in a library at *path*."""
 
     async def make() -> Built:
         library = DiskLibrary(path)
         await library.open()
-        status = await library.build("debian:12", lambda _progress: None, packages=["nginx-light"], disk=True)
+        status = await library.build("debian:12", lambda _progress: None, packages=list(packages), disk=True)
         rootfs = await library.rootfs(status.digest)
         return Built(library=path, status=status, root=rootfs.layers[0], disk=rootfs.artifacts[0])
 
