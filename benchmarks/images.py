@@ -8,7 +8,10 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.measure import Row, compared, pairs, timed
+from tests import debian as tests_debian
 from tests.house import LayerUnderTest
+
+from lamella.host.images import bootable, bootable_root, debian
 
 GIB = 1 << 30
 MIB = 1 << 20
