@@ -1,11 +1,13 @@
 """Real machines, in a home of their own; whatever a test leaves behind fails it."""
 
+import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 from vm_lab import Lab, build_guest
 
 from lamella.host.compute.driver import Home
@@ -59,3 +61,9 @@ async def driver(lab: Lab) -> AsyncIterator[VmDriver]:
     for id in await driver.inventory():
         await driver.remove(id)
     await driver.close()
+
+
+@pytest.fixture(scope="session")
+def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
+    """The daemon's own loop: it knows no socket that a library may reach into."""
+    return uvloop.EventLoopPolicy()
