@@ -41,6 +41,7 @@ class Vm(msgspec.Struct, kw_only=True, frozen=True):
     board_type: str
     accelerator: str
     sizing: list[str]
+    threads: str = "multi"
     plugs: list[str] = []
     firmware: Firmware = Firmware.BIOS
     secure_boot: bool = False
@@ -93,7 +94,7 @@ def _boots(vm: Vm, name: str) -> str:
 
 
 def _board(vm: Vm) -> list[str]:
-    accelerators = {"kvm": "kvm", "tcg": f"tcg,thread=multi,tb-size={TRANSLATED // MIB}"}
+    accelerators = {"kvm": "kvm", "tcg": f"tcg,thread={vm.threads},tb-size={TRANSLATED // MIB}"}
     board = f"{vm.board_type},vmport=off,smm={'on' if vm.secure_boot else 'off'}"
     if vm.graphics is Graphics.NONE:
         board += ",graphics=off"  # SeaBIOS speaks on the serial line then

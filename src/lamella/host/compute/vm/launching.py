@@ -69,14 +69,19 @@ def plan(host: HostParts, machine: Machine) -> Plan:
         raise Unsupported(f"a machine has drives for {arguments.MOST_MEDIA} CDs of its image", field="image")
     size = sizing.size_of(machine.limits)
     name = host.accelerator.name
-    # The firmware of Secure Boot takes part in plugging a processor in, in a mode that hangs under emulation (seen: OVMF 2022.11).
-    plugs = not (board.secure_boot and name == "tcg")
+    # QEMU 7.2 gives every emulating thread a part of its cache when the thread begins, and aborts when a busy guest has used all of it
+    # (tcg/region.c: seen). One thread for all processors needs no second part. The firmware of Secure Boot takes part in plugging, in a
+    # mode that hangs under emulation (OVMF 2022.11: seen).
+    emulated = name == "tcg"
+    threads = "single" if size.vcpus == 1 else "multi"
+    plugs = not emulated or (threads == "single" and not board.secure_boot)
     largest = sizing.largest_of(size, host.memory, plugs_vcpus=plugs)
     vm = arguments.Vm(
         name=machine.id,
         uuid=str(uuid.uuid5(_ADDRESS, machine.id)),
         board_type=host.board_type(machine.board_type),
         accelerator=name,
+        threads=threads,
         sizing=sizing.cold_arguments(size, largest),
         plugs=hotplug.cold_arguments(machine),
         firmware=board.firmware,
