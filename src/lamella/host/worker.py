@@ -228,7 +228,8 @@ class Worker:
             case Stop():
                 self._phase(Phase.STOPPING)
                 rootfs = await self._image(asked)
-                signal = spec.stop_signal or rootfs.config.stop_signal or "SIGTERM"
+                # Who gives it no time does not ask it either: what it makes of a signal would be a matter of luck.
+                signal = (spec.stop_signal or rootfs.config.stop_signal or "SIGTERM") if step.timeout else "SIGKILL"
                 await self.driver.stop(self.id, signal=signal, timeout=step.timeout)
                 await self._look()
             case Pause():

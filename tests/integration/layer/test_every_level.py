@@ -47,7 +47,7 @@ CASES = [
         level="unikernel",
         arguments=("kernel", "--cmdline", "tick"),
         says="tick",
-        lacks={**NO_MACHINE, "device": "device", "exec": "shell", "cp": "file"},
+        lacks={**NO_MACHINE, "device": "device", "exec": "second program", "cp": "file"},
     ),
     Case(level="vm", arguments=("memtest",), says="", lacks={"exec": "agent"}),
 ]
