@@ -177,7 +177,8 @@ async def test_the_power_button(lab: Lab, driver: UnikernelDriver) -> None:
     await read_until(stream, b"listening\n")
     await driver.stop(machine.id, signal="SIGTERM", timeout=20)
     out, end = await drain(stream)
-    assert out == b"button\n" and end is not None and end.code == 0
+    # Between the order and the end of the machine it may say a little more.
+    assert out.startswith(b"button\n") and end is not None and end.code == 0
 
     machine = lab.machine("deaf")
     await driver.create(machine)

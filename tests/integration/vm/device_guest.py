@@ -77,7 +77,7 @@ class BareQemu:
                     *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs"),
                     *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"),
                     *("-sandbox", SANDBOX),
-                    *("-machine", "q35,vmport=off,smm=off", "-accel", "tcg,thread=multi,tb-size=64", "-cpu", "max"),
+                    *("-machine", "q35,vmport=off,smm=off", "-accel", "tcg,thread=single,tb-size=64", "-cpu", "max"),
                     *("-chardev", f"socket,id=monitor,fd={monitor.fileno()},server=on,wait=off"),
                     *("-mon", "chardev=monitor,mode=control"),
                     *("-chardev", f"socket,id=console,fd={theirs.fileno()}", "-serial", "chardev:console"),

@@ -330,7 +330,7 @@ async def test_a_machine_can_start_smaller_processors_and_all(boot: tuple[Path, 
         await sizing.resize(monitor, sizing.change(current, Limits(cpu=1000), "kvm"))
         assert guest.run("grep -c ^processor /proc/cpuinfo") == "1"
         with pytest.raises(Conflict, match="no driver of virtio-balloon"):
-            less = sizing.change(current, Limits(cpu=1000, memory=128 * MIB), "tcg")
+            less = sizing.change(current, Limits(cpu=1000, memory=128 * MIB), "kvm")
             await sizing.resize(monitor, less, patience=1)
         await monitor.close()
     finally:

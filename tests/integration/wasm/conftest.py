@@ -1,6 +1,7 @@
 """Real modules in a home of their own; whatever a test leaves behind fails it."""
 
 import os
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -31,16 +32,23 @@ def lab(tmp_path: Path, built: Path) -> Iterator[Lab]:
     home.path.chmod(0o700)
     yield Lab(home, built)
     cgroups = Cgroups(ROOT, home.mark)
-    left = {
-        "groups": cgroups.ids() - {"wasm-monitors"},
-        "mounts": [entry.point for entry in mounts.below(home.path)],
-        "processes": marked(home.mark),
-        "written down": sorted(path.name for path in (home.state / "wasm").glob("*")),
-        "run": sorted(path.name for path in (home.run / "wasm").glob("*")),
-        "half-made": sorted(path.name for path in (home.state / "wasm-modules").glob("*.new")),
-    }
+
+    def left() -> dict[str, object]:
+        return {
+            "groups": cgroups.ids() - {"wasm-monitors"},
+            "mounts": [entry.point for entry in mounts.below(home.path)],
+            "processes": marked(home.mark),
+            "written down": sorted(path.name for path in (home.state / "wasm").glob("*")),
+            "run": sorted(path.name for path in (home.run / "wasm").glob("*")),
+            "half-made": sorted(path.name for path in (home.state / "wasm-modules").glob("*.new")),
+        }
+
+    # What was killed at the very end may take a moment to be gone.
+    deadline = time.monotonic() + 5
+    while any((found := left()).values()) and time.monotonic() < deadline:
+        time.sleep(0.05)
     cgroups.remove()
-    assert not any(left.values()), left
+    assert not any(found.values()), found
 
 
 @pytest.fixture
