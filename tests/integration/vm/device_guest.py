@@ -62,6 +62,9 @@ def make_guest(directory: Path, extra: tuple[str, ...] = ()) -> tuple[Path, Path
 class BareQemu:
     """QEMU as another user that has no capability, with *arguments* beside its monitor (``monitor``) and serial line."""
 
+    # One thread for all processors, as our machines have that can be given more.
+    THREADS = "single"
+
     def __init__(self, directory: Path, arguments: list[str], files: tuple[int, ...] = ()) -> None:
         """*files* are descriptors that it inherits."""
         self.directory = directory
@@ -77,7 +80,14 @@ class BareQemu:
                     *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs"),
                     *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"),
                     *("-sandbox", SANDBOX),
-                    *("-machine", "q35,vmport=off,smm=off", "-accel", "tcg,thread=single,tb-size=64", "-cpu", "max"),
+                    *(
+                        "-machine",
+                        "q35,vmport=off,smm=off",
+                        "-accel",
+                        f"tcg,thread={self.THREADS},tb-size=64",
+                        "-cpu",
+                        "max",
+                    ),
                     *("-chardev", f"socket,id=monitor,fd={monitor.fileno()},server=on,wait=off"),
                     *("-mon", "chardev=monitor,mode=control"),
                     *("-chardev", f"socket,id=console,fd={theirs.fileno()}", "-serial", "chardev:console"),
@@ -147,3 +157,9 @@ class ShellGuest(BareQemu):
                 raise EOFError(f"QEMU ended: {self.errors.read_text()}")
             self.said += data
         return self.said
+
+
+class ManyThreads(ShellGuest):
+    """A thread for each processor: QEMU 7.2 can take one out then (not with one thread), and must not be given one back."""
+
+    THREADS = "multi"

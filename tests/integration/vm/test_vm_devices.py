@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from device_guest import BareQemu, ShellGuest, make_guest
+from device_guest import BareQemu, ManyThreads, ShellGuest, make_guest
 from device_machine import MIB, clone_disk, machine, nic, raw_disk, sparse
 
 from lamella.host.compute.driver import DriveImage, Limits
@@ -308,11 +308,12 @@ async def test_a_machine_grows_and_shrinks(guest: ShellGuest, monitor: Monitor) 
 
     grown = await sizing.look(monitor)
     assert (grown.vcpus, grown.grown) == (3, 512 * MIB)
-    await sizing.resize(monitor, sizing.change(grown, Limits(cpu=1000, memory=MEMORY), "kvm"))
+    await sizing.resize(monitor, sizing.change(grown, Limits(cpu=1000, memory=MEMORY), "tcg"))
+    guest.run(sizing.online(1))
     assert guest.run("grep -c ^processor /proc/cpuinfo") == "1"
     assert total() <= start + 16 * MIB
 
-    await sizing.resize(monitor, sizing.change(current, Limits(cpu=1000, memory=160 * MIB), "tcg"))
+    await sizing.resize(monitor, sizing.change(await sizing.look(monitor), Limits(cpu=1000, memory=160 * MIB), "tcg"))
     assert total() < start - 80 * MIB
     await sizing.resize(monitor, sizing.change(await sizing.look(monitor), Limits(cpu=1000, memory=MEMORY), "tcg"))
     assert abs(total() - start) <= 16 * MIB
@@ -321,7 +322,7 @@ async def test_a_machine_grows_and_shrinks(guest: ShellGuest, monitor: Monitor) 
 async def test_a_machine_can_start_smaller_processors_and_all(boot: tuple[Path, Path], tmp_path: Path) -> None:
     """vCPUs of the start can be taken too, but for the first."""
     size = sizing.size_of(Limits(cpu=3000, memory=MEMORY))
-    guest = ShellGuest(tmp_path, boot, sizing.cold_arguments(size, size))
+    guest = ManyThreads(tmp_path, boot, sizing.cold_arguments(size, size))
     try:
         await asyncio.to_thread(guest.wait_shell)
         monitor = await Monitor.connect(guest.monitor)
