@@ -100,6 +100,11 @@ class Bare:
         for word in rest:
             if word in ("-sandbox", "-add-fd", "-L"):
                 next(rest)
+            elif word in ("-object", "-vnc"):
+                # The screen's certificates lie in the room: bare QEMU has a screen that nobody is let in to.
+                value = next(rest)
+                kept = "none" if word == "-vnc" else value
+                self._command += [] if value.startswith(("tls-creds", "secret")) else [word, kept]
             elif word != "-S":
                 for old, new in changes.items():
                     word = word.replace(old, new)
