@@ -10,13 +10,14 @@ import msgspec
 
 from lamella.control.addressing import free_id_range
 from lamella.control.devices import new_port, new_volume
-from lamella.control.fitting import COMMANDS, MACHINES, check_image, check_level, with_defaults
+from lamella.control.fitting import COMMANDS, check_image, check_level, with_defaults
 from lamella.control.placement import Placement
 from lamella.model.board import Disk
 from lamella.model.command import whole_command
 from lamella.model.errors import Invalid, Unsupported
 from lamella.model.image import SCRATCH, ArtifactKind, Image
 from lamella.model.instance import (
+    MACHINES,
     Decision,
     Instance,
     InstanceSpec,

@@ -8,10 +8,9 @@ import msgspec
 from lamella.model.board import Board, Firmware, Seed
 from lamella.model.errors import Invalid, Unsupported
 from lamella.model.image import Appliance, ArtifactKind, Image
-from lamella.model.instance import Decision, InstanceSpec, Isolation
+from lamella.model.instance import MACHINE_STOP_TIMEOUT, MACHINES, STOP_TIMEOUT, Decision, InstanceSpec, Isolation
 from lamella.model.resource import now
 
-MACHINES = frozenset({Isolation.VM, Isolation.CONFIDENTIAL})
 COMMANDS = frozenset({Isolation.CONTAINER, Isolation.MICROVM})
 GUESTS = MACHINES | {Isolation.UNIKERNEL, Isolation.MICROVM}
 
@@ -49,9 +48,6 @@ _NEEDS = {
         "import one: lamella image import FILE.wasm --name NAME",
     ),
 }
-DEFAULT_STOP_TIMEOUT = 10.0
-# A whole operating system ends its services first.
-MACHINE_STOP_TIMEOUT = 60.0
 
 
 def check_level(spec: InstanceSpec) -> None:
@@ -127,19 +123,9 @@ def _check_board(spec: InstanceSpec) -> None:
         )
 
 
-def device_names(spec: InstanceSpec) -> list[str]:
-    """Names of all that may come and go, sorted: as ``Observed.devices`` has them."""
-    return sorted(
-        [
-            *(item.name for group in (spec.disks, spec.cdroms, spec.usb) for item in group),
-            *(nic.name or "" for nic in spec.nics[1:]),
-        ]
-    )
-
-
 def _check_names(spec: InstanceSpec) -> None:
     seen: set[str] = set()
-    for name in device_names(spec):
+    for name in spec.device_names:
         if name and (name in seen or name in _RESERVED):
             why = "twice" if name in seen else "and that name is taken by the machine itself"
             raise Invalid(f"a device is called {name!r} {why}", hint="give each a name of its own", field="spec")
@@ -160,7 +146,7 @@ def _check_names(spec: InstanceSpec) -> None:
 
 def name_devices(spec: InstanceSpec) -> None:
     """Give every further NIC that has no name one (``nic1``, ``nic2``, …)."""
-    taken = set(device_names(spec))
+    taken = set(spec.device_names)
     for nic in spec.nics[1:]:
         if nic.name is None:
             nic.name = next(name for number in range(1, 99) if (name := f"nic{number}") not in taken)
@@ -218,7 +204,7 @@ def check_image(spec: InstanceSpec, image: Image, *, scratch: bool) -> None:
 def normalise(spec: InstanceSpec) -> None:
     """Fill in what nobody asked for and the level has an answer to."""
     if spec.stop_timeout is None:
-        spec.stop_timeout = MACHINE_STOP_TIMEOUT if spec.isolation in MACHINES else DEFAULT_STOP_TIMEOUT
+        spec.stop_timeout = MACHINE_STOP_TIMEOUT if spec.isolation in MACHINES else STOP_TIMEOUT
     if spec.isolation is Isolation.WASM:
         # A module has no interface: what it may reach, its runtime reaches for it.
         spec.nics = []

@@ -9,9 +9,8 @@ import msgspec
 
 from lamella.host.compute.driver import Limits, Observed
 from lamella.model.assignment import Assignment
-from lamella.model.instance import InstanceSpec, InstanceStatus, Phase, Power, RestartMode
+from lamella.model.instance import STOP_TIMEOUT, InstanceSpec, InstanceStatus, Phase, Power, RestartMode
 
-DEFAULT_GRACE = 10.0
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 30.0
 # A run of this many seconds counts as well: the delay before the next restart begins anew.
@@ -85,13 +84,7 @@ def grace_of(spec: InstanceSpec) -> float:
     """Seconds between asking an instance to end and forcing it."""
     if spec.grace is not None:
         return spec.grace
-    return DEFAULT_GRACE if spec.stop_timeout is None else spec.stop_timeout
-
-
-def devices_of(spec: InstanceSpec) -> list[str]:
-    """Names of all devices that may come and go, sorted: what ``Observed.devices`` is held against."""
-    named = [item.name for group in (spec.disks, spec.cdroms, spec.usb) for item in group]
-    return sorted([*named, *(nic.name or "" for nic in spec.nics[1:])])
+    return STOP_TIMEOUT if spec.stop_timeout is None else spec.stop_timeout
 
 
 def restart_delay(spec: InstanceSpec, status: InstanceStatus) -> float | None:
@@ -130,7 +123,7 @@ def plan(asked: Assignment, seen: Observed | None, applied: Limits | None, at: d
         return Plan((stop, Prepare(), _launch(spec)))
     if alive:
         steps = _while_running(spec, phase, applied)
-        if seen is not None and seen.devices is not None and seen.devices != devices_of(spec):
+        if seen is not None and seen.devices is not None and seen.devices != spec.device_names:
             return Plan((*steps, Rewire()))
         return Plan((*steps, Release()) if retired and not steps else steps)
     if due:

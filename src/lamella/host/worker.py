@@ -45,7 +45,7 @@ from lamella.host.storage.driver import Base, StorageDriver, VolumeHandle
 from lamella.model.assignment import Assignment, InstanceReport
 from lamella.model.errors import CannotRun, Conflict, Internal, LamellaError, NoRoom, Unavailable, Unsupported
 from lamella.model.image import SCRATCH, ArtifactKind, ImageConfig
-from lamella.model.instance import Decision, InstanceStatus, Isolation, Phase
+from lamella.model.instance import MACHINES, Decision, InstanceStatus, Phase
 from lamella.model.network import Port
 from lamella.model.resource import Condition, now
 from lamella.model.storage import Volume
@@ -53,8 +53,6 @@ from lamella.model.stream import ProcessStream
 
 log = logging.getLogger("lamella.host.worker")
 
-# Levels whose disk begins as a clone of the image's.
-MACHINES = frozenset({Isolation.VM, Isolation.CONFIDENTIAL})
 ATTACH_WAIT = 60.0
 FIRST_RETRY = 0.5
 LONGEST_RETRY = 60.0

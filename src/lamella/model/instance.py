@@ -28,6 +28,13 @@ class Isolation(StrEnum):
     CONFIDENTIAL = "confidential"
 
 
+# Levels that are a whole machine, whose disk begins as a clone of the image's.
+MACHINES = frozenset({Isolation.VM, Isolation.CONFIDENTIAL})
+# How long an instance has to end, in seconds, before it is forced; a whole operating system ends its services first.
+STOP_TIMEOUT = 10.0
+MACHINE_STOP_TIMEOUT = 60.0
+
+
 class Power(StrEnum):
     """What a person wants the instance to be doing."""
 
@@ -111,6 +118,12 @@ class InstanceSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     epoch: Annotated[int, Meta(ge=0, le=1 << 53)] = 0
     attach_epoch: Annotated[int, Meta(ge=0, le=1 << 53)] = 0
     grace: Annotated[float, Meta(ge=0, le=86400)] | None = None
+
+    @property
+    def device_names(self) -> list[str]:
+        """Names of all devices that may come and go, sorted: the disks, drives, USB devices, and the NICs but for the first."""
+        named = [item.name for group in (self.disks, self.cdroms, self.usb) for item in group]
+        return sorted([*named, *(nic.name or "" for nic in self.nics[1:])])
 
 
 class Phase(StrEnum):

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from test_admission import admitted, an_image
 
 from lamella.control.admission import Taken, check_spec
-from lamella.control.fitting import MACHINES, check_image, device_names, levels_of, normalise, with_defaults
+from lamella.control.fitting import check_image, levels_of, normalise, with_defaults
 from lamella.model.board import Board, Cdrom, Directory, Disk, Firmware, Hardware, Seed, Usb
 from lamella.model.errors import Invalid, LamellaError, Unsupported
 from lamella.model.image import SCRATCH, Appliance, Artifact, ArtifactKind, Image, Layer
-from lamella.model.instance import InstanceSpec, Isolation, Nic, Publish
+from lamella.model.instance import MACHINES, InstanceSpec, Isolation, Nic, Publish
 from lamella.model.storage import VolumeForm
 
 DIGEST = "sha256:" + "b" * 64
@@ -88,7 +88,7 @@ def test_devices_have_names_of_their_own() -> None:
 def test_every_further_nic_gets_a_name_and_keeps_one_it_has(names: list[str | None]) -> None:
     spec = InstanceSpec(image="x", isolation=Isolation.VM, nics=[Nic(), *(Nic(name=name) for name in names)])
     normalise(spec)
-    made = device_names(spec)
+    made = spec.device_names
     assert len(set(made)) == len(names) and all(made) and {name for name in names if name} <= set(made)
     before = msgspec.json.encode(spec)
     normalise(spec)

@@ -17,7 +17,6 @@ from lamella.host.plan import (
     Rewire,
     Stop,
     Update,
-    devices_of,
     fold,
     limits_of,
     plan,
@@ -172,7 +171,7 @@ def test_devices_come_and_go_and_what_is_retired_is_let_go_of_last(
         raise AssertionError("the plan does not come to rest")
     assert old == ()
     if world.phase in (Phase.RUNNING, Phase.PAUSED):
-        assert sorted(present) == devices_of(spec)
+        assert sorted(present) == spec.device_names
 
 
 def test_a_run_that_ended_by_itself_is_left_alone_without_a_policy() -> None:
