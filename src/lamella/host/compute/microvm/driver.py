@@ -20,14 +20,11 @@ from lamella.host.compute.microvm import arguments, disk, size
 from lamella.host.compute.microvm.block_image import BlockImages
 from lamella.host.compute.microvm.host import HostParts, look
 from lamella.host.compute.microvm.session import Session
-from lamella.host.compute.qemu import launch, mechanisms, places
-from lamella.host.compute.qemu.log import Log
+from lamella.host.compute.qemu import launch, mechanisms
+from lamella.host.compute.qemu.driver import QemuDriver
 from lamella.host.compute.qemu.monitor import Monitor
 from lamella.host.compute.qemu.places import Places, ProcessRecord
-from lamella.host.compute.qemu.process import died
 from lamella.host.compute.qemu.size import Size, group_limits
-from lamella.host.linux.cgroup import ROOT as CGROUP_ROOT
-from lamella.host.linux.cgroup import Cgroup, Cgroups
 from lamella.host.linux.processes import environment, start_time
 from lamella.model.contract import Mechanism
 from lamella.model.errors import CannotRun, Conflict, Internal, Invalid, LamellaError, NotFound, Unavailable
@@ -47,19 +44,16 @@ GRACE = 15.0
 BALLOON_DEADLINE = 10.0
 
 
-class MicrovmDriver:
+class MicrovmDriver(QemuDriver[Session]):
     """:class:`ComputeDriver` for microVMs. ``use_taps`` says where the descriptors of NICs come from."""
 
     name = "microvm"
+    noun = "microVM"
+    session_type = Session
 
     def __init__(self, home: Home, changed: Changed) -> None:
-        self._home = home
-        self._changed = changed
+        super().__init__(home, changed)
         self._open_tap: OpenTap | None = None
-        self._sessions: dict[str, Session] = {}
-        self._logs: dict[str, Log] = {}
-        self._verbs: dict[str, asyncio.Lock] = {}
-        self._adopting: dict[str, asyncio.Lock] = {}
         self._environment = environment(home.mark)
         self.block_images = BlockImages(home.state / "images-block", self._environment)
         self._host: HostParts | None = None
@@ -77,18 +71,10 @@ class MicrovmDriver:
             return [Capability(name="compute.microvm", available=False, reason=str(error))]
         return self._host.capabilities()
 
-    async def close(self) -> None:
-        for session in list(self._sessions.values()):
-            await session.close()
-        self._sessions.clear()
-
-    async def inventory(self) -> set[str]:
-        return places.inventory(self._home, self.name)
-
     # --- one instance
 
     async def observe(self, id: str) -> Observed | None:
-        places = Places(self._home, self.name, id)
+        places = self._places(id)
         if not places.state.is_dir():
             return None
         session = await self._session(id)
@@ -127,7 +113,7 @@ class MicrovmDriver:
             image, _ = await asyncio.gather(
                 self.block_images.ensure(machine.rootfs), disk.format_once(machine.volume, self._environment)
             )
-            places = Places(self._home, self.name, machine.id)
+            places = self._places(machine.id)
             log = self._log(machine.id)
 
             def prepare() -> None:
@@ -226,15 +212,6 @@ class MicrovmDriver:
                 await asyncio.to_thread(session.group.update, change.group)
             await session.write(limits=limits)
 
-    async def remove(self, id: str) -> None:
-        async with self._lock(id):
-            await self._clear(id)
-            log = self._logs.pop(id, None)
-            if log is not None:
-                log.close()
-            await asyncio.to_thread(Places(self._home, self.name, id).remove)
-        self._verbs.pop(id, None)
-
     # --- inside
 
     async def exec(self, id: str, spec: ExecSpec) -> ProcessStream:
@@ -246,7 +223,7 @@ class MicrovmDriver:
     async def logs(
         self, id: str, *, follow: bool = False, tail: int | None = None, since: datetime | None = None
     ) -> AsyncIterator[LogEntry]:
-        if not Places(self._home, self.name, id).state.is_dir():
+        if not self._places(id).state.is_dir():
             raise NotFound(f"there is no microVM {id} here")
         await self._session(id)
         async for entry in self._log(id).read(follow=follow, tail=tail, since=since):
@@ -393,7 +370,7 @@ class MicrovmDriver:
             )
             try:
                 # Whoever looks meanwhile must not adopt it as the work of another daemon.
-                async with self._adopting.setdefault(machine.id, asyncio.Lock()):
+                async with self._adoption(machine.id):
                     await asyncio.to_thread(places.write, record)
                     session = await self._new_session(places, record)
                 await session.monitor()
@@ -401,95 +378,20 @@ class MicrovmDriver:
                 raise Unavailable(f"QEMU did not start: {launch.tail(errors) or error.message}") from error
             return session
 
-    async def _new_session(self, places: Places, record: ProcessRecord) -> Session:
-        """Take hold of a QEMU that runs.
-
-        :raise Unavailable: when it is gone already.
-        """
-
-        def ended() -> None:
-            if self._sessions.get(places.id) is session:
-                del self._sessions[places.id]
-            self._changed(places.id)
-
-        session = Session(places, record, self._group(places.id), self._log(places.id), ended)
-        await session.open()
-        self._sessions[places.id] = session
-        return session
-
-    async def _session(self, id: str) -> Session | None:
-        """The session of *id*, made anew for a QEMU that another daemon started; ``None`` when none runs."""
-        async with self._adopting.setdefault(id, asyncio.Lock()):
-            session = self._sessions.get(id)
-            if session is not None:
-                return None if session.gone.is_set() else session
-            places = Places(self._home, self.name, id)
-            record = places.process()
-            if record is None or not record.alive():
-                return None
-            try:
-                session = await self._new_session(places, record)
-            except Unavailable:
-                return None
-            with contextlib.suppress(Unavailable):
-                await session.monitor()
-            return session
-
-    async def _running(self, id: str) -> Session:
-        session = await self._session(id)
-        if session is None:
-            if not Places(self._home, self.name, id).state.is_dir():
-                raise NotFound(f"there is no microVM {id} here")
-            raise Conflict(f"the microVM {id} does not run", hint="start it first")
-        return session
-
     async def _agent(self, id: str) -> GuestClient:
         session = await self._running(id)
         if session.paused:
             raise Conflict(f"the microVM {id} is paused", hint="resume it first")
         return await session.guest()
 
-    async def _clear(self, id: str) -> None:
-        """Whatever runs is killed and what belonged to the run removed; what is durable stays."""
-        session = self._sessions.get(id)
-        if session is not None:
-            session.kill()
-            await session.gone.wait()
-        await asyncio.to_thread(self._group(id).remove)
-        places = Places(self._home, self.name, id)
-        await asyncio.to_thread(places.remove_run)
-
-    def _stopped(self, places: Places) -> Observed:
-        record = places.process()
-        end = places.exit()
-        if end is None and record is not None and record.started_at is not None:
-            end = died(record, None, "")
-            places.write(end)
-        if record is None:
-            return Observed(phase=Phase.STOPPED)
-        return Observed(
-            phase=Phase.STOPPED,
-            exit_code=end.exit_code if end else None,
-            started_at=end.started_at if end else None,
-            finished_at=end.finished_at if end else None,
-            launched=record.size.limits,
-            accelerator=record.accelerator,
-            accelerator_reason=record.accelerator_reason,
-        )
+    async def _adopted(self, session: Session) -> None:
+        with contextlib.suppress(Unavailable):
+            await session.monitor()
 
     def _ready(self) -> HostParts:
         if self._host is None:
             raise Unavailable("microVMs are not available on this host", hint="lamella doctor says why")
         return self._host
-
-    def _group(self, id: str) -> Cgroup:
-        return Cgroups(CGROUP_ROOT, self._home.mark).group(id)
-
-    def _log(self, id: str) -> Log:
-        return self._logs.setdefault(id, Log(Places(self._home, self.name, id).state))
-
-    def _lock(self, id: str) -> asyncio.Lock:
-        return self._verbs.setdefault(id, asyncio.Lock())
 
 
 async def _resize(monitor: Monitor, memory: int) -> None:

@@ -17,8 +17,7 @@ import msgspec
 
 from lamella.host.compute.driver import Changed, Home, Limits, Machine, Observed
 from lamella.host.compute.qemu import mechanisms as of_qemu
-from lamella.host.compute.qemu import places as written
-from lamella.host.compute.qemu.log import Log
+from lamella.host.compute.qemu.driver import QemuDriver
 from lamella.host.compute.qemu.places import Places
 from lamella.host.compute.qemu.process import died
 from lamella.host.compute.unikernel import admission, ending, mechanisms, serial, size
@@ -27,8 +26,6 @@ from lamella.host.compute.unikernel.command_line import command_line
 from lamella.host.compute.unikernel.host import HostParts, look
 from lamella.host.compute.unikernel.kernel import recognize
 from lamella.host.compute.unikernel.session import POWER_SIGNALS, Session, read_ending, serial_file
-from lamella.host.linux.cgroup import ROOT as CGROUP_ROOT
-from lamella.host.linux.cgroup import Cgroup, Cgroups
 from lamella.host.storage.driver import VolumeHandle
 from lamella.model.contract import Mechanism
 from lamella.model.errors import Conflict, LamellaError, NotFound, Unavailable, Unsupported
@@ -42,19 +39,16 @@ from lamella.model.usage import LogEntry, Usage
 T = TypeVar("T")
 
 
-class UnikernelDriver:
+class UnikernelDriver(QemuDriver[Session]):
     """:class:`ComputeDriver` for unikernels. ``use_taps`` says where the descriptors of NICs come from."""
 
     name = "unikernel"
+    noun = "unikernel"
+    session_type = Session
 
     def __init__(self, home: Home, changed: Changed) -> None:
-        self._home = home
-        self._changed = changed
+        super().__init__(home, changed)
         self._open_tap: OpenTap | None = None
-        self._sessions: dict[str, Session] = {}
-        self._logs: dict[str, Log] = {}
-        self._verbs: dict[str, asyncio.Lock] = {}
-        self._adopting: dict[str, asyncio.Lock] = {}
         self._host: HostParts | None = None
 
     def use_taps(self, open_tap: Callable[[str], Awaitable[int]]) -> None:
@@ -69,14 +63,6 @@ class UnikernelDriver:
         except LamellaError as error:
             return [Capability(name="compute.unikernel", available=False, reason=str(error))]
         return self._host.capabilities()
-
-    async def close(self) -> None:
-        for session in list(self._sessions.values()):
-            await session.close()
-        self._sessions.clear()
-
-    async def inventory(self) -> set[str]:
-        return written.inventory(self._home, self.name)
 
     # --- one instance
 
@@ -130,7 +116,7 @@ class UnikernelDriver:
 
             # What is made durable is made so while QEMU starts; until all of it is, there is nothing here but what a create clears.
             try:
-                async with self._adopting.setdefault(machine.id, asyncio.Lock()):
+                async with self._adoption(machine.id):
                     await asyncio.to_thread(prepare)
                     log.begin()
                     starting = boot(
@@ -206,15 +192,6 @@ class UnikernelDriver:
             group = size.change(record.size, limits, record.accelerator)
             await asyncio.to_thread(session.group.update, group)
             await session.write(limits=limits)
-
-    async def remove(self, id: str) -> None:
-        async with self._lock(id):
-            await self._clear(id)
-            log = self._logs.pop(id, None)
-            if log is not None:
-                log.close()
-            await asyncio.to_thread(self._places(id).remove)
-        self._verbs.pop(id, None)
 
     # --- its own process
 
@@ -307,45 +284,6 @@ class UnikernelDriver:
         """The power button: a kernel that listens to ACPI turns itself off, others never notice."""
         await (await session.monitor()).execute("system_powerdown")
 
-    async def _new_session(self, places: Places, record: written.ProcessRecord) -> Session:
-        """Take hold of a QEMU that runs.
-
-        :raise Unavailable: when it is gone already.
-        """
-
-        def ended() -> None:
-            if self._sessions.get(places.id) is session:
-                del self._sessions[places.id]
-            self._changed(places.id)
-
-        session = Session(places, record, self._group(places.id), self._log(places.id), ended)
-        await session.open()
-        self._sessions[places.id] = session
-        return session
-
-    async def _session(self, id: str) -> Session | None:
-        """The session of *id*, made anew for a QEMU that another daemon started; ``None`` when none runs."""
-        async with self._adopting.setdefault(id, asyncio.Lock()):
-            session = self._sessions.get(id)
-            if session is not None:
-                return None if session.gone.is_set() else session
-            places = self._places(id)
-            record = places.process()
-            if record is None or not record.alive():
-                return None
-            try:
-                return await self._new_session(places, record)
-            except Unavailable:
-                return None
-
-    async def _running(self, id: str) -> Session:
-        session = await self._session(id)
-        if session is None:
-            if not self._places(id).state.is_dir():
-                raise NotFound(f"there is no unikernel {id} here")
-            raise Conflict(f"the unikernel {id} does not run", hint="start it first")
-        return session
-
     async def _clear(self, id: str) -> None:
         """Whatever runs is killed and what belonged to the run removed; what is durable stays."""
         session = self._sessions.get(id)
@@ -355,13 +293,13 @@ class UnikernelDriver:
         places = self._places(id)
         await asyncio.to_thread(self._group(id).remove)
         if session is None and places.process() is not None:
-            async with self._adopting.setdefault(id, asyncio.Lock()):
+            async with self._adoption(id):
                 await asyncio.to_thread(self._catch_up, places)
         await asyncio.to_thread(places.remove_run)
 
     async def _at_rest(self, places: Places) -> Observed:
         """What is known of the last run, its end and its output written down; not while another one is being made."""
-        async with self._adopting.setdefault(places.id, asyncio.Lock()):
+        async with self._adoption(places.id):
             return await asyncio.to_thread(self._stopped, places)
 
     def _stopped(self, places: Places) -> Observed:
@@ -408,18 +346,6 @@ class UnikernelDriver:
         if self._host is None:
             raise Unavailable("unikernels are not available on this host", hint="lamella doctor says why")
         return self._host
-
-    def _places(self, id: str) -> Places:
-        return Places(self._home, self.name, id)
-
-    def _group(self, id: str) -> Cgroup:
-        return Cgroups(CGROUP_ROOT, self._home.mark).group(id)
-
-    def _log(self, id: str) -> Log:
-        return self._logs.setdefault(id, Log(self._places(id).state))
-
-    def _lock(self, id: str) -> asyncio.Lock:
-        return self._verbs.setdefault(id, asyncio.Lock())
 
 
 async def _both(first: Awaitable[T], second: Awaitable[object]) -> tuple[T, object]:

@@ -15,18 +15,13 @@ from pathlib import Path
 import msgspec
 
 from lamella.host.compute.driver import Changed, Home, Limits, Machine, Observed
-from lamella.host.compute.qemu import places
-from lamella.host.compute.qemu.log import Log
+from lamella.host.compute.qemu.driver import QemuDriver
 from lamella.host.compute.qemu.monitor import Monitor
-from lamella.host.compute.qemu.places import Places, ProcessRecord
-from lamella.host.compute.qemu.process import died
 from lamella.host.compute.vm import evidence, hotplug, launching, memory, screen, sizing
 from lamella.host.compute.vm.host import HostParts, look
 from lamella.host.compute.vm.inside import Inside
 from lamella.host.compute.vm.launching import OpenTap
 from lamella.host.compute.vm.session import Session
-from lamella.host.linux.cgroup import ROOT as CGROUP_ROOT
-from lamella.host.linux.cgroup import Cgroup, Cgroups
 from lamella.host.linux.processes import environment
 from lamella.model.board import DesktopTicket, Graphics, Input
 from lamella.model.contract import Mechanism
@@ -47,20 +42,17 @@ CONSOLE_DEADLINE = 5.0
 logger = logging.getLogger(__name__)
 
 
-class VmDriver:
+class VmDriver(QemuDriver[Session]):
     """:class:`ComputeDriver` for full machines. ``use_taps`` says where the descriptors of NICs come from."""
 
     name = "vm"
+    noun = "machine"
+    session_type = Session
     resettable = True
 
     def __init__(self, home: Home, changed: Changed) -> None:
-        self._home = home
-        self._changed = changed
+        super().__init__(home, changed)
         self._open_tap: OpenTap = _no_taps
-        self._sessions: dict[str, Session] = {}
-        self._logs: dict[str, Log] = {}
-        self._verbs: dict[str, asyncio.Lock] = {}
-        self._adopting: dict[str, asyncio.Lock] = {}
         self._environment = environment(home.mark)
         self._host: HostParts | None = None
 
@@ -80,14 +72,6 @@ class VmDriver:
         except LamellaError as error:
             return [Capability(name="compute.vm", available=False, reason=str(error))]
         return self._host.capabilities()
-
-    async def close(self) -> None:
-        for session in list(self._sessions.values()):
-            await session.close()
-        self._sessions.clear()
-
-    async def inventory(self) -> set[str]:
-        return places.inventory(self._home, self.name)
 
     # --- one instance
 
@@ -144,7 +128,7 @@ class VmDriver:
             log.begin()
             try:
                 # Whoever looks meanwhile must not adopt it as the work of another daemon.
-                async with self._adopting.setdefault(machine.id, asyncio.Lock()):
+                async with self._adoption(machine.id):
                     record = await launching.start(
                         host,
                         plan,
@@ -242,15 +226,6 @@ class VmDriver:
                 await asyncio.to_thread(session.group.update, group)
             await session.write(limits=limits)
             await _use_what_came(session.inside, sizing.size_of(limits).vcpus)
-
-    async def remove(self, id: str) -> None:
-        async with self._lock(id):
-            await self._clear(id)
-            log = self._logs.pop(id, None)
-            if log is not None:
-                log.close()
-            await asyncio.to_thread(self._places(id).remove)
-        self._verbs.pop(id, None)
 
     # --- devices
 
@@ -379,100 +354,22 @@ class VmDriver:
         except (LamellaError, TimeoutError):
             await (await session.monitor()).execute("system_powerdown")
 
-    async def _new_session(self, places: Places, record: ProcessRecord) -> Session:
-        """Take hold of a QEMU that runs.
-
-        :raise Unavailable: when it is gone already.
-        """
-
-        def ended() -> None:
-            if self._sessions.get(places.id) is session:
-                del self._sessions[places.id]
-            self._changed(places.id)
-
-        session = Session(places, record, self._group(places.id), self._log(places.id), ended)
-        await session.open()
-        self._sessions[places.id] = session
-        return session
-
-    async def _session(self, id: str) -> Session | None:
-        """The session of *id*, made anew for a QEMU that another daemon started; ``None`` when none runs."""
-        async with self._adopting.setdefault(id, asyncio.Lock()):
-            session = self._sessions.get(id)
-            if session is not None:
-                return None if session.gone.is_set() else session
-            places = self._places(id)
-            record = places.process()
-            if record is None or not record.alive():
-                return None
-            try:
-                session = await self._new_session(places, record)
-            except Unavailable:
-                return None
-            with contextlib.suppress(LamellaError, TimeoutError):
-                await session.monitor()
-                async with asyncio.timeout(CONSOLE_DEADLINE):
-                    await session.console.ready()
-            return session
-
-    async def _running(self, id: str) -> Session:
-        session = await self._session(id)
-        if session is None:
-            if not self._places(id).state.is_dir():
-                raise _not_here(id)
-            raise Conflict(f"the machine {id} does not run", hint="start it first")
-        return session
-
     async def _started(self, id: str) -> Session:
         session = await self._running(id)
         if session.process.started_at is None:
             raise Conflict(f"the machine {id} has not been started", hint="start it first")
         return session
 
-    async def _clear(self, id: str) -> None:
-        """Whatever runs is killed and what belonged to the run removed; what is durable stays."""
-        session = self._sessions.get(id)
-        if session is not None:
-            session.kill()
-            await session.gone.wait()
-        await asyncio.to_thread(self._group(id).remove)
-        await asyncio.to_thread(self._places(id).remove_run)
-
-    def _stopped(self, places: Places) -> Observed:
-        record = places.process()
-        end = places.exit()
-        if end is None and record is not None and record.started_at is not None:
-            end = died(record, None, "")
-            places.write(end)
-        if record is None:
-            return Observed(phase=Phase.STOPPED)
-        return Observed(
-            phase=Phase.STOPPED,
-            exit_code=end.exit_code if end else None,
-            started_at=end.started_at if end else None,
-            finished_at=end.finished_at if end else None,
-            launched=(record.largest or record.size).limits,
-            accelerator=record.accelerator,
-            accelerator_reason=record.accelerator_reason,
-            board_type=record.board_type,
-        )
+    async def _adopted(self, session: Session) -> None:
+        with contextlib.suppress(LamellaError, TimeoutError):
+            await session.monitor()
+            async with asyncio.timeout(CONSOLE_DEADLINE):
+                await session.console.ready()
 
     def _ready(self) -> HostParts:
         if self._host is None:
             raise Unavailable("full machines are not available on this host", hint="lamella doctor says why")
         return self._host
-
-    def _places(self, id: str) -> Places:
-        return Places(self._home, self.name, id)
-
-    def _group(self, id: str) -> Cgroup:
-        return Cgroups(CGROUP_ROOT, self._home.mark).group(id)
-
-    def _log(self, id: str) -> Log:
-        return self._logs.setdefault(id, Log(self._places(id).state))
-
-    def _lock(self, id: str) -> asyncio.Lock:
-        return self._verbs.setdefault(id, asyncio.Lock())
 
 
 def _not_here(id: str) -> NotFound:
