@@ -1,5 +1,6 @@
 """A viewer of the RFB protocol (rfbproto.rst) with VeNCrypt X509Vnc over a ProcessStream, no further than one picture."""
 
+import asyncio
 import ssl
 import struct
 
@@ -10,6 +11,7 @@ from lamella.model.board import DesktopTicket
 from lamella.model.stream import ProcessStream, Stdin, Stdout
 
 VENCRYPT, X509_VNC = 19, 261
+PATIENCE = 30  # seconds that the server may say nothing
 
 
 class Denied(Exception):
@@ -121,7 +123,8 @@ class RfbViewer:
             await self._stream.send(Stdin(data))
 
     async def _receive(self) -> bytes:
-        frame = await self._stream.receive()
+        async with asyncio.timeout(PATIENCE):
+            frame = await self._stream.receive()
         if not isinstance(frame, Stdout):
             raise EOFError("the server ended the connection")
         return frame.data

@@ -19,6 +19,7 @@ from lamella.model.errors import Conflict, Unavailable, Unsupported
 from lamella.model.stream import Exit, ProcessStream, Stdin, Stdout
 
 BOARD = Board(spice=True)
+FIRMWARE = (720, 400)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,15 @@ def qemu(pki: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareQe
 
 @pytest.fixture
 async def monitor(qemu: BareQemu) -> AsyncIterator[Monitor]:
+    """Once the firmware has set its mode: until then the screen is QEMU's own of 640 by 480, and a viewer that asked for all of that
+    would wait for lines that the firmware's does not have."""
     monitor = await Monitor.connect(qemu.monitor)
+    for _ in range(600):
+        if struct.unpack_from(">II", await screen.screenshot(monitor), 16) == FIRMWARE:
+            break
+        await asyncio.sleep(0.1)
+    else:
+        pytest.fail("the firmware never set its mode")
     yield monitor
     await monitor.close()
 
