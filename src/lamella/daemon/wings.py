@@ -8,8 +8,8 @@ from lamella.host.agent import Agent
 from lamella.host.compute.driver import Changed, ComputeDriver, Home
 from lamella.host.images.disk import DiskLibrary
 from lamella.host.linux.room import Room
+from lamella.host.storage.volumes import MakePool, Volumes
 
-POOLS = {"default": "directory"}
 NETWORK = "bridge"
 
 Make = Callable[[Changed], ComputeDriver]
@@ -17,18 +17,21 @@ Make = Callable[[Changed], ComputeDriver]
 
 def build_agent(home: Home, name: str, *, address: str = "") -> Agent:
     """The agent of this machine with every registered driver. The room was made and joined before."""
-    storage = _by_name("lamella.storage")
-    pools = {pool: storage[driver].load()(home.state / "pools" / pool) for pool, driver in POOLS.items()}
+    storage = {name: _pool_maker(entry) for name, entry in _by_name("lamella.storage").items()}
     network: Any = _by_name("lamella.network")[NETWORK].load()
     return Agent(
         home,
         name,
         drivers=compute_drivers(home),
         network=network(home, Room(home).netns),
-        pools=pools,
+        storage=Volumes(home, storage),
         library=DiskLibrary(home.state / "images", mark=home.mark),
         address=address,
     )
+
+
+def _pool_maker(entry: EntryPoint) -> MakePool:
+    return lambda path, options: entry.load()(path, options)
 
 
 def compute_drivers(home: Home) -> Mapping[str, Make]:

@@ -18,6 +18,7 @@ from lamella.host.machine import desired_network, desired_port
 from lamella.host.network.driver import NetworkDriver
 from lamella.host.reporter import Reporter
 from lamella.host.storage.driver import StorageDriver
+from lamella.host.storage.wing import Storage
 from lamella.host.worker import Worker
 from lamella.model.assignment import Assignment, Assignments, ControlDesk, ImageProgress, ImageRequest
 from lamella.model.board import DesktopTicket, Input
@@ -26,6 +27,8 @@ from lamella.model.errors import Invalid, LamellaError, NotFound, Unavailable, U
 from lamella.model.files import FileInfo
 from lamella.model.host import Capability, HostStatus
 from lamella.model.image import ImageStatus
+from lamella.model.storage import Volume
+from lamella.model.storage_requests import AnyStorageRequest, StorageProgress
 from lamella.model.stream import ExecSpec, ProcessStream
 from lamella.model.usage import LogEntry, Usage
 
@@ -48,7 +51,7 @@ class Agent:
         *,
         drivers: Mapping[str, Callable[[Callable[[str], None]], ComputeDriver]],
         network: NetworkDriver,
-        pools: Mapping[str, StorageDriver],
+        storage: Storage,
         library: ImageLibrary,
         address: str = "",
     ) -> None:
@@ -58,7 +61,7 @@ class Agent:
         self.library = library
         self._address = address
         self._drivers = {level: make(self._changed) for level, make in drivers.items()}
-        self._pools = dict(pools)
+        self.storage_wing = storage
         self._workers: dict[str, Worker] = {}
         self._capabilities: list[Capability] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -72,9 +75,7 @@ class Agent:
     # --- wings, as workers use them
 
     def pool(self, name: str) -> StorageDriver:
-        if name not in self._pools:
-            raise Unavailable(f"pool {name} is not on host {self.name}")
-        return self._pools[name]
+        return self.storage_wing.pool(name)
 
     def driver(self, isolation: str) -> ComputeDriver:
         if isolation not in self._drivers:
@@ -90,10 +91,9 @@ class Agent:
 
     async def look(self) -> None:
         """Open every wing, and see what this machine can do."""
-        for pool in self._pools.values():
-            await pool.open()
+        self._capabilities = list(await self.storage_wing.open())
         await self.library.open()
-        self._capabilities = list(await self.network.open())
+        self._capabilities += await self.network.open()
         for driver in self._drivers.values():
             if isinstance(driver, TakesTap):
                 driver.use_taps(self._open_tap)
@@ -128,6 +128,7 @@ class Agent:
         for driver in self._drivers.values():
             await driver.close()
         await self.network.close()
+        await self.storage_wing.close()
 
     async def _follow(self) -> None:
         desk = self._desk
@@ -151,6 +152,7 @@ class Agent:
 
     async def _sync(self, news: Assignments) -> None:
         assert self._reporter is not None
+        await self.storage_wing.use_pools(news.pools)
         for assignment in news.instances:
             self._assign(assignment, self._reporter)
         for id in news.gone:
@@ -328,8 +330,14 @@ class Agent:
             async for piece in pieces:
                 yield piece
 
+    def storage(self, request: AnyStorageRequest) -> AsyncIterator[StorageProgress]:
+        return self.storage_wing.request(request)
+
+    def export_volume(self, volume: Volume, snapshot: str, format: str) -> AsyncIterator[bytes]:
+        return self.storage_wing.export(volume, snapshot, format)
+
     async def facts(self) -> HostStatus:
-        pools = {name: await pool.status() for name, pool in self._pools.items()}
+        pools = {name: await pool.status() for name, pool in self.storage_wing.pools.items()}
         return read_facts(self._capabilities, pools)
 
     async def collect_images(self, keep: set[str]) -> int:

@@ -17,6 +17,7 @@ from lamella.model.image import ImageStatus
 from lamella.model.instance import Instance, InstanceStatus
 from lamella.model.network import Network, Port
 from lamella.model.storage import Pool, Volume
+from lamella.model.storage_requests import AnyStorageRequest, StorageProgress
 from lamella.model.stream import ExecSpec, ProcessStream
 from lamella.model.usage import LogEntry, Usage
 
@@ -24,8 +25,9 @@ from lamella.model.usage import LogEntry, Usage
 class Assignment(msgspec.Struct, kw_only=True):
     """One instance with everything that its host needs to make it so. ``revision`` is the newest of its parts.
 
-    ``disks`` and ``ports`` are what it has beside the first volume and port, by device name; ``networks`` those of all ports, by id.
-    What is ``retired`` is to be let go of for good: the host reports it as ``released``. A wasm module has no ``volume``.
+    ``disks`` and ``ports`` are what it has beside the first volume and port, by device name; ``networks`` those of all ports, by id;
+    ``volumes`` those of ``spec.volumes``, by name. What is ``retired`` is to be let go of for good: the host reports it as
+    ``released``. A wasm module has no ``volume``.
     """
 
     revision: int
@@ -38,6 +40,7 @@ class Assignment(msgspec.Struct, kw_only=True):
     networks: dict[str, Network] = {}
     retired_volumes: list[Volume] = []
     retired_ports: list[Port] = []
+    volumes: dict[str, Volume] = {}
 
 
 class Assignments(msgspec.Struct, kw_only=True):
@@ -171,5 +174,13 @@ class HostAgent(Protocol):
     def image(self, request: ImageRequest) -> AsyncIterator[ImageProgress]: ...
 
     async def collect_images(self, keep: set[str]) -> int: ...
+
+    def storage(self, request: AnyStorageRequest) -> AsyncIterator[StorageProgress]:
+        """Carry out one request; errors are in the last line."""
+        ...
+
+    def export_volume(self, volume: Volume, snapshot: str, format: str) -> AsyncIterator[bytes]:
+        """The volume, or one of its snapshots (an id), as a file of that format (``raw``, ``qcow2``, …)."""
+        ...
 
     async def facts(self) -> HostStatus: ...

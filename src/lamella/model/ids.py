@@ -18,6 +18,7 @@ PREFIXES = {
     "instance": "inst",
     "pool": "pool",
     "volume": "vol",
+    "snapshot": "snap",
     "network": "net",
     "port": "port",
     "host": "host",

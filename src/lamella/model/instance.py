@@ -10,6 +10,7 @@ from msgspec import Meta
 from lamella.model.board import Board, Cdrom, DeviceName, Directory, Disk, Seed, Usb
 from lamella.model.contract import Mechanism
 from lamella.model.resource import Condition, Resource
+from lamella.model.storage import VolumeMount
 
 Text = Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00]*$")]
 Argument = Annotated[str, Meta(max_length=131072, pattern=r"^[^\x00]*$")]
@@ -83,6 +84,8 @@ class InstanceSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     minute): nothing is missed.
     ``grace`` is the ``stop_timeout`` of the stop or restart that was asked last; the layer keeps it too.
 
+    ``volumes`` are those with a life of their own: they stay when the instance goes.
+
     ``board``, ``disks``, ``cdroms``, ``usb`` and ``seed`` are a full machine's; ``directories`` a WebAssembly module's, as are
     ``fuel`` (how many of its instructions may run in all) and ``deadline`` (for how many seconds it may run).
     """
@@ -108,6 +111,7 @@ class InstanceSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     usb: Annotated[list[Usb], Meta(max_length=8)] = []
     seed: Seed = msgspec.field(default_factory=Seed)
     directories: Annotated[list[Directory], Meta(max_length=32)] = []
+    volumes: Annotated[list[VolumeMount], Meta(max_length=16)] = []
     fuel: Annotated[int, Meta(ge=1, le=1 << 62)] | None = None
     deadline: Annotated[float, Meta(gt=0, le=31_536_000)] | None = None
     restart: RestartPolicy = msgspec.field(default_factory=RestartPolicy)
@@ -155,7 +159,8 @@ class InstanceStatus(msgspec.Struct, kw_only=True):
     ``launched_*`` is the size that the running thing cannot grow beyond (a microVM: what it booted with).
 
     ``disks`` and ``ports`` are the ids of the volumes and ports beside the first, by device name; ``cdroms`` the digests of the
-    images in the drives. ``board`` is the machine type that the first start chose (``pc-q35-7.2``): every later one is the same.
+    images in the drives; ``volumes`` the ids of ``spec.volumes`` by name. ``board`` is the machine type that the first start chose
+    (``pc-q35-7.2``): every later one is the same.
     ``devices`` are the names of what is plugged in now and can be unplugged; ``retired`` the ids of volumes and ports that go as soon
     as the host has let go of them.
     """
@@ -181,6 +186,7 @@ class InstanceStatus(msgspec.Struct, kw_only=True):
     ports: dict[str, str] = {}
     cdroms: dict[str, str] = {}
     retired: list[str] = []
+    volumes: dict[str, str] = {}
     board: str = ""
     devices: list[str] = []
     id_base: int = 0

@@ -10,7 +10,7 @@ from lamella.model.instance import Instance
 from lamella.model.network import Network, Port
 from lamella.model.operation import Event, Operation, Project
 from lamella.model.resource import Resource
-from lamella.model.storage import Pool, Volume
+from lamella.model.storage import Pool, Snapshot, Volume
 
 AnyResource = Resource[Any, Any]
 
@@ -20,6 +20,7 @@ KINDS: dict[str, Any] = {
     "instance": Instance,
     "pool": Pool,
     "volume": Volume,
+    "snapshot": Snapshot,
     "network": Network,
     "port": Port,
     "host": Host,

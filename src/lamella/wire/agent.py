@@ -14,6 +14,8 @@ from lamella.model.contract import Mechanism
 from lamella.model.errors import LamellaError, Unavailable
 from lamella.model.files import FileInfo
 from lamella.model.host import HostStatus
+from lamella.model.storage import Volume
+from lamella.model.storage_requests import AnyStorageRequest, StorageProgress
 from lamella.model.stream import ExecSpec, Exit, FromProcess, ToProcess
 from lamella.model.usage import LogEntry, Usage
 from lamella.wire import verbs
@@ -120,6 +122,12 @@ class RemoteAgent:
 
     async def collect_images(self, keep: set[str]) -> int:
         return await self._caller.call("collect_images", verbs.CollectImages(keep=keep), int, seconds=_COLLECT_SECONDS)
+
+    def storage(self, request: AnyStorageRequest) -> AsyncIterator[StorageProgress]:
+        return self._items("storage", verbs.Storage(request=request), StorageProgress)
+
+    def export_volume(self, volume: Volume, snapshot: str, format: str) -> AsyncIterator[bytes]:
+        return self._bytes("export_volume", verbs.ExportVolume(volume=volume, snapshot=snapshot, format=format))
 
     async def facts(self) -> HostStatus:
         return await self._caller.call("facts", verbs.Nothing(), HostStatus)

@@ -117,6 +117,12 @@ def _streams(agent: HostAgent) -> dict[str, Stream]:
     async def image(asked: verbs.BringImage, ends: Ends) -> None:
         await send_items(ends, _encoded(agent.image(asked.request)))
 
+    async def storage(asked: verbs.Storage, ends: Ends) -> None:
+        await send_items(ends, _encoded(agent.storage(asked.request)))
+
+    async def export_volume(asked: verbs.ExportVolume, ends: Ends) -> None:
+        await send_items(ends, _pieces(agent.export_volume(asked.volume, asked.snapshot, asked.format)))
+
     return {
         "exec": stream(verbs.Exec, exec),
         "attach": stream(verbs.Attach, attach),
@@ -127,6 +133,8 @@ def _streams(agent: HostAgent) -> dict[str, Stream]:
         "dump": stream(verbs.Dump, dump),
         "export_image": stream(verbs.ExportImage, export_image),
         "image": stream(verbs.BringImage, image),
+        "storage": stream(verbs.Storage, storage),
+        "export_volume": stream(verbs.ExportVolume, export_volume),
     }
 
 

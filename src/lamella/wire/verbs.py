@@ -9,6 +9,8 @@ from msgspec import Meta
 from lamella.model.assignment import ImageRequest, InstanceReport
 from lamella.model.board import Input
 from lamella.model.host import HostStatus
+from lamella.model.storage import Volume
+from lamella.model.storage_requests import AnyStorageRequest
 from lamella.model.stream import ExecSpec
 
 
@@ -120,3 +122,13 @@ class BringImage(msgspec.Struct, kw_only=True):
 
 class CollectImages(msgspec.Struct, kw_only=True):
     keep: set[str]
+
+
+class Storage(msgspec.Struct, kw_only=True):
+    request: AnyStorageRequest
+
+
+class ExportVolume(msgspec.Struct, kw_only=True):
+    volume: Volume
+    snapshot: str
+    format: str

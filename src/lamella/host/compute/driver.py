@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from lamella.host.network.driver import Attachment
-from lamella.host.storage.driver import VolumeHandle
+from lamella.host.storage.driver import Layer, VolumeHandle
 from lamella.model.board import Board, DesktopTicket, Directory, Input, Seed, Usb
 from lamella.model.contract import Mechanism
 from lamella.model.errors import Internal
@@ -82,6 +82,26 @@ class DataDisk(msgspec.Struct, kw_only=True, frozen=True):
     volume: VolumeHandle
 
 
+class MountedVolume(msgspec.Struct, kw_only=True, frozen=True):
+    """A volume with a life of its own, open in the storage process for this instance.
+
+    ``path`` is what a container or a module is given, a directory where it is mounted on this host (owned by 0); for a machine it is a
+    raw file or device, and ``socket`` a vhost-user-blk socket on which the storage process serves the same, where there is one: then
+    that is used instead. ``device`` names the device, and is the disk's serial number. A machine whose guest can mounts ``filesystem``
+    at ``target``; when either is empty, it is a bare disk.
+    """
+
+    name: str
+    id: str
+    device: str
+    target: str
+    filesystem: str
+    path: Path
+    size: int
+    read_only: bool = False
+    socket: Path | None = None
+
+
 class DriveImage(msgspec.Struct, kw_only=True, frozen=True):
     """A CD or DVD in a drive, by the device's name."""
 
@@ -133,6 +153,7 @@ class Machine(msgspec.Struct, kw_only=True, frozen=True):
     usb: list[Usb] = []
     seed: Seed = msgspec.field(default_factory=Seed)
     directories: list[Directory] = []
+    volumes: list[MountedVolume] = []
     fuel: int | None = None
     deadline: float | None = None
 
@@ -149,7 +170,8 @@ class Machine(msgspec.Struct, kw_only=True, frozen=True):
     @property
     def devices(self) -> list[str]:
         """Names of the devices that may come and go, sorted: what ``Observed.devices`` is held against."""
-        return sorted(item.name for group in (self.disks, self.cdroms, self.nics, self.usb) for item in group)
+        named = [item.name for group in (self.disks, self.cdroms, self.nics, self.usb) for item in group]
+        return sorted([*named, *(volume.device for volume in self.volumes)])
 
 
 class Observed(msgspec.Struct, kw_only=True):
@@ -330,6 +352,35 @@ class HasMachine(Protocol):
 
     def dump(self, id: str, *, crash: bool) -> AsyncIterator[bytes]:
         """The memory as an ELF core, now or as it was when the guest crashed."""
+        ...
+
+
+@runtime_checkable
+class Freezes(Protocol):
+    """A driver that can have a running instance's filesystems hold still, so that a snapshot is of a finished state."""
+
+    async def freeze(self, id: str, deadline: float) -> int:
+        """Write everything out and let no write begin; returns how many filesystems stand still. After *deadline* seconds the guest thaws
+        by itself, whatever happens to us.
+
+        :raise Unsupported: when nothing inside could do it (no agent). :raise Unavailable: when it did not in time; nothing is frozen then.
+        """
+        ...
+
+    async def thaw(self, id: str) -> bool:
+        """Let writes go on. Whether everything stood still until now: ``False`` says that the guest had thawed before."""
+        ...
+
+
+@runtime_checkable
+class OpensDisks(Protocol):
+    """A driver whose instances open their own disks (``Machine.disk``, ``Machine.disks``) themselves, not through the storage process."""
+
+    async def switch(self, id: str, layers: dict[str, Layer]) -> None:
+        """From now on the running instance writes each volume (by id) into its new, empty qcow2 layer: all at one instant, or none.
+
+        :raise Unsupported: when what runs has no such disk. :raise Unavailable: when QEMU does not answer.
+        """
         ...
 
 

@@ -26,7 +26,7 @@ from lamella.host.storage.driver import Base, VolumeHandle
 from lamella.model.errors import Conflict, Internal, Invalid, NoRoom, NotFound, Unavailable
 from lamella.model.ids import is_id
 from lamella.model.resource import Condition
-from lamella.model.storage import PoolStatus, VolumeForm
+from lamella.model.storage import Feature, PoolStatus, VolumeForm
 
 DEFAULT_BLOCK_SIZE = 8 << 30
 _GRAIN = 4096
@@ -56,8 +56,9 @@ class DirectoryDriver:
     """The built-in driver of the pool ``default``; *path* is on a filesystem that takes an overlay's upper directory."""
 
     name = "directory"
+    features = frozenset({Feature.BLOCK, Feature.FILESYSTEM, Feature.THIN})
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, options: dict[str, str] | None = None) -> None:
         self.path = path
         self._volumes = path / "volumes"
         self._staging = path / ".staging"

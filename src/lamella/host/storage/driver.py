@@ -1,14 +1,20 @@
-"""What every pool can do: the Protocol of storage drivers, and the handle by which others use a volume.
+"""What every pool can do: the Protocol of storage drivers, and the values that cross it.
 
-Found by the entry-point group ``lamella.storage``. Verbs are idempotent and crash-safe.
+Found by the entry-point group ``lamella.storage``. Verbs are idempotent and safe to run again after a crash at any line. A driver
+knows where bytes lie and nothing of who uses them: volumes.py opens a volume's node in the storage process, for the instances
+that it is attached to, and limits, encryption and live moves happen there, for every driver alike.
 """
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
-from lamella.model.storage import PoolStatus, VolumeForm
+from lamella.model.storage import Feature, PoolStatus, VolumeForm
+from lamella.model.storage_requests import StorageFinding
+
+# Arguments of QEMU's blockdev-add, children nested, without node names: {"driver": "raw", "file": {…}}.
+Node = dict[str, Any]
 
 
 class Base(msgspec.Struct, kw_only=True, frozen=True):
@@ -18,10 +24,34 @@ class Base(msgspec.Struct, kw_only=True, frozen=True):
     size: int
 
 
+class Layer(msgspec.Struct, kw_only=True, frozen=True):
+    """One file of a chain: ``format`` is ``raw`` or ``qcow2``."""
+
+    path: Path
+    format: str
+
+
+class Source(msgspec.Struct, kw_only=True, frozen=True):
+    """The snapshot of another volume of the same pool."""
+
+    volume: str
+    snapshot: str
+
+
+class Extent(msgspec.Struct, kw_only=True, frozen=True):
+    """Bytes of a block volume. ``zero`` ones read as zeros."""
+
+    offset: int
+    length: int
+    zero: bool = False
+
+
 class VolumeHandle(msgspec.Struct, kw_only=True, frozen=True):
     """A volume as a compute driver finds it: ``path`` is a directory (filesystem), or a file or device (block).
 
-    ``format`` is of a block volume: ``raw``, or ``qcow2`` over ``base``, which whoever opens it has to open too.
+    ``format`` is of a block volume: ``raw``, or ``qcow2`` over the layers ``below`` (nearest first, each over the next) and, under all,
+    ``base``. Whoever opens it has to open those too, read-only. ``path`` is empty where no file is (a Ceph image): then only the
+    storage process opens it.
     """
 
     id: str
@@ -29,34 +59,48 @@ class VolumeHandle(msgspec.Struct, kw_only=True, frozen=True):
     path: Path
     size: int = 0
     format: str = "raw"
+    below: list[Layer] = []
     base: Base | None = None
 
 
 class StorageDriver(Protocol):
-    """One pool on one host; the constructor is called as ``Driver(path)``."""
+    """One pool on one host; the constructor is called as ``Driver(path, options)`` (``PoolSpec.path`` and ``.options``), acts on
+    nothing and starts nothing.
+
+    All ids are of volumes (``vol_…``) and snapshots (``snap_…``). A verb that a pool has no :class:`Feature` for raises
+    :class:`Unsupported`.
+    """
 
     name: str
+    features: frozenset[Feature]
 
     async def open(self) -> PoolStatus:
-        """Make the pool ready and say what room it has.
+        """Make the pool ready (directories, a connection), finish or undo what a crash left half done, and say what room it has.
 
-        :raise Unavailable: when its path cannot be used.
+        :raise Invalid: when path or options are wrong. :raise Unavailable: when it cannot be used; the sentence says what is missing.
         """
         ...
 
-    async def status(self) -> PoolStatus: ...
+    async def close(self) -> None: ...
+
+    async def status(self) -> PoolStatus:
+        """:raise Unavailable: when the pool does not answer."""
+        ...
 
     async def inventory(self) -> set[str]:
         """Ids of the volumes that are here."""
         ...
 
-    async def create(self, id: str, form: VolumeForm, size: int, *, base: Base | None = None) -> VolumeHandle:
-        """Make it, empty or as a clone of *base*, and durable; an existing one of that id is returned.
+    async def create(
+        self, id: str, form: VolumeForm, size: int, *, base: Base | None = None, source: Source | None = None
+    ) -> VolumeHandle:
+        """Make it, empty or as a clone of *base* or *source*, and durable; an existing one of that id is returned.
 
-        *size* is bytes, thin; 0 lets the driver choose for block (the size of *base*) and is no bound for filesystem.
+        *size* is bytes, thin; 0 lets the driver choose for block (the size of *base* or *source*) and is no bound for filesystem.
+        An empty one reads as zeros, whatever lay there before.
 
-        :raise NoRoom: when the pool is full.
-        :raise Invalid: when *size* is smaller than *base*.
+        :raise NoRoom: when the pool is full. :raise Invalid: when *size* is smaller than what it begins as.
+        :raise NotFound: when there is no such *source*.
         """
         ...
 
@@ -64,10 +108,96 @@ class StorageDriver(Protocol):
         """:raise NotFound: when there is no such volume here."""
         ...
 
-    async def used(self, id: str) -> int:
-        """Bytes that it takes in the pool."""
+    async def node(self, id: str, snapshot: str | None = None) -> Node:
+        """How the storage process opens a block volume for writing, or one of its snapshots for reading.
+
+        :raise NotFound: when there is no such volume or snapshot here.
+        """
         ...
 
-    async def delete(self, id: str) -> None:
-        """Remove it; gone already is fine. Nothing of a half-done deletion is ever taken for a volume."""
+    async def used(self, id: str) -> int:
+        """Bytes that it takes in the pool, its snapshots included."""
+        ...
+
+    async def resize(self, id: str, size: int) -> VolumeHandle:
+        """Grow or shrink one that nobody has open; what is beyond *size* is lost, what is new reads as zeros.
+
+        :raise Unsupported: when this driver cannot shrink. :raise NoRoom: when the pool is full.
+        """
+        ...
+
+    async def resized(self, id: str, size: int) -> None:
+        """The storage process has resized it while it was open: write down what has to be."""
+        ...
+
+    async def snapshot(self, id: str, snapshot: str) -> None:
+        """Keep what it is now. Nobody has it open, or the pool has ``LIVE_SNAPSHOT`` and nothing is in flight; an existing one of that
+        id is left as it is."""
+        ...
+
+    async def snapshots(self, id: str) -> list[str]:
+        """Ids, oldest first."""
+        ...
+
+    async def drop(self, id: str, snapshot: str) -> None:
+        """Let the snapshot go; gone already is fine. Nobody has the volume open, or ``LIVE_SNAPSHOT``; for a layered pool see
+        :class:`Layered`.
+
+        :raise Conflict: when volumes stand on it; they are named.
+        """
+        ...
+
+    async def restore(self, id: str, snapshot: str) -> None:
+        """The volume, which nobody has open, becomes what it was, size and all; later snapshots stay."""
+        ...
+
+    async def delete(self, id: str, *, shred: bool = False) -> None:
+        """Remove it with its snapshots; gone already is fine. Nothing of a half-done deletion is ever taken for a volume.
+
+        :raise Conflict: when other volumes stand on one of its snapshots; they are named.
+        """
+        ...
+
+    async def delta(self, id: str, since: str, until: str | None = None) -> list[Extent] | None:
+        """What changed from snapshot *since* to *until* (or now), in order; ``None`` when this driver cannot tell."""
+        ...
+
+    async def check(self, *, repair: bool) -> list[StorageFinding]:
+        """Look at everything that is not open for what is broken: half-made things, headers, chains, leaked clusters."""
+        ...
+
+    async def scrub(self, *, repair: bool) -> tuple[int, list[StorageFinding]]:
+        """Read everything; returns bytes read and what differed from its checksum or copy.
+
+        :raise Unsupported: when nothing tells a flipped bit from a written one here.
+        """
+        ...
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """A pool whose block volumes are chains of files, where a snapshot of an open volume is a new layer on top.
+
+    A layer is written down *before* the one who has the volume open is told to write to it: an empty layer over what is there changes
+    nothing, so a crash between the two loses nothing.
+    """
+
+    async def begin_layer(self, id: str, snapshot: str) -> Layer:
+        """Write *snapshot* down, and give the empty layer that is to be written from now on; again for the same one gives the same."""
+        ...
+
+    async def abandon_layer(self, id: str, snapshot: str) -> None:
+        """The one who has it open could not be told: the snapshot never was. The layer is still empty."""
+        ...
+
+    async def chain(self, id: str) -> list[Layer]:
+        """All layers, the one that is written first; without the image's disk at the bottom."""
+        ...
+
+    async def mergeable(self, id: str, snapshot: str) -> tuple[Layer, Layer] | None:
+        """(upper, lower): merging *upper* into *lower* lets the *snapshot* go; ``None`` when a volume stands on it or nothing is to do."""
+        ...
+
+    async def merged(self, id: str, snapshot: str) -> None:
+        """The storage process has merged those two: write it down, and remove what is not needed any more."""
         ...

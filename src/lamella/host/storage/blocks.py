@@ -1,0 +1,121 @@
+"""The storage process as the rest of storage sees it: the Protocol of ``process/daemon.py``, and the values that cross it.
+
+A volume that is open there has a stack of nodes, topmost first: ``throttle`` (its limits), ``luks`` (when it is encrypted), and what
+its driver's ``node`` says. The same stack serves every way in: a file (FUSE), a vhost-user-blk socket, NBD.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from lamella.host.storage.driver import Extent, Layer, Node
+from lamella.model.storage import IoLimits
+
+# Told of a job's progress: bytes done, bytes in all.
+Told = Callable[[int, int], None]
+
+
+class Stack(msgspec.Struct, kw_only=True, frozen=True):
+    """How a volume is opened. ``key`` is the 32 random bytes of an encrypted one; it is given to the storage process over its private
+    socket and is on no command line. ``group`` names the limits that are shared (empty: its own)."""
+
+    id: str
+    node: Node
+    key: bytes = b""
+    limits: IoLimits = msgspec.field(default_factory=IoLimits)
+    group: str = ""
+    read_only: bool = False
+
+
+class Ways(msgspec.Struct, kw_only=True, frozen=True):
+    """Where an open volume can be reached: ``file`` is a regular file of its size, ``socket`` speaks vhost-user-blk."""
+
+    file: Path | None = None
+    socket: Path | None = None
+
+
+class BlockDaemon(Protocol):
+    """One storage process, which outlives the daemon. Every verb may raise :class:`Unavailable` when it is gone; it is started again
+    at once then, and everything that was open is open again, with the same ways in."""
+
+    async def open(self) -> str:
+        """Adopt the one that runs, or be ready to start one when something is opened. Returns why this host can have none, or ``""``."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of it; it goes on."""
+        ...
+
+    async def inventory(self) -> set[str]:
+        """Ids of what is open."""
+        ...
+
+    async def add(self, stack: Stack) -> None:
+        """Open it; the same one again is fine.
+
+        :raise Conflict: when it is open elsewhere (the lock in its format says so). :raise Unavailable: when it cannot be opened.
+        """
+        ...
+
+    async def remove(self, id: str) -> None:
+        """Close it with all ways in, everything written out; not open is fine."""
+        ...
+
+    async def export(self, id: str, *, socket_owner: int | None = None, writable: bool = True) -> Ways:
+        """A file, or with *socket_owner* (a uid) a vhost-user-blk socket that this user may connect to. The same again gives the same."""
+        ...
+
+    async def unexport(self, id: str) -> None:
+        """Close all ways in."""
+        ...
+
+    async def size(self, id: str) -> int: ...
+
+    async def resize(self, id: str, size: int) -> None:
+        """Of an open one; whoever has it sees the new size."""
+        ...
+
+    async def limit(self, id: str, limits: IoLimits, group: str = "") -> None:
+        """From now on."""
+        ...
+
+    async def flush(self, ids: list[str]) -> None:
+        """What was acknowledged is on the disk."""
+        ...
+
+    async def switch(self, layers: dict[str, Layer]) -> float:
+        """All these open volumes are written to their new, empty layers from one instant on. Returns for how many seconds nothing was
+        written."""
+        ...
+
+    async def merge(self, id: str, upper: Layer, lower: Layer, told: Told | None = None, *, speed: int = 0) -> None:
+        """Put *upper*'s content into *lower*, in the chain of the open volume *id*, while it is written; then *upper* is in it no more."""
+        ...
+
+    async def mirror(self, id: str, target: Stack, told: Told | None = None, *, speed: int = 0) -> None:
+        """Copy the open volume to *target* (an empty volume of the same size) while it is written, and go over to it: *target*'s node is
+        what *id* stands on from then on, for every way in. ``speed`` is bytes a second; 0 takes what leaves the writer its share."""
+        ...
+
+    async def copy(
+        self,
+        source: Stack,
+        target: Stack,
+        told: Told | None = None,
+        *,
+        extents: list[Extent] | None = None,
+        speed: int = 0,
+    ) -> int:
+        """Copy between two stacks, each open already or opened for this alone; a source that is open and written is copied as it is at
+        this instant. Only *extents*, if they are given; holes stay holes. Returns bytes."""
+        ...
+
+    async def map(self, stack: Stack) -> list[Extent]:
+        """What of it holds data and what reads as zeros."""
+        ...
+
+    def on_event(self, heard: Callable[[str, str, str], None]) -> None:
+        """*heard* (type, volume id, sentence) is called for what a person should know: ``volume.error``, ``storage.restarted``, …"""
+        ...

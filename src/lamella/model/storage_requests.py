@@ -1,0 +1,188 @@
+"""What control asks of a host's storage: one verb with many requests, each answered by lines of progress and one result.
+
+Every request may be made again after a crash at any line: it finds what it had made. ``key`` fields are wrapped keys;
+``passphrase`` is what unwraps one when that is how it is wrapped, and is never written down.
+"""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from lamella.model.instance import Instance
+from lamella.model.storage import Pool, Snapshot, Volume
+
+Passphrase = Annotated[str, Meta(max_length=4096)]
+
+
+class StorageRequest(msgspec.Struct, kw_only=True, tag=True):
+    """Subclasses say what; the result's type is in their docstring."""
+
+
+class OpenPool(StorageRequest, kw_only=True):
+    """Make *pool* usable on this host; :class:`PoolStatus`. ``Invalid`` or ``Unavailable`` when that cannot be."""
+
+    pool: Pool
+
+
+class ClosePool(StorageRequest, kw_only=True):
+    """Let go of it; what is in it stays. Nothing is returned. ``Conflict`` when a volume of it is open."""
+
+    pool: Pool
+
+
+class CreateVolume(StorageRequest, kw_only=True):
+    """Make *volume*, formatted, encrypted as its spec says; from *source* (a snapshot and the volume that it is of) when that is given.
+    :class:`VolumeStatus`, with the wrapped key."""
+
+    volume: Volume
+    source: Volume | None = None
+    snapshot: Snapshot | None = None
+    passphrase: Passphrase = ""
+
+
+class DeleteVolume(StorageRequest, kw_only=True):
+    """Remove it with its snapshots; shred it first if its spec says so. Nothing. ``Conflict`` when it is open."""
+
+    volume: Volume
+
+
+class ResizeVolume(StorageRequest, kw_only=True):
+    """Make it *size* bytes, open or not, with the filesystem in it. :class:`VolumeStatus`.
+    ``Unsupported`` when it would have to shrink and cannot without loss."""
+
+    volume: Volume
+    size: int
+
+
+class LimitVolume(StorageRequest, kw_only=True):
+    """The limits of its spec are in force from now on, if it is open. Nothing."""
+
+    volume: Volume
+
+
+class RekeyVolume(StorageRequest, kw_only=True):
+    """Give it another key, wrapped as *volume*'s spec says now; the old one opens nothing any more. :class:`VolumeStatus`."""
+
+    volume: Volume
+    passphrase: Passphrase = ""
+    new_passphrase: Passphrase = ""
+
+
+class UnlockVolume(StorageRequest, kw_only=True):
+    """Keep the key that *passphrase* unwraps until the daemon ends, so that instances can start. Nothing."""
+
+    volume: Volume
+    passphrase: Passphrase
+
+
+class TakeSnapshot(StorageRequest, kw_only=True):
+    """All *volumes* at one instant; *instance* is whose they are, if it runs here. :class:`SnapshotStatus`."""
+
+    snapshot: Snapshot
+    volumes: list[Volume]
+    instance: Instance | None = None
+
+
+class DropSnapshot(StorageRequest, kw_only=True):
+    """Merge it away. Nothing. ``Conflict`` when a volume stands on it."""
+
+    snapshot: Snapshot
+    volumes: list[Volume]
+
+
+class RestoreSnapshot(StorageRequest, kw_only=True):
+    """*volumes* become what they were; none of them is open. Nothing."""
+
+    snapshot: Snapshot
+    volumes: list[Volume]
+
+
+class MeasureVolumes(StorageRequest, kw_only=True):
+    """A ``dict`` of :class:`VolumeStatus` by id: ``size`` and ``used`` as they are now."""
+
+    volumes: list[Volume]
+
+
+class ImportVolume(StorageRequest, kw_only=True):
+    """The content of the file *path* (on this host, of *format*, empty: found out) into the new *volume*. :class:`VolumeStatus`."""
+
+    volume: Volume
+    path: str
+    format: str = ""
+
+
+class MoveVolume(StorageRequest, kw_only=True):
+    """From the pool of its spec to *pool*, open or not, with at most *speed* bytes a second (0: what leaves the writer its share).
+    :class:`VolumeStatus`. Snapshots do not move: ``Conflict`` when there are any."""
+
+    volume: Volume
+    pool: Pool
+    speed: int = 0
+
+
+class CheckStorage(StorageRequest, kw_only=True):
+    """``fsck``: compare what control knows (*volumes*, *snapshots*) with what lies in the pools, and mend with *repair*.
+    :class:`Report`. Orphans are named, and removed only with *remove_orphans*."""
+
+    volumes: list[Volume]
+    snapshots: list[Snapshot]
+    repair: bool = False
+    remove_orphans: bool = False
+
+
+class ScrubPool(StorageRequest, kw_only=True):
+    """Read everything in *pool* and compare with what it should be. :class:`Report`."""
+
+    pool: Pool
+    repair: bool = True
+
+
+class StorageFinding(msgspec.Struct, kw_only=True):
+    """One thing that a check found. ``mended`` says that it is well again."""
+
+    subject: str
+    problem: str
+    mended: bool = False
+    hint: str = ""
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """``checked`` counts volumes, ``bytes`` what was read."""
+
+    checked: int = 0
+    bytes: int = 0
+    findings: list[StorageFinding] = []
+
+
+AnyStorageRequest = (
+    OpenPool
+    | ClosePool
+    | CreateVolume
+    | DeleteVolume
+    | ResizeVolume
+    | LimitVolume
+    | RekeyVolume
+    | UnlockVolume
+    | TakeSnapshot
+    | DropSnapshot
+    | RestoreSnapshot
+    | MeasureVolumes
+    | ImportVolume
+    | MoveVolume
+    | CheckStorage
+    | ScrubPool
+)
+
+
+class StorageProgress(msgspec.Struct, kw_only=True):
+    """A line of progress; the last one has ``result`` (JSON of the type that the request names, ``null`` for nothing) or an error."""
+
+    step: str = ""
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+    result: msgspec.Raw = msgspec.Raw(b"")
+    error_code: str = ""
+    error: str = ""
+    hint: str = ""
