@@ -2,7 +2,7 @@
 
 import msgspec
 
-from lamella.host.compute.driver import DataDisk, DriveImage, Machine, NamedNic, Rootfs, StoredArtifact
+from lamella.host.compute.driver import DataDisk, DriveImage, Machine, MountedVolume, NamedNic, Rootfs, StoredArtifact
 from lamella.host.network.driver import Attachment, DesiredNetwork, DesiredPort
 from lamella.host.plan import limits_of
 from lamella.host.storage.driver import VolumeHandle
@@ -60,11 +60,12 @@ def attachment_of(port: Port, network: Network) -> Attachment:
 
 
 class Parts(msgspec.Struct, kw_only=True, frozen=True):
-    """What was made ready for one start: the image, volumes by device name, the images in the drives."""
+    """What was made ready for one start: the image, its own volumes by device name, those attached to it, the images in the drives."""
 
     rootfs: Rootfs
     disk: VolumeHandle | None
     disks: dict[str, VolumeHandle] = {}
+    volumes: list[MountedVolume] = []
     drives: dict[str, StoredArtifact] = {}
     nameservers: list[str] = []
 
@@ -107,6 +108,7 @@ def machine_of(asked: Assignment, parts: Parts) -> Machine:
         usb=spec.usb,
         seed=spec.seed,
         directories=spec.directories,
+        volumes=parts.volumes,
         fuel=spec.fuel,
         deadline=spec.deadline,
     )

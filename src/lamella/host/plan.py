@@ -10,6 +10,7 @@ import msgspec
 from lamella.host.compute.driver import Limits, Observed
 from lamella.model.assignment import Assignment
 from lamella.model.instance import STOP_TIMEOUT, InstanceSpec, InstanceStatus, Phase, Power, RestartMode
+from lamella.model.storage import device_of
 
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 30.0
@@ -123,7 +124,7 @@ def plan(asked: Assignment, seen: Observed | None, applied: Limits | None, at: d
         return Plan((stop, Prepare(), _launch(spec)))
     if alive:
         steps = _while_running(spec, phase, applied)
-        if seen is not None and seen.devices is not None and seen.devices != spec.device_names:
+        if seen is not None and seen.devices is not None and seen.devices != devices_of(asked):
             return Plan((*steps, Rewire()))
         return Plan((*steps, Release()) if retired and not steps else steps)
     if due:
@@ -137,6 +138,11 @@ def plan(asked: Assignment, seen: Observed | None, applied: Limits | None, at: d
     if wait > 0:
         return Plan(again_in=wait)
     return Plan((Prepare(), Launch(epoch=spec.epoch, restart=True)))
+
+
+def devices_of(asked: Assignment) -> list[str]:
+    """Names of all devices that shall be plugged in and can be unplugged, sorted: attached volumes are among them."""
+    return sorted([*asked.instance.spec.device_names, *(device_of(volume.id) for volume in asked.volumes.values())])
 
 
 def _launch(spec: InstanceSpec) -> Launch:

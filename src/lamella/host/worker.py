@@ -15,6 +15,7 @@ from lamella.host.compute.driver import (
     JoinsNamespace,
     Limits,
     Machine,
+    MountedVolume,
     Observed,
     Rootfs,
     StoredArtifact,
@@ -42,13 +43,14 @@ from lamella.host.plan import (
 )
 from lamella.host.reporter import Reporter
 from lamella.host.storage.driver import Base, StorageDriver, VolumeHandle
+from lamella.host.storage.wing import Attachment, Storage
 from lamella.model.assignment import Assignment, InstanceReport
 from lamella.model.errors import CannotRun, Conflict, Internal, LamellaError, NoRoom, Unavailable, Unsupported
 from lamella.model.image import SCRATCH, ArtifactKind, ImageConfig
 from lamella.model.instance import MACHINES, Decision, InstanceStatus, Phase
 from lamella.model.network import Port
 from lamella.model.resource import Condition, now
-from lamella.model.storage import Volume
+from lamella.model.storage import Volume, VolumeMount
 from lamella.model.stream import ProcessStream
 
 log = logging.getLogger("lamella.host.worker")
@@ -67,6 +69,8 @@ class Wings(Protocol):
 
     library: ImageLibrary
     network: NetworkDriver
+
+    storage_wing: Storage
 
     def pool(self, name: str) -> StorageDriver: ...
 
@@ -278,13 +282,28 @@ class Worker:
         for name, digest in asked.instance.status.cdroms.items():
             held = await self._wings.library.rootfs(digest)
             drives[name] = next(a for a in held.artifacts if a.kind is ArtifactKind.CDROM)
+        volumes = [await self._attached(asked, mount) for mount in asked.instance.spec.volumes]
         nameservers = await self._wings.network.nameservers() if asked.port is not None else []
-        parts = Parts(rootfs=rootfs, disk=disk, disks=disks, drives=drives, nameservers=nameservers)
+        parts = Parts(rootfs=rootfs, disk=disk, disks=disks, volumes=volumes, drives=drives, nameservers=nameservers)
         return machine_of(asked, parts)
 
     async def _volume(self, volume: Volume, base: Base | None) -> VolumeHandle:
         pool = self._wings.pool(volume.spec.pool)
         return await pool.create(volume.id, volume.spec.form, volume.spec.size, base=base)
+
+    async def _attached(self, asked: Assignment, mount: VolumeMount) -> MountedVolume:
+        spec, uid = asked.instance.spec, asked.instance.status.id_base
+        volume = asked.volumes[mount.volume]
+        return await self._wings.storage_wing.attach(
+            Attachment(volume=volume, mount=mount, user=self.id, uid=uid, spec=spec)
+        )
+
+    async def _detach_strays(self, asked: Assignment) -> None:
+        """What the instance has let go of is closed in the storage process too."""
+        keep = {volume.id for volume in asked.volumes.values()}
+        open = (await self._wings.storage_wing.attached()).get(self.id, set())
+        if open - keep:
+            await self._wings.storage_wing.detach(self.id, open - keep)
 
     async def _rewire(self, asked: Assignment) -> None:
         if not isinstance(self.driver, TakesDevices):
@@ -292,13 +311,16 @@ class Worker:
         for network in asked.networks.values():
             await self._wings.network.ensure_network(desired_network(network))
         await self.driver.rewire(await self._machine(asked))
+        await self._detach_strays(asked)
 
     async def _release(self, asked: Assignment) -> None:
         """Retired volumes and ports are deleted; control hears of it and forgets them."""
         for port in asked.retired_ports:
             await self._wings.network.detach(port.id)
+        await self._detach_strays(asked)
         for volume in asked.retired_volumes:
-            await self._wings.pool(volume.spec.pool).delete(volume.id)
+            if volume.spec.owner == self.id:
+                await self._wings.pool(volume.spec.pool).delete(volume.id)
         released = [item.id for item in (*asked.retired_ports, *asked.retired_volumes)]
         # Not asked for again: what is newest of the assignment says so until the next one comes.
         self.asked = msgspec.structs.replace(self.asked, retired_ports=[], retired_volumes=[])
@@ -373,17 +395,19 @@ class Worker:
     async def _unplug(self, asked: Assignment) -> None:
         for port in _ports(asked):
             await self._wings.network.detach(port.id)
-        self._plugged = False
         self._status.published = []
         seen = await self.driver.observe(self.id)
         if seen is not None and seen.phase is Phase.STARTING:
             await self.driver.remove(self.id)
+        await self._wings.storage_wing.detach(self.id)
+        self._plugged = False
 
     async def _remove(self, asked: Assignment) -> None:
         self._phase(Phase.DELETING)
         await self._let_go(asked)
+        await self._wings.storage_wing.detach(self.id)
         for volume in (asked.volume, *asked.disks.values(), *asked.retired_volumes):
-            if volume is not None:
+            if volume is not None and volume.spec.owner == self.id:
                 await self._wings.pool(volume.spec.pool).delete(volume.id)
         self._journal.forget(self.id)
         self._reporter.tell(InstanceReport(id=self.id, status=self._status, removed=True, events=self._take_events()))
