@@ -13,7 +13,8 @@ import msgspec
 from lamella.model.storage import Feature, PoolStatus, VolumeForm
 from lamella.model.storage_requests import StorageFinding
 
-# Arguments of QEMU's blockdev-add, children nested, without node names: {"driver": "raw", "file": {…}}.
+# Arguments of QEMU's blockdev-add, children nested, without node names: {"driver": "raw", "file": {…}}. The value of a key that ends
+# in ``-secret`` is the path of a file that holds the secret: the storage process makes the object and puts its id there.
 Node = dict[str, Any]
 
 
@@ -200,4 +201,26 @@ class Layered(Protocol):
 
     async def merged(self, id: str, snapshot: str) -> None:
         """The storage process has merged those two: write it down, and remove what is not needed any more."""
+        ...
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """A pool that keeps something on the host while it is open (a mount, a configuration): it is told where before ``open``."""
+
+    def place(self, directory: Path, mark: str) -> None:
+        """*directory* is this pool's own in the layer's home, made by the driver when it needs it; *mark* is the layer's."""
+        ...
+
+
+@runtime_checkable
+class Fences(Protocol):
+    """A pool that several hosts can reach, and that can shut one of them out."""
+
+    async def fence(self, id: str) -> None:
+        """Whoever has the volume open, on whichever host, is shut out for good: nothing that it wrote and that was not acknowledged
+        reaches the volume afterwards. Nobody has it open is fine. Called before it is opened here, never while it is.
+
+        :raise Unavailable: when that cannot be made sure.
+        """
         ...

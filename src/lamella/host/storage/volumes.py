@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from lamella.host.compute.driver import Home, MountedVolume
-from lamella.host.storage.driver import StorageDriver, VolumeHandle
+from lamella.host.storage.driver import Placed, StorageDriver, VolumeHandle
 from lamella.host.storage.wing import Attachment
 from lamella.model.errors import LamellaError, Unavailable, Unsupported
 from lamella.model.host import Capability
@@ -51,6 +51,8 @@ class Volumes:
             raise Unsupported(f"this host has no storage driver {spec.driver}", field="spec.driver")
         path = Path(spec.path) if spec.path else self.home.state / "pools" / name
         driver = make(path, spec.options)
+        if isinstance(driver, Placed):
+            driver.place(self.home.state / "pools" / name, self.home.mark)
         await driver.open()
         self._pools[name] = driver
 
