@@ -17,7 +17,6 @@ from lamella.host.journal import Journal
 from lamella.host.machine import desired_network, desired_port
 from lamella.host.network.driver import NetworkDriver
 from lamella.host.reporter import Reporter
-from lamella.host.storage.driver import StorageDriver
 from lamella.host.storage.wing import Storage
 from lamella.host.worker import Worker
 from lamella.model.assignment import Assignment, Assignments, ControlDesk, ImageProgress, ImageRequest
@@ -73,9 +72,6 @@ class Agent:
         self.host_id = ""
 
     # --- wings, as workers use them
-
-    def pool(self, name: str) -> StorageDriver:
-        return self.storage_wing.pool(name)
 
     def driver(self, isolation: str) -> ComputeDriver:
         if isolation not in self._drivers:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,21 +9,18 @@ from typing import Protocol
 
 import msgspec
 
+from lamella.host.assembly import Assembly
 from lamella.host.compute.driver import (
     ComputeDriver,
     JoinsNamespace,
     Limits,
-    Machine,
-    MountedVolume,
     Observed,
-    Rootfs,
-    StoredArtifact,
     TakesDevices,
 )
 from lamella.host.ended import EndedStream
 from lamella.host.images.library import ImageLibrary
 from lamella.host.journal import Journal
-from lamella.host.machine import Parts, desired_network, desired_port, machine_of
+from lamella.host.machine import desired_network, desired_port
 from lamella.host.network.driver import NetworkDriver
 from lamella.host.plan import (
     AnyStep,
@@ -42,15 +38,12 @@ from lamella.host.plan import (
     plan,
 )
 from lamella.host.reporter import Reporter
-from lamella.host.storage.driver import Base, StorageDriver, VolumeHandle
-from lamella.host.storage.wing import Attachment, Storage
+from lamella.host.storage.wing import Storage
 from lamella.model.assignment import Assignment, InstanceReport
 from lamella.model.errors import CannotRun, Conflict, Internal, LamellaError, NoRoom, Unavailable, Unsupported
-from lamella.model.image import SCRATCH, ArtifactKind, ImageConfig
-from lamella.model.instance import MACHINES, Decision, InstanceStatus, Phase
+from lamella.model.instance import Decision, InstanceStatus, Phase
 from lamella.model.network import Port
 from lamella.model.resource import Condition, now
-from lamella.model.storage import Volume, VolumeMount
 from lamella.model.stream import ProcessStream
 
 log = logging.getLogger("lamella.host.worker")
@@ -71,8 +64,6 @@ class Wings(Protocol):
     network: NetworkDriver
 
     storage_wing: Storage
-
-    def pool(self, name: str) -> StorageDriver: ...
 
     def driver(self, isolation: str) -> ComputeDriver: ...
 
@@ -102,7 +93,7 @@ class Worker:
         self._told: bytes = b""
         self._events: list[tuple[str, str]] = []
         self._applied: Limits | None = None
-        self._rootfs: Rootfs | None = None
+        self._assembly = Assembly(self.id, library=wings.library, network=wings.network, storage=wings.storage_wing)
         self._wake = asyncio.Event()
         self._plugged = True
         self._failures = 0
@@ -229,7 +220,7 @@ class Worker:
                 await self._launch(step)
             case Stop():
                 self._phase(Phase.STOPPING)
-                rootfs = await self._image(asked)
+                rootfs = await self._assembly.image(asked)
                 # Who gives it no time does not ask it either: what it makes of a signal would be a matter of luck.
                 signal = (spec.stop_signal or rootfs.config.stop_signal or "SIGTERM") if step.timeout else "SIGKILL"
                 await self.driver.stop(self.id, signal=signal, timeout=step.timeout)
@@ -252,13 +243,18 @@ class Worker:
 
     async def _prepare(self, asked: Assignment) -> None:
         began = time.perf_counter()
-        machine = await self._machine(asked)
-        for network in asked.networks.values():
-            await self._wings.network.ensure_network(desired_network(network))
-        await self.driver.create(machine)
+        self._plugged = True
+        try:
+            machine = await self._assembly.machine(asked)
+            for network in asked.networks.values():
+                await self._wings.network.ensure_network(desired_network(network))
+            await self.driver.create(machine)
+        except BaseException:
+            # Others may want the volumes of what does not start.
+            await self._assembly.close()
+            raise
         self._applied = machine.limits
         if asked.port is not None:
-            self._plugged = True
             port = desired_port(asked.port)
             if isinstance(self.driver, JoinsNamespace):
                 await self._wings.network.attach_namespace(port, await self.driver.netns(self.id))
@@ -266,61 +262,20 @@ class Worker:
                 self._status.published = await self._wings.network.publish(port)
         log.debug("%s prepared in %.1f ms", self.id, (time.perf_counter() - began) * 1e3)
 
-    async def _machine(self, asked: Assignment) -> Machine:
-        """Everything that a start or a change of devices needs, made ready."""
-        rootfs = await self._image(asked)
-        base = [Base(path=a.path, size=a.size) for a in rootfs.artifacts if a.kind is ArtifactKind.DISK]
-        whole = asked.instance.spec.isolation in MACHINES
-        disk = None
-        if asked.volume is not None:
-            disk = await self._volume(asked.volume, base[0] if whole and base else None)
-        disks: dict[str, VolumeHandle] = {}
-        for name, volume in asked.disks.items():
-            number = int(name.removeprefix("image-")) if re.fullmatch(r"image-\d+", name) else len(base)
-            disks[name] = await self._volume(volume, base[number] if whole and number < len(base) else None)
-        drives: dict[str, StoredArtifact] = {}
-        for name, digest in asked.instance.status.cdroms.items():
-            held = await self._wings.library.rootfs(digest)
-            drives[name] = next(a for a in held.artifacts if a.kind is ArtifactKind.CDROM)
-        volumes = [await self._attached(asked, mount) for mount in asked.instance.spec.volumes]
-        nameservers = await self._wings.network.nameservers() if asked.port is not None else []
-        parts = Parts(rootfs=rootfs, disk=disk, disks=disks, volumes=volumes, drives=drives, nameservers=nameservers)
-        return machine_of(asked, parts)
-
-    async def _volume(self, volume: Volume, base: Base | None) -> VolumeHandle:
-        pool = self._wings.pool(volume.spec.pool)
-        return await pool.create(volume.id, volume.spec.form, volume.spec.size, base=base)
-
-    async def _attached(self, asked: Assignment, mount: VolumeMount) -> MountedVolume:
-        spec, uid = asked.instance.spec, asked.instance.status.id_base
-        volume = asked.volumes[mount.volume]
-        return await self._wings.storage_wing.attach(
-            Attachment(volume=volume, mount=mount, user=self.id, uid=uid, spec=spec)
-        )
-
-    async def _detach_strays(self, asked: Assignment) -> None:
-        """What the instance has let go of is closed in the storage process too."""
-        keep = {volume.id for volume in asked.volumes.values()}
-        open = (await self._wings.storage_wing.attached()).get(self.id, set())
-        if open - keep:
-            await self._wings.storage_wing.detach(self.id, open - keep)
-
     async def _rewire(self, asked: Assignment) -> None:
         if not isinstance(self.driver, TakesDevices):
             raise Unsupported(f"{self.driver.name} takes no devices while it runs", hint="stop it first")
         for network in asked.networks.values():
             await self._wings.network.ensure_network(desired_network(network))
-        await self.driver.rewire(await self._machine(asked))
-        await self._detach_strays(asked)
+        await self.driver.rewire(await self._assembly.machine(asked))
+        await self._assembly.close(asked)
 
     async def _release(self, asked: Assignment) -> None:
         """Retired volumes and ports are deleted; control hears of it and forgets them."""
         for port in asked.retired_ports:
             await self._wings.network.detach(port.id)
-        await self._detach_strays(asked)
-        for volume in asked.retired_volumes:
-            if volume.spec.owner == self.id:
-                await self._wings.pool(volume.spec.pool).delete(volume.id)
+        await self._assembly.close(asked)
+        await self._assembly.delete(asked.retired_volumes)
         released = [item.id for item in (*asked.retired_ports, *asked.retired_volumes)]
         # Not asked for again: what is newest of the assignment says so until the next one comes.
         self.asked = msgspec.structs.replace(self.asked, retired_ports=[], retired_volumes=[])
@@ -399,16 +354,15 @@ class Worker:
         seen = await self.driver.observe(self.id)
         if seen is not None and seen.phase is Phase.STARTING:
             await self.driver.remove(self.id)
-        await self._wings.storage_wing.detach(self.id)
+        await self._assembly.close()
         self._plugged = False
 
     async def _remove(self, asked: Assignment) -> None:
         self._phase(Phase.DELETING)
         await self._let_go(asked)
-        await self._wings.storage_wing.detach(self.id)
-        for volume in (asked.volume, *asked.disks.values(), *asked.retired_volumes):
-            if volume is not None and volume.spec.owner == self.id:
-                await self._wings.pool(volume.spec.pool).delete(volume.id)
+        await self._assembly.close()
+        own = [] if asked.volume is None else [asked.volume]
+        await self._assembly.delete([*own, *asked.disks.values(), *asked.retired_volumes])
         self._journal.forget(self.id)
         self._reporter.tell(InstanceReport(id=self.id, status=self._status, removed=True, events=self._take_events()))
         self._fail_attach(Conflict("the instance was removed"))
@@ -421,13 +375,6 @@ class Worker:
         for failed in await asyncio.gather(*going, return_exceptions=True):
             if failed is not None:
                 raise failed
-
-    async def _image(self, asked: Assignment) -> Rootfs:
-        if asked.instance.status.image_digest == SCRATCH:
-            return Rootfs(digest=SCRATCH, layers=[], config=ImageConfig())
-        if self._rootfs is None:
-            self._rootfs = await self._wings.library.rootfs(asked.instance.status.image_digest)
-        return self._rootfs
 
     # --- telling
 
