@@ -76,6 +76,19 @@ def check_image_name(text: str, *, field: str = "name") -> str:
     return text
 
 
+def check_snapshot_name(text: str, *, field: str = "name") -> str:
+    """*text*, when it may name a snapshot: ``data@nightly``, what it is of and its own name, a name each.
+
+    :raise Invalid: otherwise.
+    """
+    of, at, own = text.partition("@")
+    if not at:
+        raise Invalid(f"{field} {text!r} does not name a snapshot", hint="write it like data@nightly", field=field)
+    check_name(of, field=field)
+    check_name(own, field=field)
+    return text
+
+
 def check_project(text: str) -> str:
     """*text*, when it may name a project: a DNS label (RFC 1123).
 

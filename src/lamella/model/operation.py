@@ -6,6 +6,7 @@ from enum import StrEnum
 import msgspec
 
 from lamella.model.resource import Resource
+from lamella.model.storage_report import Report
 
 
 class OperationPhase(StrEnum):
@@ -15,15 +16,17 @@ class OperationPhase(StrEnum):
 
 
 class OperationSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """``verb`` on ``subject`` (kind/name), asked by ``principal``."""
+    """``verb`` on ``subject`` (kind/name), asked by ``principal``. ``arguments`` are what a restarted daemon has to know to go on."""
 
     verb: str
     subject: str
     principal: str = ""
+    arguments: dict[str, str] = {}
 
 
 class OperationStatus(msgspec.Struct, kw_only=True):
-    """``done`` and ``total`` are bytes or steps as ``unit`` says; ``total`` 0 is not known. ``result`` names what was made."""
+    """``done`` and ``total`` are bytes or steps as ``unit`` says; ``total`` 0 is not known. ``result`` names what was made;
+    ``report`` is what a check found."""
 
     phase: OperationPhase = OperationPhase.RUNNING
     step: str = ""
@@ -31,6 +34,7 @@ class OperationStatus(msgspec.Struct, kw_only=True):
     total: int = 0
     unit: str = ""
     result: str = ""
+    report: Report | None = None
     error_code: str = ""
     error: str = ""
     hint: str = ""

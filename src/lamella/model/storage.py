@@ -124,7 +124,7 @@ class VolumeSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 class VolumeStatus(msgspec.Struct, kw_only=True):
     """``size`` is what it has now, ``used`` what it takes in the pool. ``key`` is its wrapped key, worth nothing without what wraps it.
-    ``attached`` are the ids of the instances that name it."""
+    ``attached`` are the ids of the instances that name it; ``observed_generation`` is that of the spec that its host has made true."""
 
     host: str | None = None
     phase: StoragePhase = StoragePhase.READY
@@ -132,17 +132,19 @@ class VolumeStatus(msgspec.Struct, kw_only=True):
     used: int = 0
     key: str = ""
     attached: list[str] = []
+    observed_generation: int = 0
     conditions: list[Condition] = []
 
 
 class SnapshotSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Of one volume, or of all ``volumes`` (ids) of an instance at one instant. ``consistent`` asks for the guest's filesystems to be
-    frozen meanwhile."""
+    frozen meanwhile. ``owner`` is the id of the clone that it was taken for, and goes with."""
 
     volume: str | None = None
     instance: str | None = None
     volumes: list[str] = []
     consistent: bool = False
+    owner: str | None = None
 
 
 class SnapshotStatus(msgspec.Struct, kw_only=True):
@@ -164,6 +166,19 @@ class VolumeMount(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     volume: Annotated[str, Meta(min_length=1, max_length=63)]
     target: VolumePath = ""
     read_only: bool = False
+
+
+class StorageEvent(msgspec.Struct, kw_only=True):
+    """What befell a host's storage: ``pool.low``, ``pool.full``, ``pool.ok``, ``volume.error``, ``volume.ok``, ``storage.restarted``.
+
+    ``pool`` is its name, ``volume`` an id; both are empty for what befell all of it.
+    """
+
+    type: Annotated[str, Meta(pattern=r"^[a-z]+(\.[a-z-]+)+$(?!\n)")]
+    message: str
+    pool: str = ""
+    volume: str = ""
+    facts: dict[str, str] = {}
 
 
 def device_of(volume_id: str) -> str:

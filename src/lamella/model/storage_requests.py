@@ -11,6 +11,8 @@ from msgspec import Meta
 
 from lamella.model.instance import Instance
 from lamella.model.storage import Pool, Snapshot, Volume
+from lamella.model.storage_report import Report as Report
+from lamella.model.storage_report import StorageFinding as StorageFinding
 
 Passphrase = Annotated[str, Meta(max_length=4096)]
 
@@ -136,23 +138,6 @@ class ScrubPool(StorageRequest, kw_only=True):
 
     pool: Pool
     repair: bool = True
-
-
-class StorageFinding(msgspec.Struct, kw_only=True):
-    """One thing that a check found. ``mended`` says that it is well again."""
-
-    subject: str
-    problem: str
-    mended: bool = False
-    hint: str = ""
-
-
-class Report(msgspec.Struct, kw_only=True):
-    """``checked`` counts volumes, ``bytes`` what was read."""
-
-    checked: int = 0
-    bytes: int = 0
-    findings: list[StorageFinding] = []
 
 
 AnyStorageRequest = (
