@@ -1,24 +1,22 @@
 """Storage of one host (:class:`lamella.host.storage.wing.Storage`): pools, what is open, and the requests of control."""
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
-import msgspec
-
 from lamella.host.compute.driver import Home, MountedVolume
-from lamella.host.storage.driver import Placed, StorageDriver, VolumeHandle
-from lamella.host.storage.wing import Attachment
-from lamella.model.errors import LamellaError, Unavailable, Unsupported
+from lamella.host.storage.driver import StorageDriver, VolumeHandle
+from lamella.host.storage.pools import MakePool, Pools
+from lamella.host.storage.requests import Requests
+from lamella.host.storage.wing import Attachment, Heard, Writers
+from lamella.model.errors import Unsupported
 from lamella.model.host import Capability
-from lamella.model.storage import Pool, PoolSpec, Volume
+from lamella.model.storage import Pool, Volume
 from lamella.model.storage_requests import AnyStorageRequest, StorageProgress
 
-log = logging.getLogger("lamella.host.storage")
+__all__ = ["MakePool", "Volumes"]
 
-# How a pool's driver is made: called with path and options.
-MakePool = Callable[[Path, dict[str, str]], StorageDriver]
-DEFAULT = "default"
+log = logging.getLogger("lamella.host.storage")
 
 
 class Volumes:
@@ -26,44 +24,34 @@ class Volumes:
 
     def __init__(self, home: Home, drivers: dict[str, MakePool]) -> None:
         self.home = home
-        self._drivers = drivers
-        self._pools: dict[str, StorageDriver] = {}
+        self._pools = Pools(home, drivers)
+        self.requests = Requests()
+        self._heard: Heard | None = None
+        self._writers: Writers | None = None
 
     async def open(self) -> list[Capability]:
-        await self._open_pool(DEFAULT, PoolSpec())
+        await self._pools.open()
         return []
 
     async def close(self) -> None:
-        for pool in self._pools.values():
-            await pool.close()
+        await self.requests.close()
+        await self._pools.close()
+
+    def use_writers(self, writers: Writers) -> None:
+        self._writers = writers
+
+    def on_event(self, heard: Heard) -> None:
+        self._heard = heard
 
     async def use_pools(self, pools: list[Pool]) -> None:
-        for pool in pools:
-            if pool.name not in self._pools:
-                try:
-                    await self._open_pool(pool.name, pool.spec)
-                except LamellaError as error:
-                    log.error("pool %s: %s", pool.name, error)
-
-    async def _open_pool(self, name: str, spec: PoolSpec) -> None:
-        make = self._drivers.get(spec.driver)
-        if make is None:
-            raise Unsupported(f"this host has no storage driver {spec.driver}", field="spec.driver")
-        path = Path(spec.path) if spec.path else self.home.state / "pools" / name
-        driver = make(path, spec.options)
-        if isinstance(driver, Placed):
-            driver.place(self.home.state / "pools" / name, self.home.mark)
-        await driver.open()
-        self._pools[name] = driver
+        await self._pools.use_all(pools)
 
     def pool(self, name: str) -> StorageDriver:
-        if name not in self._pools:
-            raise Unavailable(f"pool {name} is not open on this host", hint="lamella pool ls says why")
-        return self._pools[name]
+        return self._pools.get(name)
 
     @property
     def pools(self) -> dict[str, StorageDriver]:
-        return dict(self._pools)
+        return self._pools.opened
 
     async def attach(self, attachment: Attachment) -> MountedVolume:
         raise Unsupported("volumes cannot be attached yet")
@@ -74,21 +62,16 @@ class Volumes:
     async def attached(self) -> dict[str, set[str]]:
         return {}
 
-    async def request(self, request: AnyStorageRequest) -> AsyncIterator[StorageProgress]:
-        yield StorageProgress(error_code="unsupported", error=f"no {type(request).__name__} yet")
+    def request(self, request: AnyStorageRequest) -> AsyncIterator[StorageProgress]:
+        return self.requests.answer(request)
 
     async def export(self, volume: Volume, snapshot: str, format: str) -> AsyncIterator[bytes]:
         raise Unsupported("volumes cannot be exported yet")
         yield b""
 
     async def root(self, volume: Volume) -> VolumeHandle:
-        return await self.pool(volume.spec.pool).handle(volume.id)
+        return await self._pools.get(volume.spec.pool).handle(volume.id)
 
     @property
     def places(self) -> list[Path]:
         return []
-
-
-def encoded(result: object) -> StorageProgress:
-    """The last line of a request that went well."""
-    return StorageProgress(result=msgspec.Raw(msgspec.json.encode(result)))

@@ -1,15 +1,16 @@
 """Storage of one host: its pools, what is open, and every request of control."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
 from lamella.host.compute.driver import MountedVolume
-from lamella.host.storage.driver import StorageDriver, VolumeHandle
+from lamella.host.storage.blocks import Told
+from lamella.host.storage.driver import Layer, StorageDriver, VolumeHandle
 from lamella.model.host import Capability
-from lamella.model.instance import InstanceSpec
+from lamella.model.instance import InstanceSpec, Phase
 from lamella.model.storage import Pool, Volume, VolumeMount
 from lamella.model.storage_requests import AnyStorageRequest, StorageProgress
 
@@ -22,6 +23,44 @@ class Attachment(msgspec.Struct, kw_only=True, frozen=True):
     user: str
     uid: int
     spec: InstanceSpec
+
+
+# Told of what a person should know: an event's type (``pool.low``), its subject (a pool's name, a volume's id), a sentence.
+Heard = Callable[[str, str, str], None]
+
+
+class Writers(Protocol):
+    """The instances of this host, as snapshots and resizes need them; the agent is it. Each verb takes an instance's id and raises what
+    its compute driver raises; :class:`Unsupported` when its level has no such verb."""
+
+    async def phase(self, id: str) -> Phase:
+        """What it is in now; ``STOPPED`` when there is none."""
+        ...
+
+    async def pause(self, id: str) -> None: ...
+
+    async def resume(self, id: str) -> None: ...
+
+    async def freeze(self, id: str, deadline: float) -> int:
+        """:meth:`~lamella.host.compute.driver.Freezes.freeze`."""
+        ...
+
+    async def thaw(self, id: str) -> bool:
+        """:meth:`~lamella.host.compute.driver.Freezes.thaw`."""
+        ...
+
+    async def switch(self, id: str, layers: dict[str, Layer]) -> None:
+        """:meth:`~lamella.host.compute.driver.OpensDisks.switch`; a layer that is on top already stays."""
+        ...
+
+    async def merge(self, id: str, volume: str, upper: Layer, lower: Layer, told: Told | None = None) -> None:
+        """Put *upper*'s content into *lower* below the disk *volume* that the running instance has open itself; *upper* is in its chain
+        no more then. *upper* may be the layer that is written: then *lower* is from then on."""
+        ...
+
+    async def resized(self, id: str, volume: str, size: int) -> None:
+        """A volume that it has attached grew to *size* bytes: tell the guest, where the guest does not see it by itself."""
+        ...
 
 
 class Storage(Protocol):
@@ -59,6 +98,12 @@ class Storage(Protocol):
     async def attached(self) -> dict[str, set[str]]:
         """Volumes by the instance that has them open."""
         ...
+
+    def use_writers(self, writers: Writers) -> None:
+        """Who runs instances here. Once, before ``open``."""
+        ...
+
+    def on_event(self, heard: Heard) -> None: ...
 
     def request(self, request: AnyStorageRequest) -> AsyncIterator[StorageProgress]: ...
 

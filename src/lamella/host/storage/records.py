@@ -1,0 +1,111 @@
+"""What this host writes down of its volumes, beside what their drivers do: one small file each, replaced by rename and synced.
+
+    state/storage/volumes/<id>.json     how far it is made, and its wrapped key
+    state/storage/open/<id>.json        for whom it is open
+    state/storage/snapshots/<id>.json   a snapshot that is being taken, or what became of it
+
+Nothing in them is secret: keys are wrapped.
+"""
+
+import os
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from lamella.host.compute.driver import Home
+from lamella.model.ids import is_id
+from lamella.model.storage import SnapshotStatus, Volume
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class MadeVolume(msgspec.Struct, kw_only=True):
+    """``key`` is its wrapped key, ``next_key`` one that is being put into its place. ``encrypted``, ``formatted`` and ``filled`` say what
+    is done of its making."""
+
+    key: str = ""
+    next_key: str = ""
+    encrypted: bool = False
+    formatted: bool = False
+    filled: bool = False
+
+
+class OpenVolume(msgspec.Struct, kw_only=True):
+    """A volume that is attached: ``users`` are instances' ids and whether each only reads. ``way`` is ``mount`` (of its filesystem on this
+    host), ``file`` (for a machine) or ``tree`` (a filesystem volume's own directory). ``boot`` is the kernel's boot id."""
+
+    volume: Volume
+    way: str
+    users: dict[str, bool]
+    boot: str
+    socket_owner: int | None = None
+
+    @property
+    def read_only(self) -> bool:
+        return all(self.users.values())
+
+
+class BegunSnapshot(msgspec.Struct, kw_only=True):
+    """``done`` is what became of it; until then it counts as not taken."""
+
+    volumes: list[Volume]
+    instance: str = ""
+    done: SnapshotStatus | None = None
+
+
+class Folder:
+    """One kind of record."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self, id: str, kind: type[T]) -> T | None:
+        """``None`` when there is none, or when it is not what it should be: what wrote it was not ours."""
+        try:
+            return msgspec.json.decode((self._path / f"{id}.json").read_bytes(), type=kind)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def write(self, id: str, record: msgspec.Struct) -> None:
+        """It is on the disk when this returns."""
+        self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = self._path / f".{id}.new"
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, msgspec.json.encode(record))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        draft.rename(self._path / f"{id}.json")
+        self._sync()
+
+    def forget(self, id: str) -> None:
+        """Gone already is fine."""
+        (self._path / f"{id}.json").unlink(missing_ok=True)
+        if self._path.exists():
+            self._sync()
+
+    def all(self, kind: type[T]) -> dict[str, T]:
+        """Those that can be read, by id."""
+        if not self._path.exists():
+            return {}
+        names = [path.stem for path in self._path.glob("*.json") if is_id(path.stem)]
+        return {name: record for name in names if (record := self.read(name, kind)) is not None}
+
+    def _sync(self) -> None:
+        descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class Records:
+    """All of one home. Calls block for a write: use a thread where many are made."""
+
+    def __init__(self, home: Home) -> None:
+        place = home.state / "storage"
+        self.made = Folder(place / "volumes")
+        self.open = Folder(place / "open")
+        self.snapshots = Folder(place / "snapshots")

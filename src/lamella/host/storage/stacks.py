@@ -1,0 +1,63 @@
+"""From a volume, as control knows it, to the stack of nodes that the storage process opens: its driver's node, its key, its limits."""
+
+from lamella.host.storage.blocks import Stack
+from lamella.host.storage.keys import KeyRing
+from lamella.host.storage.pools import Pools
+from lamella.host.storage.records import MadeVolume, Records
+from lamella.model.storage import IoLimits, Volume
+
+# The header of LUKS1 as QEMU makes it for a key of 512 bits (aes-256-xts): 8 + 8 × 504 sectors.
+OVERHEAD = 2068480
+
+
+class Stacks:
+    """Looks at pools, keys and records, and changes nothing."""
+
+    def __init__(self, pools: Pools, keys: KeyRing, records: Records) -> None:
+        self._pools = pools
+        self.keys = keys
+        self._records = records
+
+    async def of(
+        self, volume: Volume, snapshot: str | None = None, *, passphrase: str = "", read_only: bool = False
+    ) -> Stack:
+        """How to open it, or one of its snapshots for reading.
+
+        :raise NotFound: when it is not in its pool. :raise Unavailable: when its pool or its key is not at hand.
+        """
+        node = await self._pools.get(volume.spec.pool).node(volume.id, snapshot)
+        return Stack(
+            id=volume.id if snapshot is None else opened_as(volume.id, snapshot),
+            node=node,
+            key=await self.key(volume, passphrase),
+            limits=volume.spec.limits if snapshot is None else IoLimits(),
+            group=group_of(volume) if snapshot is None else "",
+            read_only=read_only or snapshot is not None,
+        )
+
+    async def key(self, volume: Volume, passphrase: str = "") -> bytes:
+        """Empty when it is not encrypted. Raises what :meth:`KeyRing.unwrap` does."""
+        wrapped = self.wrapped(volume)
+        return await self.keys.unwrap(volume.id, wrapped, passphrase) if wrapped else b""
+
+    def wrapped(self, volume: Volume) -> str:
+        """Its wrapped key: what this host wrote down is newer than what control may have heard of."""
+        made = self._records.made.read(volume.id, MadeVolume)
+        return (made.key if made is not None and made.key else volume.status.key) or ""
+
+    def encrypted(self, volume: Volume) -> bool:
+        return bool(self.wrapped(volume)) or volume.spec.encryption is not None
+
+    def overhead(self, volume: Volume) -> int:
+        """By how many bytes it is larger in its pool than for whoever uses it."""
+        return OVERHEAD if self.encrypted(volume) else 0
+
+
+def opened_as(volume_id: str, snapshot: str) -> str:
+    """What a snapshot is called in the storage process while it is read."""
+    return f"{volume_id}@{snapshot}"
+
+
+def group_of(volume: Volume) -> str:
+    """The limits that volumes of one project share; empty when it has its own."""
+    return f"{volume.project}/{volume.spec.limits.group}" if volume.spec.limits.group else ""
