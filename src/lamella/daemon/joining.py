@@ -12,6 +12,7 @@ from lamella.host.compute.driver import Home
 from lamella.model.assignment import Assignments, InstanceReport
 from lamella.model.errors import Invalid, NotFound, Unavailable
 from lamella.model.host import HostStatus
+from lamella.model.storage import StorageEvent
 from lamella.wire import listener
 from lamella.wire.agent import RemoteAgent
 from lamella.wire.agent_service import serve_agent
@@ -77,6 +78,9 @@ class JoiningDesk:
 
     async def report(self, host: str, reports: list[InstanceReport]) -> None:
         await self._layer.desk.report(host, reports)
+
+    async def tell(self, host: str, events: list[StorageEvent]) -> None:
+        await self._layer.desk.tell(host, events)
 
     async def close(self) -> None:
         for agent in self._agents.values():

@@ -16,7 +16,7 @@ from lamella.model.host import HostStatus
 from lamella.model.image import ImageStatus
 from lamella.model.instance import Instance, InstanceStatus
 from lamella.model.network import Network, Port
-from lamella.model.storage import Pool, Volume
+from lamella.model.storage import Pool, StorageEvent, Volume
 from lamella.model.storage_requests import AnyStorageRequest, StorageProgress
 from lamella.model.stream import ExecSpec, ProcessStream
 from lamella.model.usage import LogEntry, Usage
@@ -110,6 +110,10 @@ class ControlDesk(Protocol):
         ...
 
     async def report(self, host: str, reports: list[InstanceReport]) -> None: ...
+
+    async def tell(self, host: str, events: list[StorageEvent]) -> None:
+        """What befell the host's storage, oldest first."""
+        ...
 
 
 class HostAgent(Protocol):

@@ -60,6 +60,12 @@ class Statements:
         return self._compile(update(RESOURCES).where(RESOURCES.c.id == _at("key")).values(values))
 
     @cached_property
+    def rename_resource(self) -> str:
+        """``key`` is the id."""
+        values = {column: _at(column) for column in ("name", "revision")}
+        return self._compile(update(RESOURCES).where(RESOURCES.c.id == _at("key")).values(values))
+
+    @cached_property
     def delete_resource(self) -> str:
         return self._compile(delete(RESOURCES).where(RESOURCES.c.id == _at("id")))
 

@@ -66,6 +66,13 @@ class Transaction(Protocol):
         """
         ...
 
+    def rename(self, id: str, name: str) -> AnyResource:
+        """Give it another name; the spec stays, and so does its generation.
+
+        :raise Conflict: when the name is taken in (project, kind). :raise NotFound: when it is gone.
+        """
+        ...
+
     def delete(self, id: str) -> None:
         """Remove the row and every claim that it owns. :raise NotFound: when it is gone."""
         ...

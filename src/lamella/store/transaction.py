@@ -90,6 +90,22 @@ class DatabaseTransaction:
         self._log("updated", after)
         return after
 
+    def rename(self, id: str, name: str) -> AnyResource:
+        self._check_writable()
+        row = self._row(id)
+        if row is None:
+            raise _gone(id)
+        before = resource_of(row)
+        if before.name == name:
+            return before
+        after = msgspec.structs.replace(before, name=name, revision=self.head + 1)
+        if self.get(before.kind, before.project, name) is not None:
+            raise self._taken(after)
+        self.session.run(self._sql.rename_resource, {"key": id, "name": name, "revision": after.revision})
+        del self._seen[id]
+        self._log("updated", after)
+        return after
+
     def delete(self, id: str) -> None:
         self._check_writable()
         row = self._row(id)

@@ -7,12 +7,13 @@ from collections.abc import Awaitable, Callable
 from lamella.model.assignment import Assignments, ControlDesk, InstanceReport
 from lamella.model.errors import Conflict, Forbidden
 from lamella.model.host import HostStatus
+from lamella.model.storage import StorageEvent
 from lamella.wire import listener
 from lamella.wire.certificates import Bundle
 from lamella.wire.connection import Party
 from lamella.wire.http import CALL_SECONDS, Caller
 from lamella.wire.service import Service, call
-from lamella.wire.verbs import AskAssignments, Nothing, Register, Report
+from lamella.wire.verbs import AskAssignments, Nothing, Register, Report, Tell
 
 # From a host's name to its id; ``None`` when no such host has registered.
 Resolve = Callable[[str], Awaitable[str | None]]
@@ -33,6 +34,9 @@ class RemoteDesk:
 
     async def report(self, host: str, reports: list[InstanceReport]) -> None:
         await self._caller.call("report", Report(host=host, reports=reports), Nothing)
+
+    async def tell(self, host: str, events: list[StorageEvent]) -> None:
+        await self._caller.call("tell", Tell(host=host, events=events), Nothing)
 
     async def close(self) -> None:
         await self._caller.close()
@@ -59,6 +63,11 @@ class _Counter:
     async def report(self, caller: str, asked: Report) -> Nothing:
         await self._own(caller, asked.host)
         await self._desk.report(asked.host, asked.reports)
+        return Nothing()
+
+    async def tell(self, caller: str, asked: Tell) -> Nothing:
+        await self._own(caller, asked.host)
+        await self._desk.tell(asked.host, asked.events)
         return Nothing()
 
     async def _own(self, caller: str, host: str) -> None:
@@ -93,6 +102,7 @@ async def serve_desk(
             "register": call(Register, counter.register),
             "assignments": call(AskAssignments, counter.assignments),
             "report": call(Report, counter.report),
+            "tell": call(Tell, counter.tell),
         },
         streams={},
     )

@@ -9,7 +9,7 @@ from msgspec import Meta
 from lamella.model.assignment import ImageRequest, InstanceReport
 from lamella.model.board import Input
 from lamella.model.host import HostStatus
-from lamella.model.storage import Volume
+from lamella.model.storage import StorageEvent, Volume
 from lamella.model.storage_requests import AnyStorageRequest
 from lamella.model.stream import ExecSpec
 
@@ -33,6 +33,11 @@ class AskAssignments(msgspec.Struct, kw_only=True):
 class Report(msgspec.Struct, kw_only=True):
     host: str
     reports: list[InstanceReport]
+
+
+class Tell(msgspec.Struct, kw_only=True):
+    host: str
+    events: list[StorageEvent]
 
 
 class Wake(msgspec.Struct, kw_only=True):

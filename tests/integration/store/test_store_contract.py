@@ -122,6 +122,31 @@ async def test_an_update_writes_what_may_change(store: Store) -> None:
     assert (await log(store))[-1].resource == gone
 
 
+async def test_a_new_name_is_all_that_a_rename_changes(store: Store) -> None:
+    made = await put(store, volume("data"))
+    other = await put(store, volume("other"))
+
+    def change(tx: Transaction) -> AnyResource:
+        tx.by_id(made.id)
+        renamed = tx.rename(made.id, "moved")
+        assert tx.get("volume", "default", "data") is None and tx.by_id(made.id) == renamed
+        return renamed
+
+    renamed = await store.write(change)
+    assert renamed == msgspec.structs.replace(made, name="moved", revision=3)
+    assert await store.get("volume", "default", "moved") == renamed
+    with pytest.raises(NotFound):
+        await store.get("volume", "default", "data")
+    last = (await log(store))[-1]
+    assert (last.action, last.name, last.resource) == ("updated", "moved", renamed)
+    with pytest.raises(Conflict, match="'other' exists already"):
+        await store.write(lambda tx: tx.rename(made.id, "other"))
+    assert await store.write(lambda tx: tx.rename(other.id, "other")) == other
+    assert (await put(store, volume("data"))).revision == 4
+    with pytest.raises(NotFound):
+        await store.write(lambda tx: tx.rename(new_id("volume"), "x"))
+
+
 async def test_the_unchanged_is_not_written(store: Store) -> None:
     made = await put(store, instance("web"))
     assert await store.write(lambda tx: tx.update(made)) == made

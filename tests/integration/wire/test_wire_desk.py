@@ -9,6 +9,7 @@ from lamella.model.assignment import InstanceReport
 from lamella.model.errors import Conflict, Forbidden, Unauthenticated
 from lamella.model.host import HostStatus
 from lamella.model.instance import InstanceStatus, Phase
+from lamella.model.storage import StorageEvent
 from lamella.wire.certificates import Authority
 from lamella.wire.desk import RemoteDesk
 
@@ -23,10 +24,12 @@ async def test_a_host_registers_asks_and_reports(start, authority: Authority) ->
     await desk.report(
         host, [InstanceReport(id="inst_1", status=InstanceStatus(phase=Phase.RUNNING), events=[("a", "b")])]
     )
+    await desk.tell(host, [StorageEvent(type="pool.low", message="nine tenths are used", pool="fast")])
     started = time.monotonic()
     assignments = await desk.assignments(host, 4, 0.3)
     assert time.monotonic() - started >= 0.3
     assert (assignments.revision, assignments.gone) == (5, ["inst_1"])
+    assert assignments.images == ["pool.low fast"]
     await desk.close()
 
 
@@ -42,6 +45,8 @@ async def test_a_host_is_answered_for_itself_alone(start, authority: Authority) 
         await beta.assignments("host_alpha", 0, 0)
     with pytest.raises(Forbidden):
         await beta.report("host_alpha", [])
+    with pytest.raises(Forbidden):
+        await beta.tell("host_alpha", [])
     with pytest.raises(Forbidden, match="cannot register as alpha"):
         await beta.register("alpha", HostStatus(), "")
     control = RemoteDesk(party.address, authority.issue("control", "main"))

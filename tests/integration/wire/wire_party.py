@@ -180,16 +180,22 @@ class EchoAgent:
 class EchoDesk:
     def __init__(self) -> None:
         self.reports: list[Any] = []
+        self.told: list[str] = []
 
     async def register(self, name: str, status: HostStatus, address: str) -> str:
         return f"host_{name}"
 
     async def assignments(self, host: str, since: int, wait: float) -> Assignments:
         await asyncio.sleep(wait)
-        return Assignments(revision=since + 1, complete=since == 0, gone=[report.id for report in self.reports])
+        return Assignments(
+            revision=since + 1, complete=since == 0, gone=[report.id for report in self.reports], images=self.told
+        )
 
     async def report(self, host: str, reports: list[Any]) -> None:
         self.reports += reports
+
+    async def tell(self, host: str, events: list[Any]) -> None:
+        self.told += [f"{event.type} {event.pool}" for event in events]
 
 
 async def main(part: str, bundle: Path) -> None:
