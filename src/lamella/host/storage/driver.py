@@ -184,7 +184,8 @@ class Layered(Protocol):
     """
 
     async def begin_layer(self, id: str, snapshot: str) -> Layer:
-        """Write *snapshot* down, and give the empty layer that is to be written from now on; again for the same one gives the same."""
+        """Write *snapshot* down, and give the empty layer that is to be written from now on; again for the same one gives the same.
+        With an empty *snapshot* nothing is kept: what was written till now becomes an inner layer, which can be merged then."""
         ...
 
     async def abandon_layer(self, id: str, snapshot: str) -> None:
@@ -196,7 +197,14 @@ class Layered(Protocol):
         ...
 
     async def mergeable(self, id: str, snapshot: str) -> tuple[Layer, Layer] | None:
-        """(upper, lower): merging *upper* into *lower* lets the *snapshot* go; ``None`` when a volume stands on it or nothing is to do."""
+        """The *snapshot* is one no more, and (upper, lower) are to be merged, *upper* into *lower*; ask again after :meth:`merged`, until
+        ``None``: nothing is left to merge.
+
+        Never the layer that is written: were the power cut when it had just been merged and its lower one written on, nobody could tell
+        which of the two to believe. Who wants that space back while the volume is open begins a layer with no snapshot first.
+
+        :raise Conflict: when a volume stands on the snapshot.
+        """
         ...
 
     async def merged(self, id: str, snapshot: str) -> None:
