@@ -1,0 +1,55 @@
+"""Tools of others that answer on stdout, run to their end: the commands of Ceph, LVM, ZFS, iSCSI, and qemu-img."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from lamella.model.errors import DeadlineExceeded, Unavailable
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Said(msgspec.Struct, kw_only=True, frozen=True):
+    """How a tool ended. ``code`` is 128 + N after signal N."""
+
+    code: int
+    out: bytes
+    error: str
+
+
+async def run(
+    argv: Sequence[str], *, timeout: float, environment: Mapping[str, str] | None = None, stdin: bytes = b""
+) -> Said:
+    """*environment* is added to a path and the locale C. The tool is killed when the caller is cancelled.
+
+    :raise DeadlineExceeded: when it did not end in *timeout* seconds; it is killed then.
+    :raise Unavailable: when it is not installed.
+    """
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={"PATH": PATH, "LC_ALL": "C", "HOME": os.environ.get("HOME", "/root"), **(environment or {})},
+        )
+    except OSError as error:
+        raise Unavailable(f"{argv[0]} cannot be run: {error.strerror}") from error
+    try:
+        async with asyncio.timeout(timeout):
+            out, said = await process.communicate(stdin)
+    except TimeoutError:
+        raise DeadlineExceeded(
+            f"{Path(argv[0]).name} did not end within {timeout:g} s", hint="see the load and what it talks to"
+        ) from None
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await asyncio.shield(process.wait())
+    code = process.returncode or 0
+    return Said(code=code if code >= 0 else 128 - code, out=out, error=said.decode(errors="replace").strip())
