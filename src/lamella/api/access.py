@@ -3,6 +3,7 @@
 from enum import StrEnum
 
 from lamella.model.errors import Forbidden
+from lamella.model.kinds import plural
 from lamella.model.requests import Principal
 
 
@@ -27,7 +28,7 @@ def decide(who: Principal, action: Action, project: str | None, kind: str | None
     """
     if who.admin or action is Action.ABOUT:
         return
-    subject = f"{kind}s" if kind else "the layer"
+    subject = plural(kind) if kind else "the layer"
     place = f" in project {project}" if project else ""
     raise Forbidden(
         f"{who.name} may not {action.value} {subject}{place}",

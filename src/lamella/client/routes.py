@@ -30,6 +30,11 @@ def target(*segments: str, query: "Iterable[tuple[str, object]]" = ()) -> str:
     return f"{path}?{'&'.join(pairs)}" if pairs else path
 
 
+def plural(kind: str) -> str:
+    """As :func:`lamella.model.kinds.plural`, which would bring every kind along."""
+    return f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
+
+
 def about() -> Request:
     return Request("GET", "/v1")
 
@@ -48,16 +53,16 @@ def find(
     """One page of *kind*; the cursor comes from the page before."""
     query: list[tuple[str, object]] = [("label", f"{key}={value}") for key, value in (labels or {}).items()]
     query += [("limit", limit), ("cursor", cursor or None)]
-    return Request("GET", target("projects", project, f"{kind}s", query=query))
+    return Request("GET", target("projects", project, plural(kind), query=query))
 
 
 def watch(project: str, kind: str, *, since: "int | None" = None) -> Request:
     """Every change of *kind* after the revision *since*, as server-sent events; the event ``problem`` ends it."""
-    return Request("GET", target("projects", project, f"{kind}s", query=[("watch", True), ("since", since)]))
+    return Request("GET", target("projects", project, plural(kind), query=[("watch", True), ("since", since)]))
 
 
 def get(project: str, kind: str, name: str) -> Request:
-    return Request("GET", target("projects", project, f"{kind}s", name))
+    return Request("GET", target("projects", project, plural(kind), name))
 
 
 def remove(
@@ -71,7 +76,7 @@ def remove(
 ) -> Request:
     query = [("force", force), ("wait", wait)]
     return Request(
-        "DELETE", target("projects", project, f"{kind}s", name, query=query), headers=_match(revision), wait=wait or 0
+        "DELETE", target("projects", project, plural(kind), name, query=query), headers=_match(revision), wait=wait or 0
     )
 
 
@@ -80,7 +85,7 @@ def patch(
 ) -> Request:
     """A JSON merge patch (:class:`lamella.model.requests.ResourcePatch`)."""
     headers = {"Content-Type": "application/merge-patch+json", **_match(revision)}
-    path = target("projects", project, f"{kind}s", name, query=[("wait", wait)])
+    path = target("projects", project, plural(kind), name, query=[("wait", wait)])
     return Request("PATCH", path, body=body, headers=headers, wait=wait or 0)
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from lamella.model.backup import Backup, BackupPolicy, Repository
 from lamella.model.host import Host
 from lamella.model.image import Image
 from lamella.model.instance import Instance
@@ -21,6 +22,9 @@ KINDS: dict[str, Any] = {
     "pool": Pool,
     "volume": Volume,
     "snapshot": Snapshot,
+    "repository": Repository,
+    "backup": Backup,
+    "policy": BackupPolicy,
     "network": Network,
     "port": Port,
     "host": Host,
@@ -30,6 +34,11 @@ KINDS: dict[str, Any] = {
 
 # Kinds that belong to the layer, not to a tenant: they live in the project "default".
 SHARED = frozenset({"project", "host", "pool"})
+
+
+def plural(kind: str) -> str:
+    """What many of them are called, in paths and sentences."""
+    return f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
 
 
 def decode(kind: str, data: bytes) -> AnyResource:

@@ -9,16 +9,14 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from lamella.model.backup_requests import AnyBackupRequest
 from lamella.model.instance import Instance
 from lamella.model.storage import Pool, Snapshot, Volume
 from lamella.model.storage_report import Report as Report
 from lamella.model.storage_report import StorageFinding as StorageFinding
+from lamella.model.storage_requests_base import StorageRequest as StorageRequest
 
 Passphrase = Annotated[str, Meta(max_length=4096)]
-
-
-class StorageRequest(msgspec.Struct, kw_only=True, tag=True):
-    """Subclasses say what; the result's type is in their docstring."""
 
 
 class OpenPool(StorageRequest, kw_only=True):
@@ -157,6 +155,7 @@ AnyStorageRequest = (
     | MoveVolume
     | CheckStorage
     | ScrubPool
+    | AnyBackupRequest
 )
 
 

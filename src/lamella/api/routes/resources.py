@@ -11,14 +11,14 @@ from lamella.api.call import Call
 from lamella.api.queries import ChangesQuery, DeleteQuery, ListQuery, WriteQuery
 from lamella.api.route import EVENTS, AnyRoute, Route, Success
 from lamella.model.errors import Invalid, LamellaError
-from lamella.model.kinds import KINDS
+from lamella.model.kinds import KINDS, plural
 from lamella.model.requests import Items, ResourcePatch
 from lamella.store.store import Change
 from lamella.wire.problem import problem_of
 
 HEARTBEAT_SECONDS = 15.0
-PATCHABLE = ("project", "image", "instance", "pool", "volume", "network", "host")
-DELETABLE = ("project", "image", "instance", "volume", "network", "host", "operation")
+PATCHABLE = ("project", "image", "instance", "pool", "volume", "network", "host", "repository", "backup")
+DELETABLE = ("project", "image", "instance", "volume", "network", "host", "operation", "repository", "backup", "policy")
 
 _encode = msgspec.json.Encoder().encode
 
@@ -105,14 +105,15 @@ def _bound(handler: Callable[[Call[Any], str], Awaitable[Any]], kind: str) -> Ca
 
 
 def _routes(kind: str) -> list[AnyRoute]:
-    many, title = f"/v1/projects/{{project:str}}/{kind}s", kind.capitalize()
+    kinds, title = plural(kind), kind.capitalize()
+    many = f"/v1/projects/{{project:str}}/{kinds}"
     one = f"{many}/{{name:str}}"
     routes: list[AnyRoute] = [
         Route(
             method="GET",
             path=many,
-            name=f"list{title}s",
-            summary=f"A page of {kind}s, or with watch=true their changes",
+            name=f"list{kinds.capitalize()}",
+            summary=f"A page of {kinds}, or with watch=true their changes",
             action=Action.READ,
             handler=_bound(list_or_watch, kind),
             kind=kind,
