@@ -1,5 +1,6 @@
 """Every run is watched: what bears our mark afterwards, and did not before, fails it."""
 
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from lamella.host.linux.processes import all_pids
 
 PREFIX = "lamella-"
 GRACE = 10.0
+
+# A run in the background of a shell was told to ignore Ctrl-C, and so would be everything that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def marked() -> set[str]:
