@@ -17,16 +17,20 @@ from lamella.host.journal import Journal
 from lamella.host.machine import desired_network, desired_port
 from lamella.host.network.driver import NetworkDriver
 from lamella.host.reporter import Reporter
+from lamella.host.storage.driver import StorageDriver
 from lamella.host.storage.wing import Storage
 from lamella.host.worker import Worker
+from lamella.host.writers import InstanceWriters
 from lamella.model.assignment import Assignment, Assignments, ControlDesk, ImageProgress, ImageRequest
 from lamella.model.board import DesktopTicket, Input
 from lamella.model.contract import Mechanism
 from lamella.model.errors import Invalid, LamellaError, NotFound, Unavailable, Unsupported
 from lamella.model.files import FileInfo
 from lamella.model.host import Capability, HostStatus
+from lamella.model.ids import is_id
 from lamella.model.image import ImageStatus
-from lamella.model.storage import Volume
+from lamella.model.resource import Condition
+from lamella.model.storage import PoolStatus, StorageEvent, StoragePhase, Volume
 from lamella.model.storage_requests import AnyStorageRequest, StorageProgress
 from lamella.model.stream import ExecSpec, ProcessStream
 from lamella.model.usage import LogEntry, Usage
@@ -69,6 +73,8 @@ class Agent:
         self._desk: ControlDesk | None = None
         self._reporter: Reporter | None = None
         self._journal = Journal(home.run / "journal")
+        storage.use_writers(InstanceWriters(self._driver_of))
+        storage.on_event(self._heard)
         self.host_id = ""
 
     # --- wings, as workers use them
@@ -196,6 +202,16 @@ class Agent:
         worker = self._workers.get(id)
         if worker is not None:
             worker.wake()
+
+    async def _driver_of(self, id: str) -> ComputeDriver:
+        return (await self._worker(id)).driver
+
+    def _heard(self, type: str, subject: str, message: str) -> None:
+        """Something befell storage; what is heard before control is known is in the log alone."""
+        log.warning("%s %s: %s", type, subject, message)
+        if self._reporter is not None:
+            volume, pool = (subject, "") if is_id(subject) else ("", subject)
+            self._reporter.tell_storage(StorageEvent(type=type, message=message, volume=volume, pool=pool))
 
     async def _open_tap(self, port_id: str) -> int:
         for worker in self._workers.values():
@@ -333,7 +349,7 @@ class Agent:
         return self.storage_wing.export(volume, snapshot, format)
 
     async def facts(self) -> HostStatus:
-        pools = {name: await pool.status() for name, pool in self.storage_wing.pools.items()}
+        pools = {name: await _status(pool) for name, pool in self.storage_wing.pools.items()}
         return read_facts(self._capabilities, pools)
 
     async def collect_images(self, keep: set[str]) -> int:
@@ -390,3 +406,12 @@ class Agent:
 def _generator(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
     """Whoever leaves in the middle has it end at once, not when it is collected."""
     return cast("AsyncGenerator[bytes]", pieces)
+
+
+async def _status(pool: StorageDriver) -> PoolStatus:
+    """What it says, or that it says nothing: one pool that is away is no reason for a host not to be there."""
+    try:
+        return await pool.status()
+    except LamellaError as error:
+        gone = Condition(type="Ready", status=False, reason=error.code, message=error.message, hint=error.hint)
+        return PoolStatus(phase=StoragePhase.FAILED, conditions=[gone])

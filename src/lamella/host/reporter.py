@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+from collections import deque
 from contextlib import suppress
 
 import msgspec
 
 from lamella.model.assignment import ControlDesk, InstanceReport
 from lamella.model.errors import LamellaError
+from lamella.model.storage import StorageEvent
 
 log = logging.getLogger("lamella.host.reporter")
 
@@ -15,6 +17,7 @@ log = logging.getLogger("lamella.host.reporter")
 PATIENCE = 0.03
 # How long to wait before telling again what control did not take, in seconds.
 RETRY = 1.0
+MOST_EVENTS = 1000
 
 
 class Reporter:
@@ -24,6 +27,7 @@ class Reporter:
         self._desk = desk
         self._host = host
         self._waiting: dict[str, InstanceReport] = {}
+        self._storage: deque[StorageEvent] = deque(maxlen=MOST_EVENTS)
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -58,10 +62,33 @@ class Reporter:
         else:
             self._wake.set()
 
+    def tell_storage(self, event: StorageEvent) -> None:
+        """What befell storage; of very many, the newest are told."""
+        self._storage.append(event)
+        self._wake.set()
+
+    async def _tell_storage(self) -> None:
+        events = list(self._storage)
+        if not events:
+            return
+        self._storage.clear()
+        try:
+            await self._desk.tell(self._host, events)
+        except BaseException:
+            newer = list(self._storage)
+            self._storage.clear()
+            self._storage.extend([*events, *newer])
+            raise
+
     async def _run(self) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            try:
+                await self._tell_storage()
+            except Exception as error:
+                log.warning("control did not take an event: %s", error)
+                asyncio.get_running_loop().call_later(RETRY, self._wake.set)
             if not self._waiting:
                 continue
             batch, self._waiting = self._waiting, {}

@@ -1,0 +1,71 @@
+"""The instances of this host as storage sees them: who writes, and how to have them hold still."""
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar, runtime_checkable
+
+from lamella.host.compute.driver import ComputeDriver, Freezes, OpensDisks
+from lamella.host.storage.blocks import Told
+from lamella.host.storage.driver import Layer
+from lamella.model.errors import NotFound, Unsupported
+from lamella.model.instance import Phase
+
+T = TypeVar("T")
+Find = Callable[[str], Awaitable[ComputeDriver]]
+
+
+@runtime_checkable
+class MergesDisks(Protocol):
+    """A driver whose running instances can merge two layers of a disk that they have open themselves."""
+
+    async def merge(self, id: str, volume: str, upper: Layer, lower: Layer, told: Told | None = None) -> None: ...
+
+
+@runtime_checkable
+class ShowsSize(Protocol):
+    """A driver whose guests do not see by themselves that a volume has grown."""
+
+    async def resized(self, id: str, volume_id: str, size: int) -> None: ...
+
+
+class InstanceWriters:
+    """:class:`lamella.host.storage.wing.Writers`. *find* gives the driver of an instance that is this host's, or raises :class:`NotFound`."""
+
+    def __init__(self, find: Find) -> None:
+        self._find = find
+
+    async def phase(self, id: str) -> Phase:
+        try:
+            seen = await (await self._find(id)).observe(id)
+        except NotFound:
+            return Phase.STOPPED
+        return Phase.STOPPED if seen is None else seen.phase
+
+    async def pause(self, id: str) -> None:
+        await (await self._find(id)).pause(id)
+
+    async def resume(self, id: str) -> None:
+        await (await self._find(id)).resume(id)
+
+    async def freeze(self, id: str, deadline: float) -> int:
+        return await (await self._able(id, Freezes, "cannot have its filesystems hold still")).freeze(id, deadline)
+
+    async def thaw(self, id: str) -> bool:
+        return await (await self._able(id, Freezes, "has nothing frozen")).thaw(id)
+
+    async def switch(self, id: str, layers: dict[str, Layer]) -> None:
+        await (await self._able(id, OpensDisks, "has no disks of its own open")).switch(id, layers)
+
+    async def merge(self, id: str, volume: str, upper: Layer, lower: Layer, told: Told | None = None) -> None:
+        driver = await self._able(id, MergesDisks, "cannot merge layers of a disk while it runs; stop it first")
+        await driver.merge(id, volume, upper, lower, told)
+
+    async def resized(self, id: str, volume: str, size: int) -> None:
+        driver = await self._find(id)
+        if isinstance(driver, ShowsSize):
+            await driver.resized(id, volume, size)
+
+    async def _able(self, id: str, protocol: type[T], cannot: str) -> T:
+        driver = await self._find(id)
+        if not isinstance(driver, protocol):
+            raise Unsupported(f"what runs under {driver.name} {cannot}")
+        return driver
