@@ -28,7 +28,7 @@ class ShowsSize(Protocol):
 
 
 class InstanceWriters:
-    """:class:`lamella.host.storage.wing.Writers`. *find* gives the driver of an instance that is this host's, or raises :class:`NotFound`."""
+    """:class:`lamella.host.storage.wing.Writers`. *find* gives the driver of an instance of this host; it raises :class:`NotFound`."""
 
     def __init__(self, find: Find) -> None:
         self._find = find
