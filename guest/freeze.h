@@ -2,9 +2,14 @@
 #pragma once
 #include "bytes.h"
 
-char *freeze_one(int filesystem, uint32_t deadline_ms); /* NULL or a sentence; again only moves the deadline */
+#define MOST_FROZEN 64
+
+/* NULL or a sentence; again only moves the deadline. The first is frozen first, the last thawed first. */
+char *freeze_these(const int *filesystems, size_t number, uint32_t deadline_ms);
 char *freeze_machine(uint32_t deadline_ms);             /* every file system on a block device that is mounted writable */
 char *freeze_thaw(void);
 bool freeze_holds(void);
+bool freeze_held(void);     /* whether everything stood still until the last thaw */
+size_t freeze_count(void);
 void freeze_tick(void);     /* thaws when the deadline has passed */
 int freeze_next_tick(void); /* ms until then; -1 for never */

@@ -23,6 +23,7 @@
 #include "network.h"
 #include "process.h"
 #include "protocol.h"
+#include "volumes.h"
 
 #define WAIT_MS 10000
 #define GROUP "/sys/fs/cgroup/instance"
@@ -98,24 +99,32 @@ int machine_port(const char *name) {
     return -1;
 }
 
-/* The device node of the block device with this serial. */
-static char *find_disk(const char *serial) {
+/* virtio-blk tells its serial beside the disk, NVMe beside the controller and padded with spaces. */
+static bool has_serial(const char *disk, const char *serial) {
+    static const char *const places[] = {"/sys/block/%.200s/serial", "/sys/block/%.200s/device/serial"};
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        char path[300], found[64] = "";
+        snprintf(path, sizeof path, places[i], disk);
+        FILE *file = fopen(path, "re");
+        if (!file) continue;
+        if (fgets(found, sizeof found, file)) found[strcspn(found, " \n")] = 0;
+        fclose(file);
+        if (strcmp(found, serial) == 0) return true;
+    }
+    return false;
+}
+
+char *machine_disk(const char *serial, bool wait) {
     for (int waited = 0; waited < WAIT_MS; waited += 2, pause_ms(2)) {
         DIR *directory = opendir("/sys/block");
         struct dirent *entry;
         char *node = NULL;
-        while (directory && !node && (entry = readdir(directory))) {
-            char path[300], found[64] = "";
-            snprintf(path, sizeof path, "/sys/block/%.200s/serial", entry->d_name);
-            FILE *file = fopen(path, "re");
-            if (!file) continue;
-            if (fgets(found, sizeof found, file)) found[strcspn(found, "\n")] = 0;
-            fclose(file);
-            if (strcmp(found, serial) == 0) node = format_text("/dev/%s", entry->d_name);
-        }
+        while (directory && !node && (entry = readdir(directory)))
+            if (has_serial(entry->d_name, serial)) node = format_text("/dev/%s", entry->d_name);
         if (directory) closedir(directory);
         if (node && access(node, F_OK) == 0) return node;
         free(node);
+        if (!wait) return NULL;
     }
     return NULL;
 }
@@ -129,7 +138,7 @@ static char *mount_root(const char *node) {
 
 static char *mount_disks(const char *root, const char *data) {
     struct stat s;
-    char *root_node = find_disk(root), *data_node = find_disk(data), *problem = NULL;
+    char *root_node = machine_disk(root, true), *data_node = machine_disk(data, true), *problem = NULL;
     mkdir("/lower", 0755), mkdir("/data", 0700), mkdir("/root", 0755);
     if (!root_node || !data_node)
         problem = format_text("there is no disk with the serial %s", root_node ? data : root);
@@ -297,12 +306,21 @@ void machine_serve(void) {
 char *machine_freeze(uint32_t deadline_ms) {
     if (guest_has_init) return freeze_machine(deadline_ms);
     if (data_filesystem < 0) return format_text("there is no disk to freeze");
-    return freeze_one(data_filesystem, deadline_ms);
+    int directories[MOST_FROZEN];
+    size_t opened = volumes_open(directories, MOST_FROZEN - 1);
+    /* Nothing lies on a volume that the instance's own disk needs. */
+    directories[opened] = data_filesystem;
+    char *problem = freeze_these(directories, opened + 1, deadline_ms);
+    while (opened > 0) close(directories[--opened]);
+    return problem;
 }
+
+bool machine_has_init(void) { return guest_has_init; }
 
 void machine_off(void) {
     free(freeze_thaw());
     kill(-1, SIGKILL);
+    volumes_end();
     sync();
     if (data_filesystem >= 0) ioctl(data_filesystem, FIFREEZE, 0); /* leaves its journal empty */
     reboot(RB_POWER_OFF);

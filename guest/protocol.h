@@ -55,6 +55,8 @@ enum verb {
     VERB_THAW = 19,
     VERB_RESEED = 20,
     VERB_SET = 21,
+    VERB_MOUNT = 22,
+    VERB_UNMOUNT = 23,
 };
 
 enum tag {
@@ -112,6 +114,11 @@ enum tag {
     TAG_AGENT_MODE = 52,
     TAG_KERNEL = 53,
     TAG_REBOOT = 54,
+    TAG_SERIAL = 55,
+    TAG_FILESYSTEM = 56,
+    TAG_READ_ONLY = 57,
+    TAG_COUNT = 58,
+    TAG_HELD = 59,
 };
 
 enum file_type { FILE_REGULAR = 0, FILE_DIRECTORY = 1, FILE_SYMLINK = 2, FILE_OTHER = 3 };

@@ -15,6 +15,7 @@
 #include "machine.h"
 #include "power.h"
 #include "usage.h"
+#include "volumes.h"
 
 #define CHUNK 32768
 #define LEAST_ROOM 4096
@@ -257,10 +258,27 @@ static const char *refusal(uint64_t verb) {
         /* fall through */
     case VERB_START: case VERB_ATTACH: case VERB_LOGS: case VERB_ACKNOWLEDGE_LOGS: case VERB_SIGNAL: case VERB_WAIT_EXIT:
         return mode == MODE_SERVICE ? "this machine has an init of its own and runs no command of ours" : NULL;
-    case VERB_SET: case VERB_RESEED: case VERB_FREEZE: case VERB_THAW: case VERB_SHUTDOWN:
+    case VERB_SET: case VERB_RESEED: case VERB_FREEZE: case VERB_THAW: case VERB_SHUTDOWN: case VERB_MOUNT: case VERB_UNMOUNT:
         return mode == MODE_STDIO ? "this agent is not the init of a machine" : NULL;
     default: return NULL;
     }
+}
+
+/* How many file systems are frozen, or whether they all were until now. */
+static void finish_number(struct stream *s, char *problem, enum tag tag) {
+    if (problem) return finish_sentence(s, "conflict", problem);
+    struct bytes fields = {0};
+    add_number(&fields, tag, tag == TAG_COUNT ? freeze_count() : freeze_held());
+    finish(s, &fields);
+    bytes_free(&fields);
+}
+
+static void on_volume(struct stream *s, bool wanted, struct view body) {
+    const char *code = "invalid";
+    if (instance_phase == PHASE_WAITING) return finish_error(s, "conflict", "the guest is not configured");
+    if (freeze_holds()) return finish_error(s, "conflict", "the instance's disks are frozen for a snapshot");
+    char *problem = wanted ? volumes_mount(body, &code) : volumes_unmount(body, &code);
+    finish_sentence(s, code, problem);
 }
 
 static void serve(struct stream *s, struct view body) {
@@ -315,8 +333,9 @@ static void serve(struct stream *s, struct view body) {
         usage_fields(&fields);
         finish(s, &fields);
         break;
-    case VERB_FREEZE: finish_sentence(s, "conflict", machine_freeze((uint32_t)find_number(body, TAG_TIMEOUT_MS, 10000))); break;
-    case VERB_THAW: finish_sentence(s, "conflict", freeze_thaw()); break;
+    case VERB_FREEZE: finish_number(s, machine_freeze((uint32_t)find_number(body, TAG_TIMEOUT_MS, 10000)), TAG_COUNT); break;
+    case VERB_THAW: finish_number(s, freeze_thaw(), TAG_HELD); break;
+    case VERB_MOUNT: case VERB_UNMOUNT: on_volume(s, verb == VERB_MOUNT, body); break;
     case VERB_RESEED:
         if (find_field(body, TAG_ENTROPY, &value)) finish_sentence(s, "internal", machine_reseed(value.data, value.size));
         else finish_error(s, "invalid", "there is no entropy in the request");

@@ -77,7 +77,7 @@ def vms(draw: st.DrawFn) -> Vm:
         graphics=graphics,
         screens=["-vnc", "none"],
         watchdog=draw(st.sampled_from(Watchdog)),
-        root=None if volume is None else arguments.root_node(volume, "file"),
+        root=None if volume is None else arguments.root_disk(volume, lambda _: "file"),
         seed=draw(st.booleans()),
         media=count,
         mac=draw(st.sampled_from([None, "02:00:00:00:00:01"])),
@@ -155,7 +155,7 @@ def test_generic_hardware_is_what_every_system_knows(vm: Vm) -> None:
 
 
 def test_a_clone_names_its_base_and_a_plain_disk_has_none() -> None:
-    plain, clone = (msgspec.json.encode(arguments.root_node(volume, "file")).decode() for volume in (PLAIN, CLONE))
+    plain, clone = (" ".join(arguments.root_disk(volume, lambda _: "file").arguments) for volume in (PLAIN, CLONE))
     assert "backing" not in plain and f"/dev/fdset/{arguments.ROOT}" in plain
     assert f"/dev/fdset/{arguments.BASE}" in clone and '"read-only":true' in clone.replace(" ", "")
 

@@ -7,10 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.host.compute.vm import devices, usb
-from lamella.host.storage.driver import Base, VolumeHandle
 from lamella.model.board import Hardware
 from lamella.model.errors import Unsupported
-from lamella.model.storage import VolumeForm
 
 names = st.from_regex(r"[a-z][a-z0-9-]{0,30}", fullmatch=True)
 
@@ -26,23 +24,6 @@ def test_a_serial_number_fits_and_is_the_name_when_that_does(name: str) -> None:
 def test_long_names_that_begin_alike_have_serials_of_their_own(ends: set[str]) -> None:
     one, other = (devices.serial("a-disk-with-a-long-name" + end) for end in ends)
     assert one != other
-
-
-def test_a_clone_never_opens_what_its_header_names() -> None:
-    file = devices.file_node("file", 3, read_only=False)
-    plain = VolumeHandle(id="v", form=VolumeForm.BLOCK, path=Path("/v"), format="qcow2")
-    assert devices.disk_node("disk-a", plain, file, None)["backing"] is None
-    based = VolumeHandle(
-        id="v", form=VolumeForm.BLOCK, path=Path("/v"), format="qcow2", base=Base(path=Path("/b"), size=1)
-    )
-    base = devices.file_node("file", 4, read_only=True)
-    assert devices.disk_node("disk-a", based, file, base)["backing"] == {
-        "driver": "raw",
-        "read-only": True,
-        "file": base,
-    }
-    raw = VolumeHandle(id="v", form=VolumeForm.BLOCK, path=Path("/v"))
-    assert "backing" not in devices.disk_node("disk-a", raw, file, None)
 
 
 def test_hardware_decides_what_a_disk_and_a_nic_are() -> None:

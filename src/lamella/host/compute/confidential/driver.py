@@ -117,7 +117,9 @@ def plan(host: HostParts, machine: Machine, technology: Confidential, evidence: 
         raise Unsupported("there is no firmware for confidential machines on this host")
     # Every machine has a screen unless it is told otherwise; these never have.
     board = msgspec.structs.replace(machine.board, graphics=Graphics.NONE)
-    made = launching.plan(host, msgspec.structs.replace(machine, board=board))
+    # No other process sees such a machine's memory: its volumes are files.
+    volumes = [msgspec.structs.replace(volume, socket=None) for volume in machine.volumes]
+    made = launching.plan(host, msgspec.structs.replace(machine, board=board, volumes=volumes))
     arguments.check(made.vm)
     size = Size(vcpus=made.size.vcpus, memory=made.size.memory)
     vm = msgspec.structs.replace(made.vm, sizing=arguments.sizing(size))

@@ -227,12 +227,32 @@ class GuestClient:
     async def usage(self) -> Usage:
         return answers.usage(await self._channel.call(Verb.USAGE))
 
-    async def freeze(self, deadline: float) -> None:
-        """Hold writes until :meth:`thaw`, at most *deadline* seconds: to the data disk, or to all of a machine that it serves."""
-        await self._channel.call(Verb.FREEZE, body((Tag.TIMEOUT_MS, _milliseconds(deadline))))
+    async def freeze(self, deadline: float, *, timeout: float = 30.0) -> int:
+        """Hold writes until :meth:`thaw`, at most *deadline* seconds: to the data disk and the volumes, or to all of a machine that it
+        serves. Returns how many file systems stand still (1 from an agent that does not say)."""
+        message = body((Tag.TIMEOUT_MS, _milliseconds(deadline)))
+        answer = await self._channel.call(Verb.FREEZE, message, timeout=timeout)
+        return answer.number(Tag.COUNT, largest=1 << 16) or 1
 
-    async def thaw(self) -> None:
-        await self._channel.call(Verb.THAW)
+    async def thaw(self) -> bool:
+        """Whether everything stood still until now."""
+        return bool((await self._channel.call(Verb.THAW)).number(Tag.HELD, largest=1))
+
+    async def mount(self, serial: str, target: str, filesystem: str, *, read_only: bool = False) -> None:
+        """Mount the disk with this serial number; one that is mounted there already grows to its disk.
+
+        :raise NotFound: when the guest has no such disk (yet). :raise Invalid: when it cannot be mounted.
+        :raise Unsupported: when the agent is an older one.
+        """
+        pairs: _Pairs = [(Tag.SERIAL, serial), (Tag.TARGET, target), (Tag.FILESYSTEM, filesystem)]
+        await self._channel.call(Verb.MOUNT, body(*pairs, (Tag.READ_ONLY, int(read_only))))
+
+    async def unmount(self, serial: str, target: str) -> None:
+        """Unmount what :meth:`mount` has; not mounted is fine.
+
+        :raise Conflict: when something inside uses it.
+        """
+        await self._channel.call(Verb.UNMOUNT, body((Tag.SERIAL, serial), (Tag.TARGET, target)))
 
     async def reseed(self, entropy: bytes) -> None:
         """Mix *entropy* into the kernel's pool and make it reseed now (after a clone or a restore)."""

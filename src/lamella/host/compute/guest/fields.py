@@ -34,6 +34,8 @@ class Verb(IntEnum):
     THAW = 19
     RESEED = 20
     SET = 21
+    MOUNT = 22
+    UNMOUNT = 23
 
 
 class Tag(IntEnum):
@@ -91,6 +93,11 @@ class Tag(IntEnum):
     AGENT_MODE = 52
     KERNEL = 53
     REBOOT = 54
+    SERIAL = 55
+    FILESYSTEM = 56
+    READ_ONLY = 57
+    COUNT = 58
+    HELD = 59
 
 
 Value = bytes | str | int | bool

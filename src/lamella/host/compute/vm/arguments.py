@@ -4,11 +4,16 @@ What may come and go while the machine runs is not here: it is plugged in before
 here has a fixed place on the PCI bus, so that a guest finds its NIC under the same name whatever else it is given.
 """
 
+from collections.abc import Callable
+from pathlib import Path
+
 import msgspec
 
+from lamella.host.compute.qemu import layers
 from lamella.host.compute.qemu.launch import FIRMWARE, QEMU, SANDBOX
+from lamella.host.compute.qemu.layers import ColdDisk
 from lamella.host.compute.qemu.size import MIB, TRANSLATED
-from lamella.host.compute.vm.devices import Properties, disk_node, file_node
+from lamella.host.compute.vm.sizing import MEMORY
 from lamella.host.storage.driver import VolumeHandle
 from lamella.model.board import Firmware, Graphics, Hardware, Watchdog
 
@@ -17,6 +22,7 @@ MONITOR, AGENT, QGA, CONSOLE = 3, 4, 5, 6
 CODE, VARIABLES, TPM, TAP = 7, 8, 10, 11
 ROOT, BASE, SEED, MEDIA = 12, 13, 14, 16  # MEDIA is the first of at most MOST_MEDIA
 MOST_MEDIA = 4
+LAYERS = 32  # the first of those of the root disk's other files
 
 AGENT_PORT = "org.lamella.agent"
 QGA_PORT = "org.qemu.guest_agent.0"
@@ -31,9 +37,9 @@ class Vm(msgspec.Struct, kw_only=True, frozen=True):
     """One machine as QEMU is to make it.
 
     ``board_type`` is a versioned machine type (``pc-q35-7.2``); ``sizing``, ``plugs`` and ``screens`` are the arguments of sizing.py,
-    hotplug.py and desktop.py; ``root`` is the block node ``root``; ``media`` counts the CDs of the image; ``mac`` is set when
-    descriptor ``TAP`` is there, and ``netboot`` when a BIOS shall be able to start from it (which costs a second of each boot);
-    ``order`` is the boot order (order.py).
+    hotplug.py and desktop.py; ``shared`` says that another process may be let see its memory; ``root`` is the first disk; ``media``
+    counts the CDs of the image; ``mac`` is set when descriptor ``TAP`` is there, and ``netboot`` when a BIOS shall be able to start from
+    it (which costs a second of each boot); ``order`` is the boot order (order.py).
     """
 
     name: str
@@ -41,6 +47,7 @@ class Vm(msgspec.Struct, kw_only=True, frozen=True):
     board_type: str
     accelerator: str
     sizing: list[str]
+    shared: bool = False
     threads: str = "multi"
     plugs: list[str] = []
     firmware: Firmware = Firmware.BIOS
@@ -50,7 +57,7 @@ class Vm(msgspec.Struct, kw_only=True, frozen=True):
     graphics: Graphics = Graphics.VGA
     screens: list[str] = []
     watchdog: Watchdog = Watchdog.NONE
-    root: Properties | None = None
+    root: ColdDisk | None = None
     seed: bool = False
     media: int = 0
     mac: str | None = None
@@ -96,6 +103,8 @@ def _boots(vm: Vm, name: str) -> str:
 def _board(vm: Vm) -> list[str]:
     accelerators = {"kvm": "kvm", "tcg": f"tcg,thread={vm.threads},tb-size={TRANSLATED // MIB}"}
     board = f"{vm.board_type},vmport=off,smm={'on' if vm.secure_boot else 'off'}"
+    if vm.shared:
+        board += f",memory-backend={MEMORY}"
     if vm.graphics is Graphics.NONE:
         board += ",graphics=off"  # SeaBIOS speaks on the serial line then
     if vm.firmware is Firmware.UEFI:
@@ -157,18 +166,14 @@ def _tpm(vm: Vm) -> list[str]:
 def _root(vm: Vm) -> list[str]:
     if vm.root is None:
         return []
-    sets = [
-        word for fd in (ROOT, BASE) if f"/dev/fdset/{fd}" in str(vm.root) for word in ("-add-fd", f"fd={fd},set={fd}")
-    ]
     where = "ide-hd,bus=ide.0" if vm.hardware is Hardware.GENERIC else f"virtio-blk-pci,{_at(_ROOT)}"
     device = f"{where},id=root,drive=root,serial=lamella-root{_boots(vm, 'root')}"
-    return [*sets, "-blockdev", msgspec.json.encode(vm.root).decode(), "-device", device]
+    return [*vm.root.arguments, "-device", device]
 
 
-def root_node(volume: VolumeHandle, driver: str) -> Properties:
-    """The block node of the first disk, whose file is descriptor ``ROOT`` (and ``BASE``); *driver* is ``file`` or ``host_device``."""
-    base = None if volume.base is None else file_node("file", BASE, read_only=True)
-    return disk_node("root", volume, file_node(driver, ROOT, read_only=False), base)
+def root_disk(volume: VolumeHandle, driver: Callable[[Path], str] = layers.driver_of) -> ColdDisk:
+    """The first disk, whose file is descriptor ``ROOT`` (and ``BASE`` its image's); *driver* says what opens a path (layers.driver_of)."""
+    return layers.cold_disk("root", volume, LAYERS, fd=ROOT, base=BASE, driver=driver)
 
 
 def _seed(vm: Vm) -> list[str]:

@@ -8,13 +8,12 @@ Ids: device ``dev-NAME``, block node ``disk-NAME``, netdev ``net-NAME``, drive `
 """
 
 import hashlib
-from collections.abc import Mapping
 from enum import StrEnum
 
 import msgspec
 
-from lamella.host.compute.driver import Machine
-from lamella.host.storage.driver import VolumeHandle
+from lamella.host.compute.driver import Machine, MountedVolume
+from lamella.host.compute.qemu.layers import Properties
 from lamella.model.board import Graphics, Hardware
 
 SPARE_PORTS = 8
@@ -23,8 +22,6 @@ MOST_DRIVES = 6
 _FIRST_SLOT = 0x10
 _FUNCTIONS = 8
 _SERIAL = 20
-
-Properties = dict[str, object]
 
 
 class Part(StrEnum):
@@ -48,7 +45,8 @@ _DRIVERS = {
 }
 # What else of a machine can be booted from, beside what is plugged in.
 BOOTABLE = frozenset({"ide-hd", "ide-cd", "e1000"})
-_PARTS = {driver: part for drivers in _DRIVERS.values() for part, driver in drivers.items()}
+SHARED_DISK = "vhost-user-blk-pci"
+_PARTS = {driver: part for drivers in _DRIVERS.values() for part, driver in drivers.items()} | {SHARED_DISK: Part.DISK}
 
 
 def cold_arguments(machine: Machine) -> list[str]:
@@ -76,7 +74,7 @@ def cold_arguments(machine: Machine) -> list[str]:
 
 def ports_at_start(machine: Machine) -> int:
     """Root ports: one a device, ``SPARE_PORTS`` or more beside."""
-    asked = len(machine.disks) + len(machine.nics) + SPARE_PORTS
+    asked = len(machine.disks) + len(machine.volumes) + len(machine.nics) + SPARE_PORTS
     return -(-asked // _FUNCTIONS) * _FUNCTIONS
 
 
@@ -89,6 +87,7 @@ def wanted(machine: Machine) -> list[Wanted]:
     """What *machine* shall have plugged in."""
     return [
         *(Wanted(name=disk.name, part=Part.DISK, identity=disk.volume.id) for disk in machine.disks),
+        *(Wanted(name=volume.device, part=Part.DISK, identity=volume.id) for volume in machine.volumes),
         *(Wanted(name=nic.name, part=Part.NIC, identity=nic.attachment.mac.lower()) for nic in machine.nics),
         *(Wanted(name=image.name, part=Part.CDROM, identity=str(image.path)) for image in machine.cdroms),
         *(Wanted(name=usb.name, part=Part.USB, identity=usb.device) for usb in machine.usb),
@@ -116,20 +115,25 @@ def nic_device(hardware: Hardware, name: str, bus: str, *, mac: str, mtu: int, b
     return device
 
 
-def disk_node(
-    node: str, volume: VolumeHandle, file: Mapping[str, object], base: Mapping[str, object] | None
-) -> Properties:
-    """The block node of *volume* over the protocol nodes *file* and *base* (of ``volume.base``)."""
-    made: Properties = {"driver": volume.format, "node-name": node, "discard": "unmap", "file": dict(file)}
-    if volume.format == "qcow2":
-        # Said even when there is none, so that QEMU never opens what a header names.
-        made["backing"] = None if base is None else {"driver": "raw", "read-only": True, "file": dict(base)}
-    return made
+def volume_device(hardware: Hardware, volume: MountedVolume, bus: str) -> Properties:
+    """A volume that is a file: a failure of it stops the machine rather than telling the guest, where the device can (NVMe cannot)."""
+    device = disk_device(hardware, volume.device, bus)
+    if hardware is Hardware.VIRTIO:
+        device |= {"werror": "stop", "rerror": "stop"}
+    return device
 
 
-def file_node(driver: str, fdset: int, *, read_only: bool) -> Properties:
-    """The protocol node of descriptor set *fdset*; *driver* is ``file`` or ``host_device``."""
-    return {"driver": driver, "filename": f"/dev/fdset/{fdset}", "read-only": read_only, "discard": "unmap"}
+def shared_device(volume: MountedVolume, bus: str) -> Properties:
+    """A volume that the storage process serves through the machine's memory: it tells the serial number, and a lost connection is made
+    anew by itself."""
+    return {"driver": SHARED_DISK, "id": f"dev-{volume.device}", "bus": bus, "chardev": f"volume-{volume.device}"}
+
+
+def shared_chardev(volume: MountedVolume) -> Properties:
+    """What :func:`shared_device` speaks over: it is asked for once a second while nobody answers."""
+    address = {"type": "unix", "data": {"path": str(volume.socket)}}
+    data: Properties = {"addr": address, "server": False, "reconnect": 1}
+    return {"id": f"volume-{volume.device}", "backend": {"type": "socket", "data": data}}
 
 
 def serial(name: str) -> str:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import msgspec
 
-from lamella.host.compute.driver import Changed, Home, Limits, Machine, Observed
-from lamella.host.compute.qemu.driver import QemuDriver
+from lamella.host.compute.driver import Changed, Home, Limits, Machine, MountedVolume, Observed
+from lamella.host.compute.qemu import layers
 from lamella.host.compute.qemu.monitor import Monitor
-from lamella.host.compute.vm import evidence, hotplug, launching, memory, screen, sizing
+from lamella.host.compute.qemu.storage import DiskVerbs
+from lamella.host.compute.vm import evidence, freezing, hotplug, launching, memory, screen, sizing
 from lamella.host.compute.vm.host import HostParts, look
 from lamella.host.compute.vm.inside import Inside
 from lamella.host.compute.vm.launching import OpenTap
@@ -42,7 +43,7 @@ CONSOLE_DEADLINE = 5.0
 logger = logging.getLogger(__name__)
 
 
-class VmDriver(QemuDriver[Session]):
+class VmDriver(DiskVerbs[Session]):
     """:class:`ComputeDriver` for full machines. ``use_taps`` says where the descriptors of NICs come from."""
 
     name = "vm"
@@ -143,7 +144,7 @@ class VmDriver(QemuDriver[Session]):
                     monitor = await session.monitor()
                 except LamellaError as error:
                     raise Unavailable(f"QEMU did not start: {session.last_words() or error.message}") from error
-                await hotplug.rewire(monitor, machine, self._open_tap)
+                await hotplug.rewire(monitor, machine, self._open_tap, reaches=_reach(session))
                 # The firmware reads the boot order when it starts, and was told of what was plugged in since.
                 if self.resettable:
                     await monitor.execute("system_reset")
@@ -232,9 +233,33 @@ class VmDriver(QemuDriver[Session]):
     async def rewire(self, machine: Machine) -> None:
         async with self._lock(machine.id):
             session = await self._running(machine.id)
-            await asyncio.to_thread(session.places.write, machine)
-            session.know(machine)
-            await hotplug.rewire(await session.monitor(), machine, self._open_tap)
+            kept = {volume.id for volume in machine.volumes}
+            if session.process.started_at is not None and not session.paused:
+                await session.mounting.let_go(
+                    volume for volume in self._known(session).volumes if volume.id not in kept
+                )
+            await self._note(session, machine)
+            await hotplug.rewire(await session.monitor(), machine, self._open_tap, reaches=_reach(session))
+            if session.process.started_at is not None and not session.paused:
+                await session.mounting.bring(machine.volumes)
+
+    async def _note(self, session: Session, machine: Machine) -> None:
+        await super()._note(session, machine)
+        session.know(machine)
+
+    async def _grown(self, session: Session, volume: MountedVolume) -> None:
+        await session.mounting.bring([volume])
+
+    # --- its file systems
+
+    async def freeze(self, id: str, deadline: float) -> int:
+        """See ``Freezes``."""
+        async with self._lock(id):
+            return await freezing.freeze(await self._inside(id), deadline)
+
+    async def thaw(self, id: str) -> bool:
+        async with self._lock(id):
+            return await freezing.thaw(await self._inside(id))
 
     # --- the machine as a whole
 
@@ -323,7 +348,7 @@ class VmDriver(QemuDriver[Session]):
             memory=group.memory,
             memory_limit=session.process.limits.memory or session.process.size.memory,
             processes=inside.processes if inside else None,
-            disk_used=_blocks(machine.disk.path) if machine and machine.disk else None,
+            disk_used=layers.used(machine.disk) if machine and machine.disk else None,
             received=inside.received if inside else None,
             sent=inside.sent if inside else None,
         )
@@ -380,11 +405,10 @@ async def _no_taps(port: str) -> int:
     raise Internal("nobody said where TAPs come from", hint="call use_taps before create")
 
 
-def _blocks(path: Path) -> int | None:
-    try:
-        return path.stat().st_blocks * 512
-    except OSError:
-        return None
+def _reach(session: Session) -> hotplug.Reaches:
+    """A socket can be used by a machine whose room shows its directory: such a one began with memory that can be shared."""
+    root = Path(f"/proc/{session.process.pid}/root")
+    return lambda socket: (root / socket.parent.relative_to("/")).is_dir()
 
 
 async def _use_what_came(inside: Inside, vcpus: int) -> None:

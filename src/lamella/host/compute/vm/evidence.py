@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 from pathlib import Path
 
-from lamella.host.compute.driver import Machine
+from lamella.host.compute.driver import Machine, MountedVolume
 from lamella.host.compute.qemu import mechanisms
 from lamella.host.compute.vm import tpm, varstore
+from lamella.host.compute.vm.devices import serial
 from lamella.host.compute.vm.session import Session
+from lamella.host.compute.vm.volumes import mountable
 from lamella.model.contract import LIMIT, Mechanism
 from lamella.model.errors import LamellaError
 from lamella.model.quantity import format_size
@@ -24,6 +26,7 @@ async def gather(session: Session) -> list[Mechanism]:
     machine = session.machine
     if machine is not None:
         found += await asyncio.to_thread(_of_files, session, machine)
+        found += [_volume(session, volume) for volume in machine.volumes]
     with contextlib.suppress(LamellaError):
         monitor = await session.monitor()
         found += mechanisms.of_machine(
@@ -43,6 +46,17 @@ def _of_files(session: Session, machine: Machine) -> list[Mechanism]:
         size = format_size(machine.disk.size) if machine.disk.size else "as its image says"
         found.append(Mechanism(name=f"{LIMIT}disk", value=size, evidence="the size of its root disk"))
     return found
+
+
+def _volume(session: Session, volume: MountedVolume) -> Mechanism:
+    why_not = session.mounting.why_not(volume)
+    how = f"{volume.filesystem} at {volume.target}{', read-only' if volume.read_only else ''}, by the guest's agent"
+    return Mechanism(
+        name=f"volume {volume.name}",
+        value=why_not or how,
+        evidence=f"the disk with the serial number {serial(volume.device)}",
+        in_force=not why_not or not mountable(volume),
+    )
 
 
 def _secure_boot(state: Path) -> Mechanism:

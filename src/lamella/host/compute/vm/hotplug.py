@@ -7,14 +7,14 @@ import asyncio
 import contextlib
 import os
 import re
-import stat
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import msgspec
 
-from lamella.host.compute.driver import DataDisk, Machine, NamedNic
+from lamella.host.compute.driver import DataDisk, Machine, MountedVolume, NamedNic
+from lamella.host.compute.qemu import disks, layers
 from lamella.host.compute.qemu.monitor import Events, Monitor, Refused
 from lamella.host.compute.vm import devices, usb
 from lamella.host.compute.vm.devices import Part, Properties
@@ -39,17 +39,18 @@ __all__ = ["cold_arguments", "plugged", "rewire"]
 
 OpenTap = Callable[[str], Awaitable[int]]
 FindUsb = Callable[[str], usb.HostDevice]
+# Whether the running machine can reach this socket, and the storage process its memory.
+Reaches = Callable[[Path], bool]
 
 # How long a guest may take to let go, and after how long it is asked again (one that boots does not hear it).
 PATIENCE = 30.0
 _AGAIN = 5.0
 _GLANCE = 0.5
-_MOMENT = 0.05
-_MOMENTS = 100
 
 cold_arguments = devices.cold_arguments
 
 _NODE = re.compile(r"^disk-([a-z][a-z0-9-]*)$")
+_CHARDEV = re.compile(r"^volume-([a-z][a-z0-9-]*)$")
 _NETDEV = re.compile(r"^(?: \\ )?net-([a-z][a-z0-9-]*): ", re.MULTILINE)
 
 
@@ -78,8 +79,8 @@ class _Block(msgspec.Struct):
     inserted: _Inserted | None = None
 
 
-class _Node(msgspec.Struct):
-    node: str = msgspec.field(name="node-name", default="")
+class _Chardev(msgspec.Struct):
+    label: str
 
 
 class _File(msgspec.Struct):
@@ -98,8 +99,10 @@ async def rewire(
     *,
     patience: float = PATIENCE,
     find_usb: FindUsb = usb.find,
+    reaches: Reaches = lambda socket: False,
 ) -> None:
-    """Make what is plugged in be the disks, CD images, NICs and USB devices of *machine*, in its boot order; see ``TakesDevices``.
+    """Make what is plugged in be the disks, volumes, CD images, NICs and USB devices of *machine*, in its boot order; see
+    ``TakesDevices``. A volume's socket is used when *reaches* says that it can be, its file otherwise.
 
     What the guest does not let go of within *patience* seconds stays, and all else is done before that is raised.
 
@@ -109,7 +112,7 @@ async def rewire(
     """
     found = await look(monitor)
     steps = plan(found, devices.wanted(machine), boot_order(machine))
-    await _Work(monitor, machine, open_tap, patience, find_usb).carry_out(steps)
+    await _Work(monitor, machine, open_tap, patience, find_usb, reaches).carry_out(steps)
 
 
 async def plugged(monitor: Monitor) -> list[str]:
@@ -122,7 +125,8 @@ async def look(monitor: Monitor) -> Plugged:
     peripherals = await monitor.ask(list[_Property], "qom-list", {"path": "/machine/peripheral"})
     kinds = {item.name: item.type.removeprefix("child<").removesuffix(">") for item in peripherals}
     blocks = await monitor.ask(list[_Block], "query-block")
-    nodes = await monitor.ask(list[_Node], "query-named-block-nodes", {"flat": True})
+    nodes = await disks.node_names(monitor)
+    chardevs = {item.label for item in await monitor.ask(list[_Chardev], "query-chardev")}
     identities = {name: identity for _, name, identity in await _files(monitor)}
     netdevs = _NETDEV.findall(await monitor.ask(str, "human-monitor-command", {"command-line": "info network"}))
     present: dict[str, Device] = {}
@@ -140,7 +144,8 @@ async def look(monitor: Monitor) -> Plugged:
         if block.qdev in drives and name is not None:
             drives[block.qdev] = Medium(name=name[1], identity=identities.get(name[1], ""))
     here = {*present, *(medium.name for medium in drives.values() if medium is not None)}
-    names = {match[1] for node in nodes if (match := _NODE.match(node.node))} | set(netdevs) | set(identities)
+    names = {match[1] for node in nodes if (match := _NODE.match(node))} | set(netdevs) | set(identities)
+    names |= {match[1] for label in chardevs if (match := _CHARDEV.match(label))}
     return Plugged(
         devices=present,
         drives=drives,
@@ -180,13 +185,20 @@ class _Work:
     """Carries out one plan; a step whose device would not go is not followed by others of its name."""
 
     def __init__(
-        self, monitor: Monitor, machine: Machine, open_tap: OpenTap, patience: float, find_usb: FindUsb
+        self,
+        monitor: Monitor,
+        machine: Machine,
+        open_tap: OpenTap,
+        patience: float,
+        find_usb: FindUsb,
+        reaches: Reaches,
     ) -> None:
         self._monitor = monitor
         self._machine = machine
         self._open_tap = open_tap
         self._patience = patience
         self._find_usb = find_usb
+        self._reaches = reaches
 
     async def carry_out(self, steps: Iterable[Step]) -> None:
         failed: dict[str, LamellaError] = {}
@@ -283,33 +295,23 @@ class _Work:
         )
 
     async def _clear(self, name: str) -> None:
-        await self._delete_node(f"disk-{name}")
-        with contextlib.suppress(Refused):  # it has none
-            await self._monitor.execute("netdev_del", {"id": f"net-{name}"})
+        there = await disks.node_names(self._monitor)
+        prefix = layers.layer_prefix(name)
+        await disks.delete_nodes(
+            self._monitor, {node for node in there if node == f"disk-{name}" or node.startswith(prefix)}
+        )
+        for command, id in (("netdev_del", f"net-{name}"), ("chardev-remove", f"volume-{name}")):
+            with contextlib.suppress(Refused):  # it has none
+                await self._monitor.execute(command, {"id": id})
         for fdset in {fdset for fdset, owner, _ in await _files(self._monitor) if owner == name}:
             await self._monitor.remove_fdset(fdset)
-
-    async def _delete_node(self, node: str) -> None:
-        """A device that has just gone holds its block node for a moment longer."""
-        for _ in range(_MOMENTS):
-            try:
-                await self._monitor.execute("blockdev-del", {"node-name": node})
-            except Refused as error:
-                if "in use" not in error.reason:
-                    return  # there is none
-                await asyncio.sleep(_MOMENT)
-            else:
-                return
-        raise Unavailable(f"QEMU does not let go of {node}", hint="try again")
 
     # --- what comes
 
     async def _plug(self, step: Plug) -> None:
         match step.part:
             case Part.DISK:
-                disk = _named(self._machine.disks, step.name)
-                await self._add_disk_node(disk)
-                device = devices.disk_device(self._machine.board.hardware, step.name, step.port)
+                device = await self._disk_device(step)
             case Part.NIC:
                 nic = _named(self._machine.nics, step.name)
                 await self._add_netdev(nic)
@@ -333,18 +335,32 @@ class _Work:
                 hint="see that the host does not use it itself",
             ) from error
 
+    async def _disk_device(self, step: Plug) -> Properties:
+        for volume in self._machine.volumes:
+            if volume.device == step.name:
+                return await self._volume_device(volume, step.port)
+        await self._add_disk_node(_named(self._machine.disks, step.name))
+        return devices.disk_device(self._machine.board.hardware, step.name, step.port)
+
+    async def _volume_device(self, volume: MountedVolume, port: str) -> Properties:
+        if volume.socket is not None and not volume.read_only and self._reaches(volume.socket):
+            await self._monitor.execute("chardev-add", devices.shared_chardev(volume))
+            return devices.shared_device(volume, port)
+        file = await self._give_file(volume.path, volume.device, volume.id, read_only=volume.read_only)
+        node = layers.layer_node(f"disk-{volume.device}", "raw", file) | {"read-only": volume.read_only}
+        await self._monitor.execute("blockdev-add", node)
+        return devices.volume_device(self._machine.board.hardware, volume, port)
+
     async def _add_disk_node(self, disk: DataDisk) -> None:
         volume = disk.volume
         if volume.form is not VolumeForm.BLOCK:
             raise Conflict(
                 f"volume {volume.id} holds files and is no disk", hint="a disk is a volume of the form block"
             )
-        identity = volume.id
-        file = await self._give_file(volume.path, disk.name, identity, read_only=False)
-        base = None
-        if volume.base is not None:
-            base = await self._give_file(volume.base.path, disk.name, identity, read_only=True)
-        await self._monitor.execute("blockdev-add", devices.disk_node(f"disk-{disk.name}", volume, file, base))
+        files: list[Properties] = []
+        for path in layers.files_of(volume):
+            files.append(await self._give_file(path, disk.name, volume.id, read_only=bool(files)))
+        await self._monitor.execute("blockdev-add", layers.chain_node(f"disk-{disk.name}", volume, files))
 
     async def _add_netdev(self, nic: NamedNic) -> None:
         fd = await self._open_tap(nic.attachment.port)
@@ -357,8 +373,15 @@ class _Work:
     async def _usb_device(self, name: str) -> Properties:
         wish = next(item for item in self._machine.usb if item.name == name)
         found = self._find_usb(wish.device)
-        fdset = await self._give(found.path, os.O_RDWR, name, wish.device)
+        fdset = await self._give_device(found.path, f"device {name} {wish.device}")
         return {**found.properties(fdset), "id": f"dev-{name}", "bus": "usb.0"}
+
+    async def _give_device(self, path: Path, opaque: str) -> int:
+        fd = layers.open_file(path, os.O_RDWR)
+        try:
+            return await self._monitor.add_fd(fd, opaque)
+        finally:
+            os.close(fd)
 
     async def _insert(self, step: Insert) -> None:
         image = _named(self._machine.cdroms, step.name)
@@ -373,22 +396,13 @@ class _Work:
         await self._monitor.execute("blockdev-close-tray", drive)
 
     async def _give_file(self, path: Path, name: str, identity: str, *, read_only: bool) -> Properties:
-        flags = os.O_RDONLY if read_only else os.O_RDWR
-        fdset = await self._give(path, flags, name, identity)
-        driver = "host_device" if stat.S_ISBLK(path.stat().st_mode) else "file"
-        return devices.file_node(driver, fdset, read_only=read_only)
-
-    async def _give(self, path: Path, flags: int, name: str, identity: str) -> int:
         try:
-            fd = os.open(path, flags | os.O_CLOEXEC)
-        except FileNotFoundError as error:
+            fdset = await disks.give(self._monitor, path, f"device {name} {identity}", read_only=read_only)
+        except NotFound as error:
             raise NotFound(
                 f"{path.name} of device {name} is not there", hint="see whether its volume or image is"
             ) from error
-        try:
-            return await self._monitor.add_fd(fd, f"device {name} {identity}")
-        finally:
-            os.close(fd)
+        return layers.file_node(layers.driver_of(path), fdset, read_only=read_only)
 
 
 def _named(items: Iterable[Item], name: str) -> Item:

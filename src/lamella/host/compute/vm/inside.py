@@ -21,12 +21,14 @@ from pathlib import Path
 
 import msgspec
 
+from lamella.host.compute.driver import MountedVolume
 from lamella.host.compute.guest import qga_files
 from lamella.host.compute.guest.client import GuestClient
 from lamella.host.compute.guest.qga import QgaClient
 from lamella.host.compute.guest.qga_process import start_process
+from lamella.host.compute.vm.devices import serial
 from lamella.host.compute.vm.port import Port
-from lamella.model.errors import Unavailable, Unsupported
+from lamella.model.errors import LamellaError, Unavailable, Unsupported
 from lamella.model.files import FileInfo
 from lamella.model.resource import now
 from lamella.model.stream import ExecSpec, ProcessStream
@@ -35,6 +37,15 @@ from lamella.model.usage import Usage
 BOOT_PATIENCE = 90.0
 YOUNG = 300.0
 INTRODUCTION = 2.0
+
+# Thaws after $1 seconds what can be thawed, whatever happens to its starter. Nothing of it writes.
+_THAW = """
+command -v fsfreeze >/dev/null || exit 127
+sleep "$1"
+while read -r device place rest; do
+  case $device in /dev/*) fsfreeze -u "$place" 2>/dev/null;; esac
+done </proc/mounts
+"""
 
 _HOW = (
     "use an image with cloud-init (the seed drive starts Lamella's agent), a disk made by lamella image build --disk, "
@@ -69,6 +80,8 @@ class Inside:
     def __init__(self, agent_socket: Path, qga_socket: Path, *, started: datetime | None = None) -> None:
         self.started = started
         self._opened = 0.0
+        self._frozen = 0
+        self._thawer: int | None = None
         self._moved = asyncio.Event()
         self._ours: Port[GuestClient] = Port(agent_socket, _greet, GuestClient.state, self._moved.set)
         self._qga: Port[QgaClient] = Port(qga_socket, _synchronize, QgaClient.ping, self._moved.set)
@@ -159,17 +172,52 @@ class Inside:
         else:
             await agent.shutdown("reboot" if reboot else "powerdown")
 
-    async def freeze(self, deadline: float) -> None:
-        """Hold writes to the guest's disks until :meth:`thaw`; our agent lets go after *deadline* seconds, qemu-guest-agent never."""
+    async def freeze(self, deadline: float) -> int:
+        """Hold writes to the guest's disks until :meth:`thaw`; returns how many file systems stand still. Our agent lets go after
+        *deadline* seconds; where qemu-guest-agent is what there is, a shell that was started before does (fsfreeze of util-linux)."""
         agent = await self._agent("freeze", wait=False)
+        self._frozen = 0
         if isinstance(agent, GuestClient):
-            await agent.freeze(deadline)
-        else:
-            await agent.freeze()
+            return await agent.freeze(deadline, timeout=deadline)
+        self._thawer = await agent.start("/bin/sh", ["-c", _THAW, "sh", f"{max(deadline, 1):.0f}"])
+        self._frozen = await agent.freeze()
+        return self._frozen
 
-    async def thaw(self) -> None:
+    async def thaw(self) -> bool:
+        """Whether everything stood still until now."""
         agent = await self._agent("thaw", wait=False)
-        await agent.thaw()
+        if isinstance(agent, GuestClient):
+            return await agent.thaw()
+        held = await agent.thaw() == self._frozen > 0
+        if self._thawer is not None:
+            # It must not thaw what is frozen the next time.
+            with contextlib.suppress(LamellaError):
+                await agent.start("/bin/sh", ["-c", f"pkill -P {self._thawer}; kill {self._thawer}"])
+        self._frozen, self._thawer = 0, None
+        return held
+
+    async def mount(self, volume: MountedVolume) -> None:
+        """Mount a volume where it belongs. Our agent alone can, and is not waited for."""
+        agent = await self._agent("mount", only_ours=True, wait=False)
+        assert isinstance(agent, GuestClient)
+        await agent.mount(serial(volume.device), volume.target, volume.filesystem, read_only=volume.read_only)
+
+    async def unmount(self, volume: MountedVolume) -> None:
+        """:raise Conflict: when something inside uses it."""
+        agent = await self._agent("unmount", only_ours=True, wait=False)
+        assert isinstance(agent, GuestClient)
+        await agent.unmount(serial(volume.device), volume.target)
+
+    async def moved(self) -> GuestClient | None:
+        """Wait until an agent begins or stops to answer; our agent's conversation then, if there is one."""
+        self._moved.clear()
+        await self._moved.wait()
+        return self._ours.client
+
+    @property
+    def ours(self) -> GuestClient | None:
+        """The conversation with our agent, without asking it."""
+        return self._ours.client
 
     async def reseed(self, entropy: bytes) -> None:
         """Mix *entropy* into the guest's random numbers and set its clock: after a clone, or a long pause. Our agent alone can."""

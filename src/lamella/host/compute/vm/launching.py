@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import stat
 import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -76,13 +75,15 @@ def plan(host: HostParts, machine: Machine) -> Plan:
     threads = "single" if size.vcpus == 1 else "multi"
     plugs = not emulated or (threads == "single" and not board.secure_boot)
     largest = sizing.largest_of(size, host.memory, plugs_vcpus=plugs)
+    sockets = {volume.socket.parent for volume in machine.volumes if volume.socket is not None}
     vm = arguments.Vm(
         name=machine.id,
         uuid=str(uuid.uuid5(_ADDRESS, machine.id)),
         board_type=host.board_type(machine.board_type),
         accelerator=name,
         threads=threads,
-        sizing=sizing.cold_arguments(size, largest),
+        sizing=sizing.cold_arguments(size, largest, shared=bool(sockets)),
+        shared=bool(sockets),
         plugs=hotplug.cold_arguments(machine),
         firmware=board.firmware,
         secure_boot=board.secure_boot,
@@ -91,7 +92,7 @@ def plan(host: HostParts, machine: Machine) -> Plan:
         graphics=board.graphics,
         screens=desktop.cold_arguments(board),
         watchdog=board.watchdog,
-        root=None if machine.disk is None else arguments.root_node(machine.disk, _driver(machine)),
+        root=None if machine.disk is None else arguments.root_disk(machine.disk),
         seed=machine.seed.enabled,
         media=len(media(machine)),
         mac=machine.nic.mac if machine.nic else None,
@@ -101,7 +102,7 @@ def plan(host: HostParts, machine: Machine) -> Plan:
     )
     around = Size(vcpus=largest.vcpus, memory=size.memory)
     group = with_the_rest(sizing.group_of(machine.limits, around, name), machine)
-    return Plan(vm=vm, size=size, largest=largest, group=group)
+    return Plan(vm=vm, size=size, largest=largest, group=group, shown={place: place for place in sorted(sockets)})
 
 
 def with_the_rest(group: Limits, machine: Machine) -> Limits:
@@ -147,9 +148,7 @@ async def start(
                 raise Unsupported(host.why_no_uefi, field="board.firmware")
             files[arguments.CODE] = read(firmware.code(machine.board, host.ovmf))
         if machine.disk is not None:
-            files[arguments.ROOT] = own(_open(machine.disk.path, os.O_RDWR))
-            if machine.disk.base is not None:
-                files[arguments.BASE] = read(machine.disk.base.path)
+            files |= {number: own(fd) for number, fd in arguments.root_disk(machine.disk).open().items()}
         discs = [artifact for artifact in machine.rootfs.artifacts if artifact.kind is ArtifactKind.CDROM]
         for number, disc in enumerate(discs):
             files[arguments.MEDIA + number] = read(disc.path)
@@ -235,15 +234,6 @@ async def _make(host: HostParts, plan: Plan, places: Places, machine: Machine, g
         raise failed
     assert not isinstance(file, BaseException) and not isinstance(end, BaseException)
     return _Made(variables=file, tpm=end)
-
-
-def _driver(machine: Machine) -> str:
-    """Which of QEMU's drivers opens the first disk: a device of the host is not a file."""
-    try:
-        mode = machine.volume.path.stat().st_mode
-    except OSError as error:
-        raise NotFound(f"the disk of {machine.id} is not where it should be: {error.strerror}") from error
-    return "host_device" if stat.S_ISBLK(mode) else "file"
 
 
 def _open(path: os.PathLike[str], flags: int) -> int:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from lamella.host.compute.driver import Machine
+from lamella.host.compute.driver import Machine, MountedVolume
 from lamella.host.compute.qemu.log import Log
 from lamella.host.compute.qemu.monitor import Monitor
 from lamella.host.compute.qemu.places import ExitRecord, Places, ProcessRecord
@@ -23,6 +23,7 @@ from lamella.host.compute.vm.console import Console, Viewer
 from lamella.host.compute.vm.desktop import Desktop
 from lamella.host.compute.vm.inside import Inside
 from lamella.host.compute.vm.launching import SCREEN
+from lamella.host.compute.vm.volumes import Mounting
 from lamella.host.linux.cgroup import Cgroup
 from lamella.model.board import OnCrash, Watchdog
 from lamella.model.errors import LamellaError, NotFound, Unavailable
@@ -51,6 +52,7 @@ class Session(QemuProcess):
         super().__init__(places, process, group, log, over)
         self.console = Console(log)
         self.inside = Inside(places.run / "agent", places.run / "qga", started=process.started_at)
+        self.mounting = Mounting(self.inside, self._volumes)
         self.forced = ""
         self._machine: Machine | None = None
         self._desktop: Desktop | None = None
@@ -61,6 +63,9 @@ class Session(QemuProcess):
         if self._machine is None:
             self._machine = self.places.machine()
         return self._machine
+
+    def _volumes(self) -> list[MountedVolume]:
+        return [] if self.machine is None else self.machine.volumes
 
     def know(self, machine: Machine) -> None:
         """The devices were changed: *machine* is what it is now."""
@@ -113,6 +118,7 @@ class Session(QemuProcess):
                     tasks.create_task(self._hold_console())
                     tasks.create_task(self._watch(monitor))
                     tasks.create_task(self._listen(monitor))
+                    tasks.create_task(self.mounting.run())
             except LamellaError as error:
                 logger.debug("%s: %s", self.places.id, error)
             except ExceptionGroup as group:
