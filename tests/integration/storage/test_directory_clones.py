@@ -119,3 +119,4 @@ async def test_a_full_pool_makes_no_clone(small: Path, base: Base) -> None:
     with pytest.raises(NoRoom, match="is full"):
         await pool.create(new_id("volume"), VolumeForm.BLOCK, 0, base=base)
     assert await pool.inventory() == set() and not list((small / ".staging").iterdir())
+    await pool.close()

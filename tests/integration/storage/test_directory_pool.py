@@ -43,6 +43,7 @@ async def test_a_full_pool_says_so_and_keeps_nothing_half_made(small: Path) -> N
     for id in made:
         await pool.delete(id)
     await pool.create(new_id("volume"), VolumeForm.FILESYSTEM, 0)
+    await pool.close()
 
 
 async def test_a_mount_inside_forbids_deletion(tmp_path: Path) -> None:

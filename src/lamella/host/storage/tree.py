@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -94,10 +95,11 @@ def _scan(directory: int, device: int, seen: set[int]) -> tuple[int, list[str]]:
     return blocks, names
 
 
-def clear(root: Path) -> None:
+def clear(root: Path, wipe: Callable[[int], None] | None = None) -> None:
     """Remove everything below the directory *root*, which stays.
 
-    Each subdirectory is first moved up into *root* itself, so that depth never matters and a crash loses nothing.
+    Each subdirectory is first moved up into *root* itself, so that depth never matters and a crash loses nothing. *wipe* is given the
+    descriptor of each regular file, open for reading and writing, before it is unlinked.
 
     :raise Occupied: when something is mounted inside; what lies on the mounted filesystem is not touched.
     :raise OSError: when the filesystem refuses.
@@ -112,9 +114,10 @@ def clear(root: Path) -> None:
                 if info.st_dev != device:
                     raise Occupied(name)
                 if not stat.S_ISDIR(info.st_mode):
+                    _wipe(name, top, info, wipe)
                     _remove_entry(name, top, is_directory=False)
                     continue
-                serial = _empty(top, name, device, serial)
+                serial = _empty(top, name, device, serial, wipe)
                 _remove_entry(name, top, is_directory=True)
     finally:
         os.close(top)
@@ -125,7 +128,7 @@ def _names(directory: int) -> list[str]:
         return [entry.name for entry in entries]
 
 
-def _empty(top: int, name: str, device: int, serial: int) -> int:
+def _empty(top: int, name: str, device: int, serial: int, wipe: Callable[[int], None] | None) -> int:
     """Unlink the files of directory *name* in *top*, hoist its subdirectories into *top*; returns the last serial."""
     directory = os.open(name, _DIRECTORY, dir_fd=top)
     try:
@@ -135,6 +138,7 @@ def _empty(top: int, name: str, device: int, serial: int) -> int:
             if info.st_dev != device:
                 raise Occupied(child)
             if not stat.S_ISDIR(info.st_mode):
+                _wipe(child, directory, info, wipe)
                 _remove_entry(child, directory, is_directory=False)
                 continue
             try:
@@ -146,6 +150,21 @@ def _empty(top: int, name: str, device: int, serial: int) -> int:
         return serial
     finally:
         os.close(directory)
+
+
+def _wipe(name: str, directory: int, info: os.stat_result, wipe: Callable[[int], None] | None) -> None:
+    if wipe is None or not stat.S_ISREG(info.st_mode):
+        return
+    entry = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        _unprotect(entry)
+    finally:
+        os.close(entry)
+    entry = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        wipe(entry)
+    finally:
+        os.close(entry)
 
 
 def _hoist(child: str, directory: int, top: int, serial: int) -> int:

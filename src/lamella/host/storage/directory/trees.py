@@ -1,0 +1,96 @@
+"""Filesystem volumes as plain directories: a snapshot is a copy, which shares its blocks where the filesystem can.
+
+Copies are made by cp(1): owners, modes, times, extended attributes, hard links, holes, devices and sockets stay what they are.
+"""
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+
+from lamella.host.linux import binaries
+from lamella.host.storage import tree
+from lamella.host.storage.directory.ground import sync_filesystem
+from lamella.model.errors import DeadlineExceeded, NoRoom, Unavailable
+
+_DEADLINE = 6 * 3600.0
+
+
+class Trees:
+    """How one kind of directory is made, copied and removed; ``btrfs`` has another."""
+
+    bounded = False
+
+    async def make(self, target: Path, size: int) -> None:
+        """An empty tree that may take *size* bytes (0: no bound)."""
+        await asyncio.to_thread(_make, target)
+
+    async def copy(self, source: Path, target: Path, size: int, *, read_only: bool = False) -> None:
+        """*target*, which is not there yet, becomes what *source* is, durably.
+
+        :raise NoRoom: when the filesystem is full. :raise Unavailable: when something cannot be copied.
+        """
+        # Both are directories: --no-target-directory keeps cp from copying into one that is there.
+        await run(
+            "cp",
+            "--archive",
+            "--reflink=auto",
+            "--sparse=auto",
+            "--one-file-system",
+            "--no-target-directory",
+            str(source),
+            str(target),
+        )
+        await asyncio.to_thread(sync_filesystem, target)
+
+    async def bound(self, data: Path, size: int) -> None:
+        """It may take *size* bytes from now on."""
+
+    async def used(self, place: Path) -> int:
+        """:raise FileNotFoundError: when it is not there."""
+        return await asyncio.to_thread(tree.allocated, place)
+
+    def release(self, path: Path) -> None:
+        """Take away what unlinking files below *path* would not."""
+
+
+def _make(target: Path) -> None:
+    target.mkdir()
+    target.chmod(0o755)
+
+
+async def run(*command: str, deadline: float = _DEADLINE) -> str:
+    """A tool to its end, which dies with us; what it printed.
+
+    :raise NoRoom: when it says that the filesystem is full. :raise Unavailable: when it fails otherwise.
+    """
+    child = await asyncio.create_subprocess_exec(
+        str(binaries.tool("setpriv")),
+        "--pdeathsig",
+        "KILL",
+        "--",
+        str(binaries.tool(command[0])),
+        *command[1:],
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+    )
+    try:
+        async with asyncio.timeout(deadline):
+            out, said = await child.communicate()
+    except TimeoutError as error:
+        raise DeadlineExceeded(
+            f"{command[0]} did not end in {deadline:g} s", hint="see the disk and its load"
+        ) from error
+    finally:
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            await asyncio.shield(child.wait())
+    if child.returncode:
+        text = said.decode(errors="replace").strip()
+        if "No space left" in text or "quota exceeded" in text:
+            raise NoRoom(f"{command[0]}: the pool is full", hint="delete volumes or snapshots")
+        raise Unavailable(f"{command[0]} failed: {text[-400:]}")
+    return out.decode(errors="replace")
