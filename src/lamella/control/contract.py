@@ -1,14 +1,17 @@
 """The contract of one instance, from what was asked and what its host read from the running thing. Pure."""
 
+from collections.abc import Sequence
+
 from lamella.control.levels import EMULATED, LEVELS, NEVER_PROMISED
+from lamella.control.storage.promises import Promised, guarantees_of, limits_of
 from lamella.model.contract import LIMIT, Contract, Line, Mechanism
 from lamella.model.instance import Instance, Phase
 from lamella.model.quantity import format_cpu, format_size
 from lamella.model.resource import now
 
 
-def contract_of(instance: Instance, mechanisms: list[Mechanism]) -> Contract:
-    """Contract v1. *mechanisms* is empty when the instance does not run, and the contract says so."""
+def contract_of(instance: Instance, mechanisms: list[Mechanism], volumes: Sequence[Promised] = ()) -> Contract:
+    """Contract v1. *mechanisms* is empty when the instance does not run, and the contract says so. *volumes* are those attached to it."""
     spec, status = instance.spec, instance.status
     running = status.phase in (Phase.RUNNING, Phase.PAUSED)
     read = {item.name: item for item in mechanisms}
@@ -26,8 +29,8 @@ def contract_of(instance: Instance, mechanisms: list[Mechanism]) -> Contract:
         driver=status.driver,
         observed=running and bool(mechanisms),
         isolation=[item for item in mechanisms if not item.name.startswith(LIMIT)],
-        guarantees=_guarantees(instance),
-        limits=_limits(instance, read),
+        guarantees=[*_guarantees(instance), *(line for item in volumes for line in guarantees_of(item))],
+        limits=[*_limits(instance, read), *(limits_of(item, running=running) for item in volumes)],
         accelerator=status.accelerator or "none needed: instructions run on the host's processor",
         accelerator_reason=status.accelerator_reason,
         not_promised=not_promised,

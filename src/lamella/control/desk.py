@@ -8,6 +8,8 @@ import msgspec
 
 from lamella.control.bulletin import Bulletin
 from lamella.control.events import record
+from lamella.control.storage.attaching import let_go
+from lamella.control.storage.hearing import hear, measured
 from lamella.model.assignment import Assignment, Assignments, InstanceReport
 from lamella.model.errors import Conflict, Forbidden, NotFound
 from lamella.model.host import Host, HostSpec, HostStatus
@@ -15,7 +17,7 @@ from lamella.model.instance import Decision, Instance, InstanceStatus, Phase
 from lamella.model.kinds import AnyResource
 from lamella.model.network import Network, Port
 from lamella.model.resource import new_resource, now
-from lamella.model.storage import Volume
+from lamella.model.storage import Pool, StorageEvent, StoragePhase, Volume
 from lamella.store.store import Change, Store, Transaction
 
 # What the host sees; everything else in an instance's status is control's and is not overwritten by a report.
@@ -57,7 +59,7 @@ class Desk:
             for pool_name, seen in status.pools.items():
                 pool = tx.get("pool", "default", pool_name)
                 if pool is not None:
-                    pool.status = seen
+                    pool.status = measured(pool, seen)
                     tx.update(pool)
             known = tx.get("host", "default", name)
             if known is None:
@@ -71,7 +73,7 @@ class Desk:
         changed = asyncio.Event()
 
         def look(change: Change) -> None:
-            if change.kind in RELEVANT:
+            if change.kind in RELEVANT or _users(change):
                 changed.set()
 
         stop = self._bulletin.listen(look)
@@ -99,8 +101,10 @@ class Desk:
             return Assignments(revision=since, complete=False)
         revision = changes[-1].revision
         touched = {c.id for c in changes if c.kind == "instance" and c.resource.status.host == host and _is_news(c)}
+        # A volume with another size or key is news for every instance that names it.
+        users = {id for c in changes for id in _users(c)} - touched
         wider = any(c.kind in ("network", "pool") for c in changes)
-        if not touched and not wider:
+        if not touched and not users and not wider:
             return Assignments(revision=revision, complete=False)
 
         def look(tx: Transaction) -> Assignments:
@@ -111,8 +115,12 @@ class Desk:
                     answer.gone.append(id)
                 else:
                     answer.instances.append(_assignment(tx, instance))
+            for id in users:
+                instance = tx.by_id(id)
+                if instance is not None and instance.status.host == host:
+                    answer.instances.append(_assignment(tx, instance))
             if wider:
-                answer.networks, answer.pools = tx.list("network"), tx.list("pool")
+                answer.networks, answer.pools = tx.list("network"), _pools(tx)
             return answer
 
         return await self._store.read(look)
@@ -128,7 +136,7 @@ class Desk:
                 complete=True,
                 instances=[_assignment(tx, item) for item in mine],
                 networks=tx.list("network"),
-                pools=tx.list("pool"),
+                pools=_pools(tx),
                 images=sorted(
                     {digest for item in mine for digest in (item.status.image_digest, *item.status.cdroms.values())}
                 ),
@@ -148,12 +156,32 @@ class Desk:
 
         await self._store.write(write)
 
+    async def tell(self, host: str, events: list[StorageEvent]) -> None:
+        def write(tx: Transaction) -> None:
+            for event in events:
+                hear(tx, host, event)
+
+        await self._store.write(write)
+
+
+def _users(change: Change) -> list[str]:
+    """Ids of the instances that name the volume that has changed."""
+    if change.kind != "volume" or change.action == "deleted":
+        return []
+    return change.resource.status.attached
+
 
 def _is_news(change: Change) -> bool:
     """Whether a host has yet to hear of it: what its own report wrote, it knows."""
     instance = change.resource
     seen = instance.status.observed_generation >= instance.generation
     return change.action == "deleted" or instance.deleted_at is not None or not seen
+
+
+def _pools(tx: Transaction) -> list[Pool]:
+    """Those that hosts are to have open. One that is being made is asked for by itself."""
+    pools: list[Pool] = tx.list("pool")
+    return [pool for pool in pools if pool.status.phase is StoragePhase.READY]
 
 
 def _assignment(tx: Transaction, instance: Instance) -> Assignment:
@@ -163,11 +191,12 @@ def _assignment(tx: Transaction, instance: Instance) -> Assignment:
         raise NotFound(f"instance {instance.name} has lost its volume")
     port: Port | None = tx.by_id(status.port) if status.port else None
     disks: dict[str, Volume] = {name: _need(tx, instance, id) for name, id in status.disks.items()}
+    volumes: dict[str, Volume] = {name: _need(tx, instance, id) for name, id in status.volumes.items()}
     ports: dict[str, Port] = {name: _need(tx, instance, id) for name, id in status.ports.items()}
     ids = {item.spec.network for item in (port, *ports.values()) if item is not None}
     networks: dict[str, Network] = {id: _need(tx, instance, id) for id in ids}
     retired: list[AnyResource] = [part for id in status.retired if (part := tx.by_id(id)) is not None]
-    parts = [instance, volume, port, *disks.values(), *ports.values(), *networks.values()]
+    parts = [instance, volume, port, *disks.values(), *volumes.values(), *ports.values(), *networks.values()]
     return Assignment(
         revision=max(part.revision for part in parts if part is not None),
         instance=instance,
@@ -179,6 +208,7 @@ def _assignment(tx: Transaction, instance: Instance) -> Assignment:
         networks=networks,
         retired_volumes=[part for part in retired if part.kind == "volume"],
         retired_ports=[part for part in retired if part.kind == "port"],
+        volumes=volumes,
     )
 
 
@@ -197,20 +227,30 @@ def _take(tx: Transaction, instance: Instance, report: InstanceReport) -> None:
     if report.removed and instance.deleted_at is not None:
         tx.update(instance)
         record(tx, instance, "instance.removed", f"instance {instance.name} is removed")
-        for owned in _owned(instance.status):
-            if tx.by_id(owned) is not None:
-                tx.delete(owned)
+        for part in (*_owned(instance.status), *instance.status.volumes.values()):
+            _part_with(tx, instance, part)
         tx.delete(instance.id)
         return
     for id in report.released:
         if id in instance.status.retired:
             instance.status.retired.remove(id)
-            if tx.by_id(id) is not None:
-                tx.delete(id)
+            if id not in instance.status.volumes.values():
+                _part_with(tx, instance, id)
     over = ended_for_good(instance) or instance.status.phase is Phase.FAILED
     if over and instance.spec.remove_on_exit and instance.deleted_at is None:
         instance.deleted_at = now()
     tx.update(instance)
+
+
+def _part_with(tx: Transaction, instance: Instance, id: str) -> None:
+    """The host has let go of *id* for *instance*: what is its own goes, a volume with a life of its own is free again."""
+    part = tx.by_id(id)
+    if part is None:
+        return
+    if part.kind == "volume" and part.spec.owner != instance.id:
+        let_go(tx, instance, part)
+    else:
+        tx.delete(id)
 
 
 def _owned(status: InstanceStatus) -> list[str]:

@@ -5,6 +5,7 @@ A field that a level has no use for is refused, with the levels that have: nobod
 
 import msgspec
 
+from lamella.control.storage.fitting import check_mounts
 from lamella.model.board import Board, Firmware, Seed
 from lamella.model.errors import Invalid, Unsupported
 from lamella.model.image import Appliance, ArtifactKind, Image
@@ -80,6 +81,7 @@ def check_level(spec: InstanceSpec) -> None:
         raise Unsupported(f"a {level} has one NIC at most", hint="--isolation vm has up to eight", field="spec.nics")
     _check_board(spec)
     _check_names(spec)
+    check_mounts(spec)
 
 
 def _asked(spec: InstanceSpec, field: str) -> bool:

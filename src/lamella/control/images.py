@@ -36,7 +36,8 @@ class Images:
 
         def write(tx: Transaction) -> None:
             for operation in tx.list("operation"):
-                if operation.status.phase is OperationPhase.RUNNING:
+                ours = operation.spec.subject.startswith("image/")
+                if ours and operation.status.phase is OperationPhase.RUNNING:
                     operation.status.phase = OperationPhase.FAILED
                     operation.status.error_code = "unavailable"
                     operation.status.error = "the daemon ended while this was going on"

@@ -1,6 +1,6 @@
 """The verbs on instances: each writes intent in one transaction; the host makes it so, and whoever asked may wait for that."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -15,6 +15,7 @@ from lamella.control.lookup import find_image, find_instance, need_project
 from lamella.control.merging import merge_labels, merge_patch
 from lamella.control.naming import new_name
 from lamella.control.placement import Placement, place
+from lamella.control.storage.attaching import Named, able_hosts, attach, check_idle, resolve
 from lamella.model.board import Cdrom
 from lamella.model.errors import (
     Conflict,
@@ -33,7 +34,7 @@ from lamella.model.network import Network, Port
 from lamella.model.quantity import format_cpu, format_size
 from lamella.model.requests import InstanceCreate, Principal, ResourcePatch, ResourcePut
 from lamella.model.resource import Resource, now
-from lamella.model.storage import VolumeForm
+from lamella.model.storage import Volume, VolumeForm, VolumeMount
 from lamella.model.validation import invalid
 from lamella.store.store import Audit, Change, Store, Transaction
 
@@ -77,7 +78,8 @@ class Instances:
             # A retry of the transaction must start from what was asked, not from what the last try filled in.
             spec = msgspec.convert(msgspec.to_builtins(body.spec), InstanceSpec)
             normalise(spec)
-            placement = _placement(tx, spec)
+            named = resolve(tx, project, spec)
+            placement = _placement(tx, spec, named)
             networks = _networks(tx, project, spec)
             admitted = admit(
                 name=body.name or _unused_name(tx, project),
@@ -95,6 +97,9 @@ class Instances:
                 drives={drive.name: _drive_image(tx, project, drive) for drive in spec.cdroms},
             )
             instance = tx.insert(admitted.instance)
+            if named:
+                attach(tx, instance, named)
+                instance = tx.update(instance)
             tx.claim(f"ids:{placement.host.id}", str(instance.status.id_base), instance.id)
             for volume in (admitted.volume, *admitted.disks.values()):
                 if volume is not None:
@@ -155,8 +160,77 @@ class Instances:
 
         before: list[Instance] = []
         changed = await self._change(who, project, name, "patch", change, expected=expected, wait=wait)
-        if wait > 0 and before and (why := refusal(changed)) is not None:
-            await self._store.write(lambda tx: _undo(tx, changed, before[-1]))
+        return await self._taken_back(changed, before[-1], wait) if before else changed
+
+    async def mount(self, who: Principal, project: str, name: str, mount: VolumeMount, *, wait: float) -> Instance:
+        """Attach the volume of *mount*, or attach it anew when it is there already in another way."""
+
+        def change(tx: Transaction, instance: Instance) -> list[VolumeMount]:
+            return [*(item for item in instance.spec.volumes if item.volume != mount.volume), mount]
+
+        return await self._remount(who, project, name, "attach", change, wait=wait)
+
+    async def unmount(self, who: Principal, project: str, name: str, volume: Volume, *, wait: float) -> Instance:
+        """Take *volume* out.
+
+        :raise NotFound: when it is not attached.
+        """
+
+        def change(tx: Transaction, instance: Instance) -> list[VolumeMount]:
+            kept = [item for item in instance.spec.volumes if instance.status.volumes.get(item.volume) != volume.id]
+            if len(kept) == len(instance.spec.volumes):
+                names = ", ".join(instance.status.volumes)
+                raise NotFound(
+                    f"volume {volume.name} is not attached to {instance.name}",
+                    hint=f"it has {names}" if names else "it has none",
+                    field="instance",
+                )
+            return kept
+
+        instance = await self._remount(who, project, name, "detach", change, wait=wait)
+        if wait > 0:
+            await self._released(instance.id, volume.id, wait)
+        return instance
+
+    async def _released(self, id: str, volume: str, wait: float) -> None:
+        """Wait until the host has let go of *volume*."""
+
+        async def first() -> bool:
+            try:
+                return volume not in (await self._store.by_id(id)).status.retired
+            except NotFound:
+                return True
+
+        def check(change: Change) -> bool:
+            return change.action == "deleted" or volume not in change.resource.status.retired
+
+        await self._bulletin.until({id}, first, check, timeout=wait)
+
+    async def _remount(
+        self,
+        who: Principal,
+        project: str,
+        name: str,
+        verb: str,
+        mounts: Callable[[Transaction, Instance], list[VolumeMount]],
+        *,
+        wait: float,
+    ) -> Instance:
+        before: list[Instance] = []
+
+        def change(tx: Transaction, instance: Instance) -> None:
+            before.append(msgspec.convert(msgspec.to_builtins(instance), Instance))
+            wanted = msgspec.convert(msgspec.to_builtins(instance.spec), InstanceSpec)
+            wanted.volumes = mounts(tx, instance)
+            self._replace_spec(tx, who, instance, wanted)
+
+        changed = await self._change(who, project, name, verb, change, expected=None, wait=wait)
+        return await self._taken_back(changed, before[-1], wait)
+
+    async def _taken_back(self, changed: Instance, before: Instance, wait: float) -> Instance:
+        """*changed*, unless its host refused: then it is *before* again, and the refusal is raised."""
+        if wait > 0 and (why := refusal(changed)) is not None:
+            await self._store.write(lambda tx: _undo(tx, changed, before))
             raise error_for(why.reason)(why.message, hint=why.hint)
         return changed
 
@@ -204,6 +278,9 @@ class Instances:
                     )
                 )
         _change_devices(tx, instance, wanted)
+        if wanted.volumes != instance.spec.volumes:
+            _check_volumes(instance)
+            attach(tx, instance, resolve(tx, instance.project, wanted))
         instance.spec = wanted
 
     def _refuse_growth(self, instance: Instance, wanted: InstanceSpec) -> None:
@@ -225,6 +302,8 @@ class Instances:
         self, who: Principal, project: str, name: str, verb: PowerVerb, *, timeout: float | None, wait: float
     ) -> Instance:
         def change(tx: Transaction, instance: Instance) -> None:
+            if verb in ("start", "restart"):
+                _check_idle(tx, instance)
             apply_power(instance, verb)
             instance.spec.grace = timeout
 
@@ -236,6 +315,7 @@ class Instances:
         def change(tx: Transaction, instance: Instance) -> None:
             if instance.spec.power is Power.RUNNING and instance.spec.attach_epoch == instance.spec.epoch:
                 return
+            _check_idle(tx, instance)
             apply_power(instance, "start")
             instance.spec.attach_epoch = instance.spec.epoch
 
@@ -328,9 +408,9 @@ class Instances:
         return latest
 
 
-def _placement(tx: Transaction, spec: InstanceSpec) -> Placement:
+def _placement(tx: Transaction, spec: InstanceSpec, named: Sequence[Named]) -> Placement:
     load: dict[str, int] = {}
-    hosts: list[Resource[Any, Any]] = tx.list("host")
+    hosts: list[Resource[Any, Any]] = able_hosts(tx.list("host"), named) if named else tx.list("host")
     if len(hosts) > 1:
         for instance in tx.list("instance"):
             load[instance.status.host] = load.get(instance.status.host, 0) + 1
@@ -401,6 +481,26 @@ def _change_devices(tx: Transaction, instance: Instance, wanted: InstanceSpec) -
     status.cdroms = {drive.name: _drive_image(tx, instance.project, drive).status.digest for drive in wanted.cdroms}
 
 
+def _check_idle(tx: Transaction, instance: Instance) -> None:
+    """:raise Conflict: when something long goes on with a volume of *instance*."""
+    status = instance.status
+    for id in (status.volume, *status.disks.values(), *status.volumes.values()):
+        volume = tx.by_id(id) if id else None
+        if volume is not None:
+            check_idle(tx, volume)
+
+
+def _check_volumes(instance: Instance) -> None:
+    """:raise Conflict: when volumes of *instance* stay as they are while it runs."""
+    level, phase = instance.spec.isolation, instance.status.phase
+    if level not in PLUGGABLE and phase not in (Phase.STOPPED, Phase.FAILED, Phase.PENDING):
+        raise Conflict(
+            f"volumes of {instance.name} cannot be changed while it is {phase}: a {level} keeps those that it began with",
+            hint=f"lamella stop {instance.name}, change them, and start it again",
+            field="spec.volumes",
+        )
+
+
 def _undo(tx: Transaction, changed: Instance, before: Instance) -> None:
     """Take back a change that the host could not make, unless somebody has changed it again since."""
     instance: Instance | None = tx.by_id(changed.id)
@@ -408,6 +508,11 @@ def _undo(tx: Transaction, changed: Instance, before: Instance) -> None:
         return
     status, old = instance.status, before.status
     brought = {*status.disks.values(), *status.ports.values()} - {*old.disks.values(), *old.ports.values()}
+    if status.volumes != old.volumes:
+        brought |= {*status.volumes.values()} - {*old.volumes.values()}
+        attach(tx, instance, resolve(tx, instance.project, before.spec))
+        instance = tx.update(instance)
+        status = instance.status
     instance.spec = before.spec
     status.disks, status.ports, status.cdroms = old.disks, old.ports, old.cdroms
     # What was asked for and never came goes as what is taken out does.

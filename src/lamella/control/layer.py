@@ -1,5 +1,6 @@
 """The layer as its doors see it: every verb that the API has, each a few lines that hand on to the part that knows."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from datetime import datetime
@@ -18,6 +19,9 @@ from lamella.control.intent import PowerVerb
 from lamella.control.lookup import find_image, need_project
 from lamella.control.merging import merge_labels
 from lamella.control.presence import Presence
+from lamella.control.storage.asking import Hosts
+from lamella.control.storage.promises import described
+from lamella.control.storage.wing import StorageWing
 from lamella.model.assignment import HostAgent
 from lamella.model.board import DesktopTicket, Input
 from lamella.model.contract import Comparison, Contract, WhyNot
@@ -60,22 +64,33 @@ class Layer:
         self.presence = Presence(store)
         self.instances = Instances(store, self.bulletin, seed=seed, away=self.presence.away)
         self.images = Images(store, self.bulletin)
+        self.storage = StorageWing(store, self.bulletin, Hosts(self.presence.away), self.instances)
         self._agents: dict[str, HostAgent] = {}
+        self._joining: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Make what every layer has (project, pool and network ``default``), and begin to listen."""
         await ensure_defaults(self.store)
         await self.bulletin.open()
         await self.images.open()
+        await self.storage.open()
 
     async def close(self) -> None:
         await self.presence.close()
+        for task in tuple(self._joining):
+            task.cancel()
+        await asyncio.gather(*self._joining, return_exceptions=True)
+        await self.storage.close()
         await self.images.close()
         await self.bulletin.close()
 
     def connect_host(self, host_id: str, agent: HostAgent) -> None:
         """From now on *agent* answers for the host *host_id*."""
         self._agents[host_id] = agent
+        self.storage.hosts.join(host_id, agent)
+        task = asyncio.create_task(self.storage.keeper.joined(host_id), name=f"storage of {host_id}")
+        self._joining.add(task)
+        task.add_done_callback(self._joining.discard)
 
     def _agent(self, instance: Instance) -> HostAgent:
         host = instance.status.host or ""
@@ -145,6 +160,10 @@ class Layer:
     ) -> AnyResource:
         if kind == "instance":
             return await self.instances.patch(who, project, name, body, expected=expected, wait=wait)
+        if kind == "volume":
+            return await self.volumes.patch(who, project, name, body, expected=expected, wait=wait)
+        if kind == "pool":
+            return await self.pools.patch(who, project, name, body, expected=expected)
         if isinstance(body.spec, dict):
             raise Unsupported(f"the spec of a {kind} cannot be changed", hint="labels can", field="spec")
 
@@ -166,6 +185,12 @@ class Layer:
             await self.instances.delete(who, project, name, force=force, expected=expected, wait=wait)
         elif kind == "image":
             await self.images.delete(who, project, name, force=force, expected=expected)
+        elif kind == "pool":
+            await self.pools.delete(who, project, name, expected=expected, wait=wait)
+        elif kind == "volume":
+            await self.volumes.delete(who, project, name, force=force, expected=expected, wait=wait)
+        elif kind == "snapshot":
+            await self.snapshots.delete(who, project, name, expected=expected, wait=wait)
         elif kind in ("operation", "event"):
             await self._forget(who, project, kind, name)
         else:
@@ -303,7 +328,8 @@ class Layer:
         mechanisms = []
         if instance.status.phase in (Phase.RUNNING, Phase.PAUSED):
             mechanisms = await self._agent(instance).mechanisms(instance.id)
-        return contract_of(instance, mechanisms)
+        volumes = await self.store.read(lambda tx: described(tx, instance))
+        return contract_of(instance, mechanisms, volumes)
 
     async def explain(self, who: Principal, project: str, name: str) -> Explanation:
         instance: Instance = await self.store.get("instance", project, name)

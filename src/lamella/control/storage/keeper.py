@@ -24,7 +24,7 @@ KINDS = ("pool", "volume", "snapshot")
 
 # Takes one step with one row; what it raises is written down by whoever has asked, and told to them.
 Take = Callable[[AnyResource, Step, Tell], Awaitable[None]]
-# Writes down that a step failed for good: what the row is from now on.
+# Writes down that a step failed, and what the row is from now on; after Unavailable the step is tried again later.
 Failed = Callable[[Transaction, AnyResource, Step, LamellaError], None]
 
 
@@ -123,9 +123,6 @@ class Keeper:
 
         try:
             await self._take[row.kind](row, step, tell)
-        except Unavailable:
-            # Nothing is wrong with what was asked: it is tried again.
-            raise
         except LamellaError as error:
             await self._give_up(row, step, error)
             raise

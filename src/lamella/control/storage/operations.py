@@ -103,9 +103,11 @@ class Operations:
             resumed.clear()
             for operation in tx.list("operation"):
                 known = self._verbs.get(operation.spec.verb)
-                if operation.status.phase is not OperationPhase.RUNNING or known is None:
+                # Images look after their own.
+                theirs = operation.spec.subject.startswith("image/")
+                if operation.status.phase is not OperationPhase.RUNNING or theirs:
                     continue
-                if known.again:
+                if known is not None and known.again:
                     resumed.append(operation)
                 else:
                     error = Internal("the daemon ended while this was going on", hint="ask again")
@@ -188,4 +190,7 @@ class Operations:
         else:
             status.phase = OperationPhase.FAILED
             status.error_code, status.error, status.hint = error.code, error.message, error.hint
-        self._verbs[current.spec.verb].ended(tx, tx.update(current))
+        current = tx.update(current)
+        known = self._verbs.get(current.spec.verb)
+        if known is not None:
+            known.ended(tx, current)

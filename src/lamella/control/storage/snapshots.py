@@ -1,0 +1,253 @@
+"""The verbs on snapshots: of one volume, or of all volumes of an instance at one instant."""
+
+from typing import Any
+
+from lamella.control.events import record
+from lamella.control.lookup import find_instance, need_project
+from lamella.control.storage.asking import Hosts, Tell, ask
+from lamella.control.storage.attaching import BUSY, check_idle, check_usable, users
+from lamella.control.storage.conditions import READY, drop, of, put
+from lamella.control.storage.keeper import Keeper
+from lamella.control.storage.lookup import find_snapshot, find_volume, held
+from lamella.control.storage.operations import Job, Operations
+from lamella.control.storage.steps import Step
+from lamella.model.errors import Conflict, DeadlineExceeded, Invalid, LamellaError, NotFound, Unavailable
+from lamella.model.ids import check_name
+from lamella.model.instance import Instance, Phase, Power
+from lamella.model.operation import Operation
+from lamella.model.requests import Principal
+from lamella.model.resource import new_resource, now
+from lamella.model.storage import Snapshot, SnapshotSpec, SnapshotStatus, StoragePhase, Volume
+from lamella.model.storage_bodies import SnapshotCreate
+from lamella.model.storage_requests import DropSnapshot, RestoreSnapshot, TakeSnapshot
+from lamella.store.store import Audit, Store, Transaction
+
+_RUNS = (Phase.RUNNING, Phase.PAUSED)
+_RESTS = (Phase.STOPPED, Phase.FAILED, Phase.PENDING)
+PATIENCE = 60.0
+
+
+class Snapshots:
+    """Intent for snapshots."""
+
+    def __init__(self, store: Store, keeper: Keeper, operations: Operations, hosts: Hosts) -> None:
+        self._store = store
+        self._keeper = keeper
+        self._operations = operations
+        self._hosts = hosts
+        keeper.know("snapshot", self._take, _failed)
+        operations.add("restore", self._restore, again=True, ended=_free)
+
+    async def create(
+        self, who: Principal, project: str, body: SnapshotCreate, *, wait: float, idempotency_key: str | None = None
+    ) -> Snapshot:
+        """:raise NotFound: when there is no such volume or instance. :raise LamellaError: what the host says; nothing is left then."""
+        check_name(body.name)
+        if bool(body.volume) == bool(body.instance):
+            raise Invalid("a snapshot is of a volume, or of an instance", hint="name one of them", field="volume")
+
+        def write(tx: Transaction) -> tuple[Snapshot, bool]:
+            space = f"idempotency:{project}"
+            before = tx.by_id(tx.claims(space).get(idempotency_key, "")) if idempotency_key is not None else None
+            if before is not None:
+                return before, False
+            need_project(tx, project)
+            snapshot = _of_volume(tx, project, body) if body.volume else _of_instance(tx, project, body)
+            snapshot = tx.insert(snapshot)
+            if idempotency_key is not None:
+                tx.claim(space, idempotency_key, snapshot.id)
+            tx.audit(Audit(principal=who.name, verb="create", subject=f"snapshot/{project}/{snapshot.name}"))
+            return snapshot, True
+
+        snapshot, new = await self._store.write(write)
+        try:
+            await self._keeper.settle(snapshot.id, wait)
+        except DeadlineExceeded:
+            raise
+        except LamellaError:
+            if new:
+                await self._store.write(lambda tx: _condemn(tx, snapshot.id))
+                self._keeper.drive(snapshot.id)
+            raise
+        return await self._store.by_id(snapshot.id)
+
+    async def delete(self, who: Principal, project: str, name: str, *, expected: int | None, wait: float) -> None:
+        """:raise Conflict: when volumes stand on it, or it is a clone's own."""
+
+        def write(tx: Transaction) -> Snapshot:
+            snapshot = find_snapshot(tx, project, name)
+            owner = tx.by_id(snapshot.spec.owner) if snapshot.spec.owner is not None else None
+            if owner is not None:
+                raise Conflict(
+                    f"volume {owner.name} stands on snapshot {snapshot.name}", hint="it goes with that volume"
+                )
+            for volume in _volumes(tx, snapshot):
+                check_idle(tx, volume)
+            snapshot.status.phase, snapshot.deleted_at = StoragePhase.DELETING, snapshot.deleted_at or now()
+            tx.audit(Audit(principal=who.name, verb="delete", subject=f"snapshot/{project}/{snapshot.name}"))
+            return tx.update(snapshot, expected=expected)
+
+        snapshot = await self._store.write(write)
+        await self._keeper.settle(snapshot.id, wait)
+
+    async def restore(self, who: Principal, project: str, name: str, *, wait: float) -> Operation:
+        """The volumes become what they were.
+
+        :raise Conflict: when an instance that runs has one of them.
+        """
+
+        def write(tx: Transaction) -> Operation:
+            snapshot = find_snapshot(tx, project, name)
+            if snapshot.status.phase is not StoragePhase.READY:
+                raise Conflict(f"snapshot {snapshot.name} is {snapshot.status.phase}")
+            volumes = _volumes(tx, snapshot)
+            if not volumes:
+                raise NotFound(f"the volumes of snapshot {snapshot.name} are gone")
+            for volume in volumes:
+                _check_rests(tx, volume)
+            operation = self._operations.intend(
+                tx, who, project, "restore", f"snapshot/{snapshot.name}", {"snapshot": snapshot.id}
+            )
+            for volume in volumes:
+                tx.claim(BUSY, volume.id, operation.id)
+            tx.audit(Audit(principal=who.name, verb="restore", subject=f"snapshot/{project}/{snapshot.name}"))
+            return operation
+
+        operation = await self._store.write(write)
+        self._operations.start(operation)
+        return await self._operations.finish(operation, wait)
+
+    async def _restore(self, job: Job) -> str:
+        snapshot: Snapshot = await self._store.by_id(job.arguments["snapshot"])
+        volumes = await self._store.read(lambda tx: _volumes(tx, snapshot))
+        agent = await self._hosts.reach(snapshot.status.host, patience=PATIENCE)
+        await ask(agent, RestoreSnapshot(snapshot=snapshot, volumes=volumes), None, job.tell)
+        await self._store.write(lambda tx: _restored(tx, snapshot))
+        return snapshot.name
+
+    async def _take(self, snapshot: Snapshot, step: Step, tell: Tell) -> None:
+        volumes, instance = await self._store.read(lambda tx: (_volumes(tx, snapshot), _whose(tx, snapshot)))
+        if step is Step.MAKE:
+            agent = self._hosts.agent(snapshot.status.host)
+            request = TakeSnapshot(snapshot=snapshot, volumes=volumes, instance=instance)
+            seen: SnapshotStatus = await ask(agent, request, SnapshotStatus, tell)
+            await self._store.write(lambda tx: _taken(tx, snapshot.id, seen))
+        else:
+            if volumes:
+                agent = self._hosts.agent(snapshot.status.host)
+                await ask(agent, DropSnapshot(snapshot=snapshot, volumes=volumes), None, tell)
+            await self._store.write(lambda tx: _gone(tx, snapshot.id))
+
+
+def _of_volume(tx: Transaction, project: str, body: SnapshotCreate) -> Snapshot:
+    volume = find_volume(tx, project, body.volume, field="volume")
+    check_usable(tx, volume)
+    spec = SnapshotSpec(volume=volume.id, consistent=body.consistent)
+    status = SnapshotStatus(host=volume.status.host)
+    name = f"{volume.name}@{body.name}"
+    return new_resource("snapshot", name, spec, status, project=project, labels=body.labels)
+
+
+def _of_instance(tx: Transaction, project: str, body: SnapshotCreate) -> Snapshot:
+    instance = find_instance(tx, project, body.instance)
+    status = instance.status
+    ids = [id for id in (status.volume, *status.disks.values(), *status.volumes.values()) if id]
+    if not ids:
+        raise Conflict(f"{instance.name} has no volume", hint=f"a {instance.spec.isolation} writes to none of its own")
+    for id in ids:
+        volume: Volume | None = tx.by_id(id)
+        if volume is not None:
+            check_idle(tx, volume)
+    spec = SnapshotSpec(instance=instance.id, volumes=ids, consistent=body.consistent)
+    name = f"{instance.name}@{body.name}"
+    return new_resource("snapshot", name, spec, SnapshotStatus(host=status.host), project=project, labels=body.labels)
+
+
+def _volumes(tx: Transaction, snapshot: Snapshot) -> list[Volume]:
+    """Those of its volumes that are still there."""
+    return [volume for id in held(snapshot) if (volume := tx.by_id(id)) is not None]
+
+
+def _whose(tx: Transaction, snapshot: Snapshot) -> Instance | None:
+    """The instance whose guest can be asked to hold still: the one that it is of, or the one that has the volume open."""
+    if snapshot.spec.instance is not None:
+        instance: Instance | None = tx.by_id(snapshot.spec.instance)
+        return instance if instance is not None and instance.status.phase in _RUNS else None
+    running = [one for volume in _volumes(tx, snapshot) for one in users(tx, volume) if one.status.phase in _RUNS]
+    return running[0] if len(running) == 1 else None
+
+
+def _check_rests(tx: Transaction, volume: Volume) -> None:
+    """:raise Conflict: when an instance that runs, or is about to, has *volume*."""
+    check_idle(tx, volume)
+    owner = tx.by_id(volume.spec.owner) if volume.spec.owner is not None else None
+    for instance in [*([owner] if owner is not None else []), *users(tx, volume)]:
+        due = instance.spec.power is not Power.STOPPED and instance.status.epoch < instance.spec.epoch
+        if instance.status.phase not in _RESTS or due:
+            raise Conflict(
+                f"volume {volume.name} is in use: {instance.name} is {instance.status.phase}",
+                hint=f"lamella stop {instance.name}",
+            )
+
+
+def _taken(tx: Transaction, id: str, seen: SnapshotStatus) -> None:
+    snapshot: Snapshot | None = tx.by_id(id)
+    if snapshot is None:
+        return
+    status = snapshot.status
+    status.consistency, status.taken_at = seen.consistency, seen.taken_at or now()
+    status.pause, status.sizes = seen.pause, seen.sizes
+    status.conditions = [*drop(status.conditions, READY), *seen.conditions]
+    if status.phase is StoragePhase.PENDING:
+        status.phase = StoragePhase.READY
+        pause = f", writers stood still for {status.pause * 1000:.0f} ms" if status.pause else ""
+        record(tx, snapshot, "snapshot.created", f"snapshot {snapshot.name} is {status.consistency}-consistent{pause}")
+    tx.update(snapshot)
+
+
+def _restored(tx: Transaction, snapshot: Snapshot) -> None:
+    for volume in _volumes(tx, snapshot):
+        size = snapshot.status.sizes.get(volume.id)
+        if size and volume.spec.owner is None and size != volume.spec.size:
+            volume.spec.size = volume.status.size = size
+            volume = tx.update(volume)
+            volume.status.observed_generation = volume.generation
+            volume = tx.update(volume)
+        record(tx, volume, "volume.restored", f"volume {volume.name} is what it was: {snapshot.name}")
+
+
+def _free(tx: Transaction, operation: Operation) -> None:
+    """Whatever *operation* had to itself is free again."""
+    for id, holder in tx.claims(BUSY).items():
+        if holder == operation.id:
+            tx.release(BUSY, id, holder)
+
+
+def _failed(tx: Transaction, row: Any, step: Step, error: LamellaError) -> None:
+    snapshot: Snapshot = row
+    status = snapshot.status
+    status.conditions = put(status.conditions, of(error))
+    if not isinstance(error, Unavailable):
+        if step is Step.MAKE:
+            status.phase = StoragePhase.FAILED
+            record(tx, snapshot, "snapshot.failed", f"snapshot {snapshot.name} cannot be taken: {error.message}")
+        else:
+            status.phase = StoragePhase.READY if status.taken_at is not None else StoragePhase.FAILED
+            status.conditions = drop(status.conditions, READY)
+            snapshot.deleted_at = None
+            record(tx, snapshot, "snapshot.kept", f"snapshot {snapshot.name} cannot be removed: {error.message}")
+    tx.update(snapshot)
+
+
+def _condemn(tx: Transaction, id: str) -> None:
+    snapshot: Snapshot | None = tx.by_id(id)
+    if snapshot is not None and snapshot.status.phase in (StoragePhase.PENDING, StoragePhase.FAILED):
+        snapshot.status.phase, snapshot.deleted_at = StoragePhase.DELETING, now()
+        tx.update(snapshot)
+
+
+def _gone(tx: Transaction, id: str) -> None:
+    snapshot: Snapshot | None = tx.by_id(id)
+    if snapshot is not None:
+        record(tx, snapshot, "snapshot.removed", f"snapshot {snapshot.name} is removed")
+        tx.delete(id)
