@@ -22,6 +22,7 @@ PREFIXES = {
     "repository": "repo",
     "backup": "bak",
     "policy": "pol",
+    "replication": "repl",
     "network": "net",
     "port": "port",
     "host": "host",

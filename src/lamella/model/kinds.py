@@ -10,6 +10,7 @@ from lamella.model.image import Image
 from lamella.model.instance import Instance
 from lamella.model.network import Network, Port
 from lamella.model.operation import Event, Operation, Project
+from lamella.model.replication import Replication
 from lamella.model.resource import Resource
 from lamella.model.storage import Pool, Snapshot, Volume
 
@@ -25,6 +26,7 @@ KINDS: dict[str, Any] = {
     "repository": Repository,
     "backup": Backup,
     "policy": BackupPolicy,
+    "replication": Replication,
     "network": Network,
     "port": Port,
     "host": Host,

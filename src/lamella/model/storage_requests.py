@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from lamella.model.backup_requests import AnyBackupRequest
 from lamella.model.instance import Instance
+from lamella.model.replication_requests import AnyReplicationRequest
 from lamella.model.storage import Pool, Snapshot, Volume
 from lamella.model.storage_report import Report as Report
 from lamella.model.storage_report import StorageFinding as StorageFinding
@@ -156,6 +157,7 @@ AnyStorageRequest = (
     | CheckStorage
     | ScrubPool
     | AnyBackupRequest
+    | AnyReplicationRequest
 )
 
 
