@@ -50,6 +50,11 @@ def umount(target: str, flags: int = MNT_DETACH | UMOUNT_NOFOLLOW) -> None:
     _check(_libc.umount2(os.fsencode(target), flags), target)
 
 
+def syncfs(fd: int) -> None:
+    """syncfs(2): what was written to the filesystem of *fd* is on its disk."""
+    _check(_libc.syncfs(fd), "syncfs")
+
+
 def setns(fd: int, kind: int) -> None:
     """setns(2): the calling thread joins a namespace; for mounts, only a process of one thread may."""
     _check(_libc.setns(fd, kind), "setns")

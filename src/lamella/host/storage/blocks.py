@@ -116,6 +116,23 @@ class BlockDaemon(Protocol):
         """What of it holds data and what reads as zeros."""
         ...
 
+    async def make_luks(self, stack: Stack) -> None:
+        """Write a LUKS header over *stack*'s node, for its key; whatever was in the volume is lost. Nobody has it open."""
+        ...
+
+    async def rekey(self, stack: Stack, key: bytes) -> None:
+        """*key* opens the volume from now on, and *stack*'s own key no more. Nobody has it open. After a crash on the way either opens it;
+        again, with a stack that either opens, finishes it."""
+        ...
+
+    async def hold(self, ids: list[str]) -> None:
+        """Writers of these open volumes wait; their requests are neither lost nor failed. Held already is fine."""
+        ...
+
+    async def release(self, ids: list[str]) -> None:
+        """They go on. Not held, or not open any more, is fine."""
+        ...
+
     def on_event(self, heard: Callable[[str, str, str], None]) -> None:
         """*heard* (type, volume id, sentence) is called for what a person should know: ``volume.error``, ``storage.restarted``, …"""
         ...

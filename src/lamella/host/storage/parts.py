@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lamella.host.compute.driver import Home
 from lamella.host.storage.blocks import BlockDaemon
@@ -13,6 +14,12 @@ from lamella.host.storage.records import Records
 from lamella.host.storage.requests import Requests
 from lamella.host.storage.stacks import Stacks
 from lamella.host.storage.wing import Heard, Writers
+from lamella.model.errors import Conflict, Internal
+from lamella.model.instance import Phase
+from lamella.model.storage import Volume, VolumeForm
+
+# In these nothing of an instance has a disk open.
+AT_REST = frozenset({Phase.PENDING, Phase.STOPPED, Phase.FAILED})
 
 
 class Locks:
@@ -63,6 +70,40 @@ class Parts:
     locks: Locks = field(default_factory=Locks)
     writers: Writers | None = None
     heard: Heard | None = None
+
+    @asynccontextmanager
+    async def disk(self, volume: Volume, *, passphrase: str = "") -> AsyncGenerator[Path]:
+        """The file of a block volume that nobody has open, for as long as the context lasts."""
+        await self.daemon.add(await self.stacks.of(volume, passphrase=passphrase))
+        try:
+            ways = await self.daemon.export(volume.id)
+            if ways.file is None:
+                raise Internal(f"the storage process gives no file for volume {volume.id}")
+            yield ways.file
+        finally:
+            await asyncio.shield(self.daemon.remove(volume.id))
+
+    async def runs(self, volume: Volume) -> str:
+        """The id of the instance that has its own block volume open itself, now; empty when none does."""
+        owner = volume.spec.owner
+        if owner is None or self.writers is None or volume.spec.form is not VolumeForm.BLOCK:
+            return ""
+        return "" if await self.writers.phase(owner) in AT_REST else owner
+
+    async def require_closed(self, volume: Volume, to: str) -> None:
+        """:raise Conflict: when somebody has it open; *to* is what cannot be done then."""
+        self.opened.require_closed(volume, to)
+        if await self.runs(volume):
+            raise Conflict(
+                f"volume {volume.name} cannot be {to} while its instance runs", hint="stop the instance first"
+            )
+
+    async def size(self, volume: Volume) -> int:
+        """Bytes, for whoever uses it."""
+        if volume.spec.form is VolumeForm.BLOCK and volume.id in self.opened:
+            return await self.daemon.size(volume.id)
+        handle = await self.pools.get(volume.spec.pool).handle(volume.id)
+        return max(0, handle.size - self.stacks.overhead(volume))
 
     def tell(self, event: str, subject: str, message: str) -> None:
         if self.heard is not None:

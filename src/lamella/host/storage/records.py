@@ -22,13 +22,16 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 class MadeVolume(msgspec.Struct, kw_only=True):
     """``key`` is its wrapped key, ``next_key`` one that is being put into its place. ``encrypted``, ``formatted`` and ``filled`` say what
-    is done of its making."""
+    is done of its making. ``strange``: a machine wrote to it, so that its filesystem is looked at in full before this host mounts it.
+    ``copies`` are the hidden volumes that keep its snapshots where the pool has none, by snapshot."""
 
     key: str = ""
     next_key: str = ""
     encrypted: bool = False
     formatted: bool = False
     filled: bool = False
+    strange: bool = False
+    copies: dict[str, str] = {}
 
 
 class OpenVolume(msgspec.Struct, kw_only=True):

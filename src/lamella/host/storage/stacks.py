@@ -25,7 +25,12 @@ class Stacks:
 
         :raise NotFound: when it is not in its pool. :raise Unavailable: when its pool or its key is not at hand.
         """
-        node = await self._pools.get(volume.spec.pool).node(volume.id, snapshot)
+        made = self.made(volume.id)
+        pool = self._pools.get(volume.spec.pool)
+        if snapshot is not None and snapshot in made.copies:
+            node = await pool.node(made.copies[snapshot])
+        else:
+            node = await pool.node(volume.id, snapshot)
         return Stack(
             id=volume.id if snapshot is None else opened_as(volume.id, snapshot),
             node=node,
@@ -42,8 +47,11 @@ class Stacks:
 
     def wrapped(self, volume: Volume) -> str:
         """Its wrapped key: what this host wrote down is newer than what control may have heard of."""
-        made = self._records.made.read(volume.id, MadeVolume)
-        return (made.key if made is not None and made.key else volume.status.key) or ""
+        return self.made(volume.id).key or volume.status.key
+
+    def made(self, id: str) -> MadeVolume:
+        """What this host wrote down of it."""
+        return self._records.made.read(id, MadeVolume) or MadeVolume()
 
     def encrypted(self, volume: Volume) -> bool:
         return bool(self.wrapped(volume)) or volume.spec.encryption is not None

@@ -1,0 +1,217 @@
+"""Volumes for instances: opened in the storage process once, and shown to each level in its own way.
+
+A container or a module gets a directory: a filesystem volume's own, or the mount of a block volume. A machine gets a raw file. What is
+to be open is written down first and struck out last, so that whoever comes after a crash at any line finds what to finish or close.
+"""
+
+import asyncio
+import logging
+from pathlib import Path
+
+from lamella.host.compute.driver import MountedVolume
+from lamella.host.linux.blocking import blocking
+from lamella.host.storage import ext4
+from lamella.host.storage.blocks import Ways
+from lamella.host.storage.driver import Fences
+from lamella.host.storage.mounting import Mounts
+from lamella.host.storage.parts import Parts
+from lamella.host.storage.records import MadeVolume, OpenVolume
+from lamella.host.storage.wing import Attachment
+from lamella.model.errors import Internal, LamellaError, Unavailable, Unsupported
+from lamella.model.instance import Isolation
+from lamella.model.storage import Volume, VolumeForm, device_of
+
+log = logging.getLogger("lamella.host.storage")
+
+# Levels whose processes are the host kernel's own.
+_DIRECTORIES = frozenset({Isolation.CONTAINER, Isolation.WASM})
+TREE, MOUNT, FILE = "tree", "mount", "file"
+
+
+class Attaching:
+    """What is open for instances. *parts* are the wing's."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self.mounts = Mounts(parts.home)
+        # What was open before this daemon and is not looked at yet: its pool or its key has to come first.
+        self._unadopted: set[str] = set()
+
+    # --- for instances
+
+    async def attach(self, asked: Attachment) -> MountedVolume:
+        """:meth:`~lamella.host.storage.wing.Storage.attach`."""
+        volume, parts = asked.volume, self._parts
+        way = _way(asked)
+        async with parts.locks.of([volume.id]):
+            known = asked.user in parts.opened.users(volume.id)
+            parts.opened.enter(volume, way, asked.user, read_only=asked.mount.read_only)
+            try:
+                path, size = await self._open(volume)
+            except BaseException:
+                if not known:
+                    await asyncio.shield(self._close_for(volume.id, asked.user))
+                raise
+        return MountedVolume(
+            name=volume.name,
+            id=volume.id,
+            device=device_of(volume.id),
+            target=asked.mount.target,
+            filesystem="" if way == TREE else volume.spec.filesystem,
+            path=path,
+            size=size,
+            read_only=asked.mount.read_only,
+        )
+
+    async def detach(self, user: str, volume_ids: set[str] | None = None) -> None:
+        """:meth:`~lamella.host.storage.wing.Storage.detach`."""
+        opened = self._parts.opened
+        for id in sorted(opened.of(user) if volume_ids is None else opened.of(user) & volume_ids):
+            async with self._parts.locks.of([id]):
+                await self._close_for(id, user)
+
+    # --- for the wing
+
+    async def adopt(self) -> None:
+        """Find again what was open, close what nobody has open, and let go of what stood still."""
+        opened, daemon = self._parts.opened, self._parts.daemon
+        opened.load()
+        for id in await blocking(self.mounts.mounted):
+            # Who froze it is gone; its snapshot is made again when control asks.
+            await blocking(self.mounts.thaw, id)
+            if id not in opened:
+                log.warning("volume %s is mounted for nobody; it is closed", id)
+                await self.mounts.unmount(id)
+        for id in await daemon.inventory() - set(opened.all):
+            await daemon.remove(id)
+        self._unadopted = set(opened.all)
+        await self.adopt_more()
+
+    async def adopt_more(self) -> None:
+        """What could not be adopted yet: pools and keys come later than the daemon."""
+        for id in tuple(self._unadopted):
+            record = self._parts.opened.get(id)
+            if record is None:
+                self._unadopted.discard(id)
+                continue
+            async with self._parts.locks.of([id]):
+                try:
+                    await self._open(record.volume)
+                    self._unadopted.discard(id)
+                except LamellaError as error:
+                    log.warning("volume %s: %s", id, error)
+
+    async def reopened(self, id: str) -> None:
+        """The storage process was started again: a mount over the old one's file is dead, and is made anew.
+
+        What an instance has of the dead one stays dead until it is started again.
+        """
+        record = self._parts.opened.get(id)
+        if record is not None and record.way == MOUNT:
+            async with self._parts.locks.of([id]):
+                await self._open(record.volume)
+
+    async def close_all(self) -> None:
+        """Unmount everything and close it in the storage process: nothing of this home is left open."""
+        for id, record in self._parts.opened.all.items():
+            for user in tuple(record.users):
+                try:
+                    await self.detach(user, {id})
+                except LamellaError as error:
+                    log.warning("volume %s: %s", id, error)
+
+    async def file(self, id: str) -> Path:
+        """The file of an open block volume."""
+        record = self._parts.opened.get(id)
+        if record is None or record.way == TREE:
+            raise Internal(f"volume {id} is not open as a disk")
+        ways = await self._parts.daemon.export(id, writable=_writable(record))
+        return _file(ways, id)
+
+    async def _open(self, volume: Volume) -> tuple[Path, int]:
+        """Open it as the table says: where it is, and its size."""
+        record = self._parts.opened.get(volume.id)
+        assert record is not None
+        pool = self._parts.pools.get(volume.spec.pool)
+        if record.way == TREE:
+            handle = await pool.handle(volume.id)
+            return handle.path, handle.size
+        daemon = self._parts.daemon
+        running = volume.id in await daemon.inventory()
+        if not running and isinstance(pool, Fences):
+            await pool.fence(volume.id)
+        try:
+            await daemon.add(await self._parts.stacks.of(volume))
+        except Unavailable:
+            # Its key may be locked away again, while the storage process still has it.
+            if not running:
+                raise
+        file = _file(await daemon.export(volume.id, writable=_writable(record)), volume.id)
+        made = self._parts.records.made.read(volume.id, MadeVolume) or MadeVolume()
+        if record.way == MOUNT:
+            point = await self.mounts.mount(volume.id, file, read_only=record.read_only, fully=made.strange)
+            if made.strange:
+                await self._mark(volume.id, made, strange=False)
+            return point, await daemon.size(volume.id)
+        if not running and not record.read_only and volume.spec.filesystem:
+            await self._tidy(file)
+        if not record.read_only and not made.strange:
+            await self._mark(volume.id, made, strange=True)
+        return file, await daemon.size(volume.id)
+
+    async def _tidy(self, file: Path) -> None:
+        """Before a machine gets it: its filesystem is consistent and as large as the disk."""
+        seen = await blocking(ext4.read, file)
+        if seen is None:
+            return
+        small = file.stat().st_size - seen.size >= 1 << 20
+        if not seen.clean or small:
+            await self.mounts.tools.check(file, fully=small)
+        if small:
+            await self.mounts.tools.grow(file)
+
+    async def _mark(self, id: str, made: MadeVolume, *, strange: bool) -> None:
+        made.strange = strange
+        await blocking(self._parts.records.made.write, id, made)
+
+    async def _close_for(self, id: str, user: str) -> None:
+        record = self._parts.opened.get(id)
+        if record is None or user not in record.users:
+            return
+        if len(record.users) == 1 and record.way != TREE:
+            await self._close(id, record)
+        self._parts.opened.leave(id, user)
+
+    async def _close(self, id: str, record: OpenVolume) -> None:
+        daemon = self._parts.daemon
+        if record.way == MOUNT:
+            await self.mounts.unmount(id)
+        await daemon.remove(id)
+        self._unadopted.discard(id)
+
+
+def _way(asked: Attachment) -> str:
+    spec, level = asked.volume.spec, asked.spec.isolation
+    if spec.form is VolumeForm.FILESYSTEM:
+        if level not in _DIRECTORIES:
+            raise Unsupported(
+                f"volume {asked.volume.name} is a directory, and a {level} takes disks",
+                hint="create one of form block, with --filesystem ext4",
+            )
+        return TREE
+    if level not in _DIRECTORIES:
+        return FILE
+    if not asked.mount.target:
+        raise Unsupported(f"a {level} takes no bare disk", hint=f"name a directory for it: {asked.volume.name}:/data")
+    return MOUNT
+
+
+def _writable(record: OpenVolume) -> bool:
+    # What is mounted read-only may have a journal to replay first.
+    return record.way == MOUNT or not record.read_only
+
+
+def _file(ways: Ways, id: str) -> Path:
+    if ways.file is None:
+        raise Internal(f"the storage process gives no file for volume {id}")
+    return ways.file
