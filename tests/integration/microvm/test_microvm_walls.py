@@ -153,11 +153,11 @@ async def test_a_disk_is_formatted_once_and_whole(tmp_path: Path) -> None:
     # Half a filesystem of a daemon that died: no mark, so all of it goes.
     with path.open("r+b") as file:
         file.write(os.urandom(4 << 20))
-    await disk.format_once(volume, environment("lamella-test"))
+    await disk.format_once(volume, environment("lamella-test"), tmp_path)
     assert disk.is_made(path) and path.stat().st_blocks * 512 < 4 << 20
     spoken("e2fsck", "-fn", str(path))
     before = path.read_bytes()
-    await disk.format_once(volume, environment("lamella-test"))
+    await disk.format_once(volume, environment("lamella-test"), tmp_path)
     assert path.read_bytes() == before
     with pytest.raises(Invalid, match="block"):
         await disk.format_once(

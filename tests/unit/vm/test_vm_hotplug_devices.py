@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lamella.host.compute.qemu import layers
 from lamella.host.compute.vm import devices, usb
 from lamella.model.board import Hardware
 from lamella.model.errors import Unsupported
@@ -15,14 +16,14 @@ names = st.from_regex(r"[a-z][a-z0-9-]{0,30}", fullmatch=True)
 
 @given(names)
 def test_a_serial_number_fits_and_is_the_name_when_that_does(name: str) -> None:
-    serial = devices.serial(name)
+    serial = layers.serial(name)
     assert len(serial) <= 20
     assert serial == name or len(name) > 20
 
 
 @given(st.sets(st.text("ab1-", max_size=10), min_size=2, max_size=2))
 def test_long_names_that_begin_alike_have_serials_of_their_own(ends: set[str]) -> None:
-    one, other = (devices.serial("a-disk-with-a-long-name" + end) for end in ends)
+    one, other = (layers.serial("a-disk-with-a-long-name" + end) for end in ends)
     assert one != other
 
 

@@ -227,11 +227,11 @@ class GuestClient:
     async def usage(self) -> Usage:
         return answers.usage(await self._channel.call(Verb.USAGE))
 
-    async def freeze(self, deadline: float, *, timeout: float = 30.0) -> int:
+    async def freeze(self, deadline: float) -> int:
         """Hold writes until :meth:`thaw`, at most *deadline* seconds: to the data disk and the volumes, or to all of a machine that it
         serves. Returns how many file systems stand still (1 from an agent that does not say)."""
         message = body((Tag.TIMEOUT_MS, _milliseconds(deadline)))
-        answer = await self._channel.call(Verb.FREEZE, message, timeout=timeout)
+        answer = await self._channel.call(Verb.FREEZE, message, timeout=max(deadline, 1.0))
         return answer.number(Tag.COUNT, largest=1 << 16) or 1
 
     async def thaw(self) -> bool:

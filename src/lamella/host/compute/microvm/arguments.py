@@ -3,6 +3,7 @@
 import msgspec
 
 from lamella.host.compute.qemu.launch import FIRMWARE, QEMU, SANDBOX
+from lamella.host.compute.qemu.layers import ColdDisk, serial
 from lamella.host.compute.qemu.size import MIB, TRANSLATED, Size
 
 # Where things lie inside the room.
@@ -11,17 +12,27 @@ INITRAMFS = "/boot/initramfs"
 
 # Descriptors that QEMU inherits. The console of the guest's kernel goes to its standard output (CONSOLE).
 MONITOR, AGENT, ROOT, DATA, TAP = 3, 4, 5, 6, 7
+LAYERS = 32  # the first of those of the writable disk's other files, and after them of the volumes'
+MOST_VOLUMES = 12
 
 AGENT_PORT = "org.lamella.agent"
 ROOT_SERIAL = "lamella-root"
 DATA_SERIAL = "lamella-data"
+DATA_DEVICE = "data-disk"
+
+
+class VolumeDisk(msgspec.Struct, kw_only=True, frozen=True):
+    """A volume as a further disk, by the device's name."""
+
+    device: str
+    disk: ColdDisk
 
 
 class Hardware(msgspec.Struct, kw_only=True, frozen=True):
     """One microVM as QEMU is to make it.
 
     ``machine`` is ``microvm`` or ``q35``; ``tsc_khz`` the host's time stamp counter, needed for TCG; ``mac`` is set when
-    descriptor ``TAP`` is there.
+    descriptor ``TAP`` is there. ``data`` is the writable disk (a raw file, descriptor ``DATA``, where nothing is said).
     """
 
     name: str
@@ -30,6 +41,8 @@ class Hardware(msgspec.Struct, kw_only=True, frozen=True):
     machine: str = "microvm"
     tsc_khz: int = 0
     mac: str | None = None
+    data: ColdDisk | None = None
+    volumes: list[VolumeDisk] = []
 
 
 def arguments(hardware: Hardware) -> list[str]:
@@ -44,7 +57,8 @@ def arguments(hardware: Hardware) -> list[str]:
         *("-kernel", KERNEL, "-initrd", INITRAMFS, "-append", kernel_line(hardware)),
         *_channels(hardware),
         *_disk(hardware, "root", ROOT, ROOT_SERIAL, read_only=True),
-        *_disk(hardware, "data", DATA, DATA_SERIAL, read_only=False),
+        *_data(hardware),
+        *(word for volume in hardware.volumes for word in _volume(hardware, volume)),
         *("-device", f"{_device(hardware, 'virtio-rng')}"),
         *("-device", f"{_device(hardware, 'virtio-balloon')},id=balloon,free-page-reporting=on,deflate-on-oom=off"),
         *_nic(hardware),
@@ -97,6 +111,20 @@ def _disk(hardware: Hardware, name: str, fd: int, serial: str, *, read_only: boo
         *("-blockdev", f"driver=raw,node-name={name},file={name}-file,{access},discard=unmap"),
         *("-device", f"{_device(hardware, 'virtio-blk')},id={name}-disk,drive={name},serial={serial}"),
     ]
+
+
+def _data(hardware: Hardware) -> list[str]:
+    if hardware.data is None:
+        return _disk(hardware, "data", DATA, DATA_SERIAL, read_only=False)
+    device = f"{_device(hardware, 'virtio-blk')},id={DATA_DEVICE},drive=data,serial={DATA_SERIAL}"
+    return [*hardware.data.arguments, "-device", device]
+
+
+def _volume(hardware: Hardware, volume: VolumeDisk) -> list[str]:
+    """A failure of its file stops the machine rather than telling the guest."""
+    name = volume.device
+    device = f"{_device(hardware, 'virtio-blk')},id=dev-{name},drive=disk-{name},serial={serial(name)}"
+    return [*volume.disk.arguments, "-device", f"{device},werror=stop,rerror=stop"]
 
 
 def _nic(hardware: Hardware) -> list[str]:

@@ -13,15 +13,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lamella.host.compute.driver import Changed, Home, Limits, Machine, Observed
+from lamella.host.compute.driver import Changed, Home, Limits, Machine, MountedVolume, Observed
 from lamella.host.compute.guest.client import GuestClient
 from lamella.host.compute.guest.setup import GuestNetwork, GuestPhase, GuestProcess, GuestSetup
-from lamella.host.compute.microvm import arguments, disk, size
+from lamella.host.compute.microvm import arguments, disk, size, volumes
 from lamella.host.compute.microvm.block_image import BlockImages
 from lamella.host.compute.microvm.host import HostParts, look
 from lamella.host.compute.microvm.session import Session
-from lamella.host.compute.qemu import launch, mechanisms
-from lamella.host.compute.qemu.driver import QemuDriver
+from lamella.host.compute.qemu import launch, layers, mechanisms
+from lamella.host.compute.qemu.freezing import FreezeVerbs
 from lamella.host.compute.qemu.monitor import Monitor
 from lamella.host.compute.qemu.places import Places, ProcessRecord
 from lamella.host.compute.qemu.size import Size, group_limits
@@ -44,11 +44,12 @@ GRACE = 15.0
 BALLOON_DEADLINE = 10.0
 
 
-class MicrovmDriver(QemuDriver[Session]):
+class MicrovmDriver(FreezeVerbs[Session]):
     """:class:`ComputeDriver` for microVMs. ``use_taps`` says where the descriptors of NICs come from."""
 
     name = "microvm"
     noun = "microVM"
+    root_device = arguments.DATA_DEVICE
     session_type = Session
 
     def __init__(self, home: Home, changed: Changed) -> None:
@@ -110,8 +111,10 @@ class MicrovmDriver(QemuDriver[Session]):
             await self._clear(machine.id)
             host = self._ready()
             wanted = size.size_of(machine.limits)
+            volumes.check(machine)
             image, _ = await asyncio.gather(
-                self.block_images.ensure(machine.rootfs), disk.format_once(machine.volume, self._environment)
+                self.block_images.ensure(machine.rootfs),
+                disk.format_once(machine.volume, self._environment, self._home.run),
             )
             places = self._places(machine.id)
             log = self._log(machine.id)
@@ -126,6 +129,7 @@ class MicrovmDriver(QemuDriver[Session]):
             try:
                 session = await self._boot(host, places, machine, wanted, image)
                 await session.configure(lambda: _setup(machine))
+                await volumes.mount(await session.guest(), machine)
             except BaseException:
                 await asyncio.shield(self._clear(machine.id))
                 raise
@@ -214,6 +218,12 @@ class MicrovmDriver(QemuDriver[Session]):
 
     # --- inside
 
+    async def _freezer(self, id: str) -> GuestClient:
+        return await self._agent(id)
+
+    async def _grown(self, session: Session, volume: MountedVolume) -> None:
+        await volumes.mount_one(await session.guest(timeout=5), volume)
+
     async def exec(self, id: str, spec: ExecSpec) -> ProcessStream:
         return await (await self._agent(id)).exec(spec)
 
@@ -263,7 +273,7 @@ class MicrovmDriver(QemuDriver[Session]):
             memory=group.memory,
             memory_limit=limit,
             processes=inside.processes if inside else None,
-            disk_used=_blocks(machine.volume.path) if machine else None,
+            disk_used=layers.used(machine.volume) if machine else None,
             received=inside.received if inside else None,
             sent=inside.sent if inside else None,
         )
@@ -306,8 +316,8 @@ class MicrovmDriver(QemuDriver[Session]):
         machine = session.places.machine()
         size = 0
         if machine is not None:
-            size = (await asyncio.to_thread(machine.volume.path.stat)).st_size
-        return mechanisms.of_guest(most, size)
+            size = machine.volume.size or machine.volume.path.stat().st_size
+        return mechanisms.of_guest(most, size) + volumes.of_guest(machine, await volumes.mounts(guest))
 
     # --- how
 
@@ -316,12 +326,15 @@ class MicrovmDriver(QemuDriver[Session]):
         group = self._group(machine.id)
         limits = group_limits(machine.limits, wanted, host.accelerator.name)
         await asyncio.to_thread(group.create, limits)
+        data, others = volumes.disks(machine)
         hardware = arguments.Hardware(
             name=machine.id,
             size=wanted,
             accelerator=host.accelerator.name,
             tsc_khz=host.accelerator.tsc_khz,
             mac=machine.nic.mac if machine.nic else None,
+            data=data,
+            volumes=others,
         )
         with contextlib.ExitStack() as stack:
 
@@ -335,8 +348,9 @@ class MicrovmDriver(QemuDriver[Session]):
                 arguments.MONITOR: stack.enter_context(launch.listening(places.run / "monitor")).fileno(),
                 arguments.AGENT: stack.enter_context(launch.listening(places.run / "agent")).fileno(),
                 arguments.ROOT: own(os.open(image, os.O_RDONLY | os.O_CLOEXEC)),
-                arguments.DATA: own(os.open(machine.volume.path, os.O_RDWR | os.O_CLOEXEC)),
             }
+            for cold in (data, *(volume.disk for volume in others)):
+                files |= {number: own(fd) for number, fd in cold.open().items()}
             if machine.nic is not None:
                 if self._open_tap is None:
                     raise Internal("nobody said where TAPs come from", hint="call use_taps before create")
@@ -433,10 +447,3 @@ def _setup(machine: Machine) -> GuestSetup:
         entropy=os.urandom(64),
         time=datetime.now(UTC),
     )
-
-
-def _blocks(path: Path) -> int | None:
-    try:
-        return path.stat().st_blocks * 512
-    except OSError:
-        return None

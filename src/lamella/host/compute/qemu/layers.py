@@ -18,6 +18,7 @@ from lamella.host.storage.driver import Layer, VolumeHandle
 from lamella.model.errors import NotFound
 
 Properties = dict[str, object]
+_SERIAL = 20
 
 
 class ColdFile(msgspec.Struct, kw_only=True, frozen=True):
@@ -136,6 +137,13 @@ def layer_name(device: str, path: Path) -> str:
 
 def layer_prefix(device: str) -> str:
     return f"layer-{hashlib.sha256(device.encode()).hexdigest()[:8]}-"
+
+
+def serial(name: str) -> str:
+    """What a guest sees as the disk's serial number: its name, or as much of it as fits and eight digits of its hash."""
+    if len(name) <= _SERIAL:
+        return name
+    return f"{name[: _SERIAL - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def laid_over(volume: VolumeHandle, layer: Layer) -> VolumeHandle:

@@ -7,13 +7,12 @@ drive that is there from the start, since only the medium may change. USB has on
 Ids: device ``dev-NAME``, block node ``disk-NAME``, netdev ``net-NAME``, drive ``drive-N``, root port ``port-N``, controller ``usb``.
 """
 
-import hashlib
 from enum import StrEnum
 
 import msgspec
 
 from lamella.host.compute.driver import Machine, MountedVolume
-from lamella.host.compute.qemu.layers import Properties
+from lamella.host.compute.qemu.layers import Properties, serial
 from lamella.model.board import Graphics, Hardware
 
 SPARE_PORTS = 8
@@ -21,7 +20,6 @@ SPARE_DRIVES = 1
 MOST_DRIVES = 6
 _FIRST_SLOT = 0x10
 _FUNCTIONS = 8
-_SERIAL = 20
 
 
 class Part(StrEnum):
@@ -134,13 +132,6 @@ def shared_chardev(volume: MountedVolume) -> Properties:
     address = {"type": "unix", "data": {"path": str(volume.socket)}}
     data: Properties = {"addr": address, "server": False, "reconnect": 1}
     return {"id": f"volume-{volume.device}", "backend": {"type": "socket", "data": data}}
-
-
-def serial(name: str) -> str:
-    """What a guest sees as the disk's serial number: its name, or as much of it as fits and eight digits of its hash."""
-    if len(name) <= _SERIAL:
-        return name
-    return f"{name[: _SERIAL - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _usb_controller(hardware: Hardware) -> list[str]:

@@ -16,9 +16,9 @@ import msgspec
 
 from lamella.host.compute.driver import Changed, Home, Limits, Machine, MountedVolume, Observed
 from lamella.host.compute.qemu import layers
+from lamella.host.compute.qemu.freezing import FreezeVerbs
 from lamella.host.compute.qemu.monitor import Monitor
-from lamella.host.compute.qemu.storage import DiskVerbs
-from lamella.host.compute.vm import evidence, freezing, hotplug, launching, memory, screen, sizing
+from lamella.host.compute.vm import evidence, hotplug, launching, memory, screen, sizing
 from lamella.host.compute.vm.host import HostParts, look
 from lamella.host.compute.vm.inside import Inside
 from lamella.host.compute.vm.launching import OpenTap
@@ -43,7 +43,7 @@ CONSOLE_DEADLINE = 5.0
 logger = logging.getLogger(__name__)
 
 
-class VmDriver(DiskVerbs[Session]):
+class VmDriver(FreezeVerbs[Session]):
     """:class:`ComputeDriver` for full machines. ``use_taps`` says where the descriptors of NICs come from."""
 
     name = "vm"
@@ -250,16 +250,8 @@ class VmDriver(DiskVerbs[Session]):
     async def _grown(self, session: Session, volume: MountedVolume) -> None:
         await session.mounting.bring([volume])
 
-    # --- its file systems
-
-    async def freeze(self, id: str, deadline: float) -> int:
-        """See ``Freezes``."""
-        async with self._lock(id):
-            return await freezing.freeze(await self._inside(id), deadline)
-
-    async def thaw(self, id: str) -> bool:
-        async with self._lock(id):
-            return await freezing.thaw(await self._inside(id))
+    async def _freezer(self, id: str) -> Inside:
+        return await self._inside(id)
 
     # --- the machine as a whole
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from lamella.host.compute.driver import Machine, MountedVolume
 from lamella.host.compute.qemu import mechanisms
+from lamella.host.compute.qemu.layers import serial
 from lamella.host.compute.vm import tpm, varstore
-from lamella.host.compute.vm.devices import serial
 from lamella.host.compute.vm.session import Session
 from lamella.host.compute.vm.volumes import mountable
 from lamella.model.contract import LIMIT, Mechanism

@@ -26,7 +26,7 @@ from lamella.host.compute.guest import qga_files
 from lamella.host.compute.guest.client import GuestClient
 from lamella.host.compute.guest.qga import QgaClient
 from lamella.host.compute.guest.qga_process import start_process
-from lamella.host.compute.vm.devices import serial
+from lamella.host.compute.qemu.layers import serial
 from lamella.host.compute.vm.port import Port
 from lamella.model.errors import LamellaError, Unavailable, Unsupported
 from lamella.model.files import FileInfo
@@ -178,7 +178,7 @@ class Inside:
         agent = await self._agent("freeze", wait=False)
         self._frozen = 0
         if isinstance(agent, GuestClient):
-            return await agent.freeze(deadline, timeout=deadline)
+            return await agent.freeze(deadline)
         self._thawer = await agent.start("/bin/sh", ["-c", _THAW, "sh", f"{max(deadline, 1):.0f}"])
         self._frozen = await agent.freeze()
         return self._frozen
