@@ -7,7 +7,15 @@ import msgspec
 
 from lamella.control.admission import Taken, admit, check_spec
 from lamella.control.bulletin import Bulletin
-from lamella.control.devices import change_of, new_port, new_volume
+from lamella.control.changing import (
+    change_devices,
+    check_volumes_at_rest,
+    check_volumes_idle,
+    drive_image,
+    insert_port,
+    networks_of,
+    undo,
+)
 from lamella.control.events import record
 from lamella.control.fitting import FIXED_SIZE, PLUGGABLE, normalise
 from lamella.control.intent import CONDITIONS, PowerVerb, apply_power, refusal
@@ -15,8 +23,7 @@ from lamella.control.lookup import find_image, find_instance, need_project
 from lamella.control.merging import merge_labels, merge_patch
 from lamella.control.naming import new_name
 from lamella.control.placement import Placement, place
-from lamella.control.storage.attaching import Named, able_hosts, attach, check_idle, resolve
-from lamella.model.board import Cdrom
+from lamella.control.storage.attaching import Named, able_hosts, attach, resolve
 from lamella.model.errors import (
     Conflict,
     DeadlineExceeded,
@@ -28,13 +35,11 @@ from lamella.model.errors import (
     error_for,
 )
 from lamella.model.ids import check_name
-from lamella.model.image import ArtifactKind, Image
 from lamella.model.instance import Decision, Instance, InstanceSpec, Phase, Power
-from lamella.model.network import Network, Port
 from lamella.model.quantity import format_cpu, format_size
 from lamella.model.requests import InstanceCreate, Principal, ResourcePatch, ResourcePut
 from lamella.model.resource import Resource, now
-from lamella.model.storage import Volume, VolumeForm, VolumeMount
+from lamella.model.storage import Volume, VolumeMount
 from lamella.model.validation import invalid
 from lamella.store.store import Audit, Change, Store, Transaction
 
@@ -80,7 +85,7 @@ class Instances:
             normalise(spec)
             named = resolve(tx, project, spec)
             placement = _placement(tx, spec, named)
-            networks = _networks(tx, project, spec)
+            networks = networks_of(tx, project, spec)
             admitted = admit(
                 name=body.name or _unused_name(tx, project),
                 project=project,
@@ -94,7 +99,7 @@ class Instances:
                     id_ranges=tx.claims(f"ids:{placement.host.id}"),
                 ),
                 seed=self._seed,
-                drives={drive.name: _drive_image(tx, project, drive) for drive in spec.cdroms},
+                drives={drive.name: drive_image(tx, project, drive) for drive in spec.cdroms},
             )
             instance = tx.insert(admitted.instance)
             if named:
@@ -106,7 +111,7 @@ class Instances:
                     tx.insert(volume)
             for port in (admitted.port, *admitted.ports.values()):
                 if port is not None:
-                    _insert_port(tx, port)
+                    insert_port(tx, port)
             if idempotency_key is not None:
                 tx.claim(space, idempotency_key, instance.id)
             record(tx, instance, "instance.created", f"{who.name} created {instance.name} from {spec.image}")
@@ -230,7 +235,7 @@ class Instances:
     async def _taken_back(self, changed: Instance, before: Instance, wait: float) -> Instance:
         """*changed*, unless its host refused: then it is *before* again, and the refusal is raised."""
         if wait > 0 and (why := refusal(changed)) is not None:
-            await self._store.write(lambda tx: _undo(tx, changed, before))
+            await self._store.write(lambda tx: undo(tx, changed, before))
             raise error_for(why.reason)(why.message, hint=why.hint)
         return changed
 
@@ -277,9 +282,9 @@ class Instances:
                         because=f"set by hand; was {_limit(field, before)}",
                     )
                 )
-        _change_devices(tx, instance, wanted)
+        change_devices(tx, instance, wanted)
         if wanted.volumes != instance.spec.volumes:
-            _check_volumes(instance)
+            check_volumes_at_rest(instance)
             attach(tx, instance, resolve(tx, instance.project, wanted))
         instance.spec = wanted
 
@@ -303,7 +308,7 @@ class Instances:
     ) -> Instance:
         def change(tx: Transaction, instance: Instance) -> None:
             if verb in ("start", "restart"):
-                _check_idle(tx, instance)
+                check_volumes_idle(tx, instance)
             apply_power(instance, verb)
             instance.spec.grace = timeout
 
@@ -315,7 +320,7 @@ class Instances:
         def change(tx: Transaction, instance: Instance) -> None:
             if instance.spec.power is Power.RUNNING and instance.spec.attach_epoch == instance.spec.epoch:
                 return
-            _check_idle(tx, instance)
+            check_volumes_idle(tx, instance)
             apply_power(instance, "start")
             instance.spec.attach_epoch = instance.spec.epoch
 
@@ -417,109 +422,6 @@ def _placement(tx: Transaction, spec: InstanceSpec, named: Sequence[Named]) -> P
     return place(spec, hosts, load)
 
 
-def _networks(tx: Transaction, project: str, spec: InstanceSpec) -> list[Network]:
-    """The networks of the NICs, in their order."""
-    return [_network(tx, project, nic.network) for nic in spec.nics]
-
-
-def _network(tx: Transaction, project: str, name: str) -> Network:
-    found = tx.get("network", project, name) or tx.get("network", "default", name)
-    if found is None:
-        raise NotFound(f"there is no network {name!r}", hint="lamella network ls lists them", field="spec.nics.network")
-    return found
-
-
-def _drive_image(tx: Transaction, project: str, drive: Cdrom) -> Image:
-    """:raise Unsupported: when what is called so is no CD."""
-    image = find_image(tx, project, drive.image)
-    if all(artifact.kind is not ArtifactKind.CDROM for artifact in image.status.artifacts):
-        raise Unsupported(
-            f"image {image.name} is no CD",
-            hint="import one: lamella image import FILE.iso --name NAME",
-            field="spec.cdroms",
-        )
-    return image
-
-
-def _insert_port(tx: Transaction, port: Port) -> None:
-    """Store *port* with the claims on all that it holds."""
-    tx.insert(port)
-    tx.claim(f"address:{port.spec.network}", port.spec.address.partition("/")[0], port.id)
-    tx.claim(f"mac:{port.spec.network}", port.spec.mac, port.id)
-    for item in port.spec.publish:
-        if item.host_port:
-            key = f"{item.host_address}:{item.host_port}/{item.protocol}"
-            _claim_host_port(tx, port.status.host or "", key, port.id)
-
-
-def _change_devices(tx: Transaction, instance: Instance, wanted: InstanceSpec) -> None:
-    """Rows for disks and NICs that come; those that go wait in ``status.retired`` until the host has let go of them."""
-    status, change = instance.status, change_of(instance.spec, wanted)
-    before = {disk.name: disk.size for disk in instance.spec.disks}
-    for disk in wanted.disks:
-        if disk.name in change.disks_added:
-            volume = new_volume(instance, disk.name, VolumeForm.BLOCK, disk.size)
-            # Its device's name may be that of one that is retired and still there.
-            volume.name = volume.id.replace("_", "-")
-            status.disks[disk.name] = tx.insert(volume).id
-        elif before[disk.name] != disk.size:
-            raise Unsupported(
-                f"the size of disk {disk.name} cannot be changed", hint="attach another one", field="spec.disks"
-            )
-    for name in change.disks_dropped:
-        status.retired.append(status.disks.pop(name))
-    for nic in wanted.nics[1:]:
-        if nic.name in change.nics_added:
-            network = _network(tx, instance.project, nic.network)
-            taken = tx.claims(f"address:{network.id}")
-            port = new_port(instance, nic.name or "", network, [], taken)
-            port.name = port.id.replace("_", "-")
-            _insert_port(tx, port)
-            status.ports[nic.name or ""] = port.id
-    for name in change.nics_dropped:
-        status.retired.append(status.ports.pop(name))
-    status.cdroms = {drive.name: _drive_image(tx, instance.project, drive).status.digest for drive in wanted.cdroms}
-
-
-def _check_idle(tx: Transaction, instance: Instance) -> None:
-    """:raise Conflict: when something long goes on with a volume of *instance*."""
-    status = instance.status
-    for id in (status.volume, *status.disks.values(), *status.volumes.values()):
-        volume = tx.by_id(id) if id else None
-        if volume is not None:
-            check_idle(tx, volume)
-
-
-def _check_volumes(instance: Instance) -> None:
-    """:raise Conflict: when volumes of *instance* stay as they are while it runs."""
-    level, phase = instance.spec.isolation, instance.status.phase
-    if level not in PLUGGABLE and phase not in (Phase.STOPPED, Phase.FAILED, Phase.PENDING):
-        raise Conflict(
-            f"volumes of {instance.name} cannot be changed while it is {phase}: a {level} keeps those that it began with",
-            hint=f"lamella stop {instance.name}, change them, and start it again",
-            field="spec.volumes",
-        )
-
-
-def _undo(tx: Transaction, changed: Instance, before: Instance) -> None:
-    """Take back a change that the host could not make, unless somebody has changed it again since."""
-    instance: Instance | None = tx.by_id(changed.id)
-    if instance is None or instance.deleted_at is not None or instance.generation != changed.generation:
-        return
-    status, old = instance.status, before.status
-    brought = {*status.disks.values(), *status.ports.values()} - {*old.disks.values(), *old.ports.values()}
-    if status.volumes != old.volumes:
-        brought |= {*status.volumes.values()} - {*old.volumes.values()}
-        attach(tx, instance, resolve(tx, instance.project, before.spec))
-        instance = tx.update(instance)
-        status = instance.status
-    instance.spec = before.spec
-    status.disks, status.ports, status.cdroms = old.disks, old.ports, old.cdroms
-    # What was asked for and never came goes as what is taken out does.
-    status.retired = [*old.retired, *sorted(brought)]
-    tx.update(instance)
-
-
 def _check_directories(who: Principal, spec: InstanceSpec) -> None:
     """:raise Forbidden: when somebody who may not do all wants a directory of the host."""
     if spec.directories and not who.admin:
@@ -535,20 +437,6 @@ def _unused_name(tx: Transaction, project: str) -> str:
         name = new_name()
         if tx.get("instance", project, name) is None:
             return name
-
-
-def _claim_host_port(tx: Transaction, host: str, key: str, port: str) -> None:
-    """:raise Conflict: when another instance publishes that port of the host; names it."""
-    holder = tx.claims(f"published:{host}").get(key)
-    taken = tx.by_id(holder) if holder is not None else None
-    owner = tx.by_id(taken.spec.owner) if taken is not None else None
-    if owner is not None:
-        raise Conflict(
-            f"port {key} of the host is published by {owner.name}",
-            hint=f"publish another port, or: lamella rm --force {owner.name}",
-            field="spec.nics.publish",
-        )
-    tx.claim(f"published:{host}", key, port)
 
 
 def _limit(field: str, value: int | None) -> str:

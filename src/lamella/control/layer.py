@@ -161,9 +161,9 @@ class Layer:
         if kind == "instance":
             return await self.instances.patch(who, project, name, body, expected=expected, wait=wait)
         if kind == "volume":
-            return await self.volumes.patch(who, project, name, body, expected=expected, wait=wait)
+            return await self.storage.volumes.patch(who, project, name, body, expected=expected, wait=wait)
         if kind == "pool":
-            return await self.pools.patch(who, project, name, body, expected=expected)
+            return await self.storage.pools.patch(who, project, name, body, expected=expected)
         if isinstance(body.spec, dict):
             raise Unsupported(f"the spec of a {kind} cannot be changed", hint="labels can", field="spec")
 
@@ -186,11 +186,11 @@ class Layer:
         elif kind == "image":
             await self.images.delete(who, project, name, force=force, expected=expected)
         elif kind == "pool":
-            await self.pools.delete(who, project, name, expected=expected, wait=wait)
+            await self.storage.pools.delete(who, project, name, expected=expected, wait=wait)
         elif kind == "volume":
-            await self.volumes.delete(who, project, name, force=force, expected=expected, wait=wait)
+            await self.storage.volumes.delete(who, project, name, force=force, expected=expected, wait=wait)
         elif kind == "snapshot":
-            await self.snapshots.delete(who, project, name, expected=expected, wait=wait)
+            await self.storage.snapshots.delete(who, project, name, expected=expected, wait=wait)
         elif kind in ("operation", "event"):
             await self._forget(who, project, kind, name)
         else:
