@@ -10,7 +10,6 @@ from pathlib import Path
 
 from lamella.host.compute.driver import MountedVolume
 from lamella.host.linux.blocking import blocking
-from lamella.host.storage import ext4
 from lamella.host.storage.blocks import Ways
 from lamella.host.storage.driver import Fences
 from lamella.host.storage.mounting import Mounts
@@ -154,21 +153,10 @@ class Attaching:
                 await self._mark(volume.id, made, strange=False)
             return point, await daemon.size(volume.id)
         if not running and not record.read_only and volume.spec.filesystem:
-            await self._tidy(file)
+            await self.mounts.tidy(file)
         if not record.read_only and not made.strange:
             await self._mark(volume.id, made, strange=True)
         return file, await daemon.size(volume.id)
-
-    async def _tidy(self, file: Path) -> None:
-        """Before a machine gets it: its filesystem is consistent and as large as the disk."""
-        seen = await blocking(ext4.read, file)
-        if seen is None:
-            return
-        small = file.stat().st_size - seen.size >= 1 << 20
-        if not seen.clean or small:
-            await self.mounts.tools.check(file, fully=small)
-        if small:
-            await self.mounts.tools.grow(file)
 
     async def _mark(self, id: str, made: MadeVolume, *, strange: bool) -> None:
         made.strange = strange

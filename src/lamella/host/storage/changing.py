@@ -10,7 +10,7 @@ from lamella.host.storage.keys import method_of, new_key
 from lamella.host.storage.parts import Parts
 from lamella.host.storage.requests import Tell
 from lamella.host.storage.stacks import group_of
-from lamella.model.errors import Conflict, Invalid, LamellaError, Unsupported
+from lamella.model.errors import Conflict, Invalid, LamellaError, Unavailable, Unsupported
 from lamella.model.storage import KeyWrap, Volume, VolumeForm, VolumeStatus
 from lamella.model.storage_requests import LimitVolume, RekeyVolume, ResizeVolume, UnlockVolume
 
@@ -61,7 +61,11 @@ class Changing:
         # Also after a crash between the two.
         await parts.pools.get(volume.spec.pool).resized(volume.id, size + parts.stacks.overhead(volume))
         if way == MOUNT:
-            await self._attaching.mounts.grow(volume.id, await self._attaching.file(volume.id))
+            try:
+                await self._attaching.mounts.grow(volume.id, await self._attaching.file(volume.id))
+            except Unavailable as error:
+                later = f"volume {volume.name} has {size} bytes now; its filesystem grows when it is attached next"
+                parts.tell("volume.grows-later", volume.id, f"{later}: {error.message}")
         if way == FILE and parts.writers is not None:
             for user in users:
                 with contextlib.suppress(Unsupported):

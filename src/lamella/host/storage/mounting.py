@@ -49,20 +49,35 @@ class Mounts:
                 f"volume {id} holds no ext4 filesystem",
                 hint="create it with --filesystem ext4, or attach it to a machine as a disk",
             )
-        if fully or not seen.clean:
-            await self.tools.check(file, fully=fully)
+        await self.tidy(file, fully=fully)
         await blocking(self._mount, id, file, read_only)
-        if not read_only:
-            await self.grow(id, file)
         return self.point(id)
 
+    async def tidy(self, file: Path, *, fully: bool = False) -> None:
+        """The filesystem in *file*, if there is one, is consistent and as large as the file. Nobody uses it.
+
+        :raise Corrupt: when a person has to mend it.
+        """
+        seen = await blocking(ext4.read, file)
+        if seen is None:
+            return
+        small = await blocking(_smaller_than, seen, file)
+        if fully or small or not seen.clean:
+            await self.tools.check(file, fully=fully or small)
+        if small:
+            await self.tools.grow(file)
+
     async def grow(self, id: str, file: Path) -> None:
-        """Let the device and the mounted filesystem be as large as the file."""
+        """Let the device and the mounted filesystem be as large as the file.
+
+        :raise Unavailable: when the kernel does not let us (it wants CAP_SYS_RESOURCE): then it grows when it is mounted next.
+        """
         device = await blocking(self.device, id)
         if device is None:
             return
         await blocking(loop.refresh, device)
-        if await blocking(_smaller_than_its_file, file):
+        seen = await blocking(ext4.read, file)
+        if seen is not None and await blocking(_smaller_than, seen, file):
             await self.tools.grow(device)
 
     async def unmount(self, id: str) -> None:
@@ -160,7 +175,6 @@ class Mounts:
             point.rmdir()
 
 
-def _smaller_than_its_file(file: Path) -> bool:
-    seen = ext4.read(file)
+def _smaller_than(seen: ext4.Superblock, file: Path) -> bool:
     # A filesystem is whole blocks, and a group of less than a few is left out.
-    return seen is not None and file.stat().st_size - seen.size >= 1 << 20
+    return file.stat().st_size - seen.size >= 1 << 20
