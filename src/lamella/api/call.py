@@ -1,6 +1,7 @@
 """One request as a handler sees it: who, where, what; and how its parts are read from bytes that anybody may have written."""
 
 import math
+import re
 from collections.abc import AsyncIterator
 from typing import Any, Generic, TypeVar, cast
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
@@ -12,7 +13,7 @@ from litestar.exceptions import InternalServerException
 
 from lamella.api.face import LayerFace
 from lamella.model.errors import Invalid, NotFound, Unavailable
-from lamella.model.ids import check_image_name, check_name, check_project, is_id
+from lamella.model.ids import check_image_name, check_name, check_project, check_snapshot_name, is_id
 from lamella.model.requests import Principal
 from lamella.model.validation import invalid
 from lamella.wire.pump import Gone
@@ -23,6 +24,8 @@ BodyT = TypeVar("BodyT")
 
 LARGEST_BODY = 8 << 20
 _LARGEST_REVISION = 1 << 62
+# An entity tag has quotes (RFC 9110, 8.8.3), and If-Match takes no weak ones (13.1.1).
+_ETAG = re.compile(r'"([0-9]{1,18})"', re.ASCII)
 
 
 class NoQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -68,14 +71,14 @@ class Call(Generic[QueryT]):
         value = self.header("if-match")
         if value is None or value.strip() == "*":
             return None
-        digits = value.strip().removeprefix("W/").strip('"')
-        if not (digits.isascii() and digits.isdigit()) or len(digits) > 19 or int(digits) > _LARGEST_REVISION:
+        found = _ETAG.fullmatch(value.strip())
+        if found is None or int(found[1]) > _LARGEST_REVISION:
             raise Invalid(
                 f"If-Match {value!r} is no revision",
                 hint='send the ETag that you have read, like "42"',
                 field="If-Match",
             )
-        return int(digits)
+        return int(found[1])
 
     @property
     def idempotency_key(self) -> str | None:
@@ -214,4 +217,5 @@ def canonical(raw_path: bytes) -> str:
 def _checked_name(kind: str | None, text: str) -> str:
     if is_id(text):
         return text
-    return check_image_name(text) if kind == "image" else check_name(text)
+    check = {"image": check_image_name, "snapshot": check_snapshot_name}.get(kind or "", check_name)
+    return check(text)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Literal, Protocol
 
+from lamella.api.storage_face import StorageFace
 from lamella.model.board import DesktopTicket, Input
 from lamella.model.contract import Comparison, Contract, WhyNot
 from lamella.model.files import FileInfo
@@ -38,6 +39,9 @@ class LayerFace(Protocol):
     ``wait`` is in seconds: how long to wait for the change to have happened (0: answer when it is recorded). ``expected`` is
     the revision that the writer has read. A ``name`` may be an id. Every method may raise any ``LamellaError``.
     """
+
+    @property
+    def storage(self) -> StorageFace: ...
 
     async def about(self, who: Principal) -> About: ...
 

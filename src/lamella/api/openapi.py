@@ -20,7 +20,10 @@ _PARAMETER = re.compile(r"\{(\w+):str\}")
 _ALWAYS = (400, 401, 403, 405, 500, 503)
 _NAME = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
 _IMAGE_NAME = r"^[a-z0-9]+([._:@/-]+[A-Za-z0-9]+)*$"
+_SNAPSHOT_NAME = r"^([a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?@[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?|snap_[0-9a-z]{26})$"
 _PROJECT = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+# Of kinds whose names are not as others are: their form, and how long they can be.
+_NAMES = {"image": (_IMAGE_NAME, 255), "snapshot": (_SNAPSHOT_NAME, 127)}
 _HEADERS: dict[str, Json] = {
     "If-Match": {"type": "string", "pattern": r'^(\*|"[0-9]{1,18}")$'},
     "Idempotency-Key": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[!-~]+$"},
@@ -120,14 +123,9 @@ def _success(answers: Success, known: dict[str, Json]) -> Json:
 
 
 def _path_parameter(name: str, kind: str | None) -> Json:
-    pattern = _PROJECT if name == "project" else _IMAGE_NAME if kind == "image" else _NAME
     # A slash in the name of an image is written %2F: it does not end the segment.
-    schema: Json = {
-        "type": "string",
-        "pattern": pattern,
-        "maxLength": 255 if pattern is _IMAGE_NAME else 63,
-        "minLength": 1,
-    }
+    pattern, longest = _NAMES.get(kind or "", (_NAME, 63)) if name != "project" else (_PROJECT, 63)
+    schema: Json = {"type": "string", "pattern": pattern, "maxLength": longest, "minLength": 1}
     return {"name": name, "in": "path", "required": True, "schema": schema}
 
 

@@ -45,7 +45,7 @@ class WriteQuery(Query):
 
 class DeleteQuery(Query):
     wait: Seconds = 0.0
-    force: Annotated[bool, Meta(description="Stop it first")] = False
+    force: Annotated[bool, Meta(description="Stop it first; a volume goes with its snapshots")] = False
 
 
 class WaitQuery(Query, rename={"condition": "for"}):

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from fake_storage import FakeStorage
 
 from lamella.model.board import DesktopTicket
 from lamella.model.contract import Comparison, Contract, Line, Mechanism, WhyNot
@@ -19,6 +20,7 @@ from lamella.model.kinds import KINDS
 from lamella.model.operation import OperationPhase, OperationSpec, OperationStatus, ProjectSpec, ProjectStatus
 from lamella.model.requests import About, Diagnosis, Explanation, Finding, Freed, Items
 from lamella.model.resource import new_resource, now
+from lamella.model.storage import PoolSpec, PoolStatus, SnapshotSpec, SnapshotStatus, VolumeSpec, VolumeStatus
 from lamella.model.stream import Exit, Resize, Signal, Stderr, Stdin, StdinEnd, Stdout
 from lamella.model.usage import LogEntry, Usage
 from lamella.store.store import Change
@@ -84,6 +86,7 @@ class FakeLayer:
         self.streams: list[FakeStream] = []
         self.pressed: list[Any] = []
         self.uploaded = 0
+        self.storage = FakeStorage(self)
         self.keys: dict[str, str] = {}
         for name, spec, status, kind in (
             ("default", ProjectSpec(), ProjectStatus(), "project"),
@@ -91,6 +94,9 @@ class FakeLayer:
             ("team/web:1.0", ImageSpec(source="docker://team/web:1.0"), ImageStatus(), "image"),
         ):
             self._put(new_resource(kind, name, spec, status))
+        self._put(new_resource("pool", "default", PoolSpec(), PoolStatus()))
+        data = self._put(new_resource("volume", "data", VolumeSpec(size=1 << 20), VolumeStatus(size=1 << 20)))
+        self._put(new_resource("snapshot", "data@nightly", SnapshotSpec(volume=data.id), SnapshotStatus()))
         self._put(new_resource("instance", "web", InstanceSpec(image="debian:12"), InstanceStatus(phase=Phase.RUNNING)))
 
     def _put(self, row: Any, action: str = "created") -> Any:

@@ -34,7 +34,14 @@ def make_app() -> Callable[[], Litestar]:
 @pytest.fixture(scope="module")
 def known() -> dict[str, str]:
     """A name of each kind that the layer under test has."""
-    return {"instance": "web", "image": "team/web:1.0", "project": "default"}
+    return {
+        "instance": "web",
+        "image": "team/web:1.0",
+        "project": "default",
+        "volume": "data",
+        "snapshot": "data@nightly",
+        "pool": "default",
+    }
 
 
 def as_root(app: Any) -> Any:

@@ -17,8 +17,11 @@ from lamella.store.store import Change
 from lamella.wire.problem import problem_of
 
 HEARTBEAT_SECONDS = 15.0
-PATCHABLE = ("project", "image", "instance", "pool", "volume", "network", "host", "repository", "backup")
-DELETABLE = ("project", "image", "instance", "volume", "network", "host", "operation", "repository", "backup", "policy")
+PATCHABLE = ("project", "image", "instance", "pool", "volume", "snapshot", "network", "host", "repository", "backup")
+DELETABLE = (
+    *("project", "image", "instance", "pool", "volume", "snapshot", "network", "host", "operation"),
+    *("repository", "backup", "policy"),
+)
 
 _encode = msgspec.json.Encoder().encode
 
