@@ -60,6 +60,9 @@ def node(layers: list[Layer], base: Path | None = None, *, read_only: bool = Fal
         above |= {"read-only": True} if read_only or layer is not layers[0] else {"discard": "unmap"}
         if "read-only" in above:
             above["file"] = _file(layer.path, read_only=True)
+        elif layer.format == "raw":
+            # The raw format lets others write its file too (block/raw-format.c, raw_child_perm); this filter does not.
+            above["file"] = {"driver": "blkdebug", "unshare-child-perms": ["write", "resize"], "image": above["file"]}
         below = above
     assert below is not None, "a chain has a layer"
     return below
@@ -138,7 +141,7 @@ async def check(layer: Layer, *, repair: str = "") -> Checked:
     """
     how = ["-r", repair] if repair else []
     try:
-        said = await _run("check", "-q", "--output=json", *how, named(node([layer])), long=True, good=(0, 2, 3))
+        said = await _run("check", "--output=json", *how, named(node([layer])), long=True, good=(0, 2, 3))
     except Unavailable as error:
         raise Corrupt(error.message) from error
     try:

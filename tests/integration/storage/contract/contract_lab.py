@@ -76,6 +76,16 @@ class Lab:
             raise AssertionError(f"{command}: {(done.stdout + done.stderr).decode(errors='replace')[-3000:]}")
         return done
 
+    def start(self, *command: str) -> subprocess.Popen[bytes]:
+        """Running on, with pipes; stderr goes with stdout."""
+        return subprocess.Popen(
+            [*self.prefix, *command],
+            env={**os.environ, **self.environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
     def io(self, node: Node, *commands: str, read_only: bool = False) -> str:
         """qemu-io's commands on one opened node; an error of any of them is raised."""
         return self.script([(node, commands)], read_only=read_only)
@@ -83,10 +93,20 @@ class Lab:
     def script(self, work: Sequence[tuple[Node, Sequence[str]]], *, read_only: bool = False) -> str:
         """Commands on many nodes, opened one after the other by a single qemu-io."""
         lines: list[str] = []
+        said = ""
         for node, commands in work:
-            lines.append(f"open {'-r ' if read_only else ''}{image(node)}")
-            lines += [*commands, "close"]
-        done = self.run("qemu-io", stdin="\n".join([*lines, "quit", ""]).encode(), check=False)
+            # A line of its standard input may have 1024 bytes (qemu-io.c, MAXREADLINESZ).
+            if len(image(node)) > 900:
+                given = [part for command in commands for part in ("-c", command)]
+                said += self._io("qemu-io", *(["-r"] if read_only else []), *given, image(node))
+            else:
+                lines += [f"open {'-r ' if read_only else ''}{image(node)}", *commands, "close"]
+        if lines:
+            said += self._io("qemu-io", stdin="\n".join([*lines, "quit", ""]).encode())
+        return said
+
+    def _io(self, *command: str, stdin: bytes = b"") -> str:
+        done = self.run(*command, stdin=stdin, check=False)
         said = (done.stdout + done.stderr).decode(errors="replace")
         wrong = [
             line
@@ -105,8 +125,8 @@ class Lab:
         self.io(node, *(f"read -P {pattern} {at} {length}" for pattern, at, length in wanted), read_only=read_only)
 
     def size(self, node: Node) -> int:
-        told = self.run("qemu-img", "info", "-U", "--output=json", image(node)).stdout
-        return json.loads(told)["virtual-size"]
+        told = self.run("qemu-img", "measure", "-U", "-O", "raw", "--output=json", image(node)).stdout
+        return json.loads(told)["fully-allocated"]
 
     def digest(self, node: Node) -> str:
         """Of everything that is read, with its length."""
