@@ -46,7 +46,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { MOST = 64, MOST_GROUPS = 8 };
+enum { MOST = 256, MOST_GROUPS = 8 };
 
 enum kind { READ_ONLY, DEVICE, WRITABLE, WRITABLE_DIRECTORY };
 

@@ -38,7 +38,7 @@ async def test_qemu_and_its_tpm_have_no_privileges_and_see_nothing(
     other = tpm.process(group(lab, machine.id))
     assert other is not None
     assert group(lab, machine.id).pids() == {seen.pid, other}
-    shown = {seen.pid: {"lib64", "screen", "usr"}, other: {"lib64", "state", "usr"}}
+    shown = {seen.pid: {"dev", "lib64", "screen", "usr"}, other: {"lib64", "state", "usr"}}
     for pid, names in shown.items():
         read = status(pid)
         assert read["Uid"].split() == read["Gid"].split() == [str(machine.id_base)] * 4

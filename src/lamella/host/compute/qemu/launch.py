@@ -17,6 +17,7 @@ from lamella.model.errors import Unavailable
 # Where things lie inside the room, and the descriptor that the guest's console goes to.
 QEMU = "/usr/bin/qemu-system-x86_64"
 FIRMWARE = "/usr/share/qemu"
+NULL = "/dev/null"
 CONSOLE = 1
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -39,7 +40,7 @@ _FIRMWARE = (Path("/usr/share/qemu"), Path("/usr/share/seabios"), Path("/usr/lib
 
 class Plan(msgspec.Struct, kw_only=True, frozen=True):
     """What one QEMU is given: its argument vector, what its room shows beside libraries and firmware (of the host: inside), and which
-    devices of the host it may write to beside ``/dev/kvm``; their groups are its own too."""
+    devices of the host it may write to beside ``/dev/kvm`` and ``/dev/null``; their groups are its own too."""
 
     argv: list[str]
     qemu: Path
@@ -57,6 +58,8 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
         shown |= {path: path for path in _FIRMWARE if path.is_dir()}
         for source, target in (shown | self.shown).items():
             options += ["--bind", f"{source}:{target}"]
+        # QEMU tries its file locks on it, and takes none on any disk where it is missing.
+        options += ["--device", f"{NULL}:{NULL}"]
         if self.accelerator.name == "kvm":
             options += ["--device", f"{DEVICE}:{DEVICE}"]
             if self.accelerator.group is not None:

@@ -51,7 +51,9 @@ def of_process(evidence: Evidence) -> list[Mechanism]:
     none = all(int(evidence.status[name], 16) == 0 for name in _CAPABILITIES)
     own = [name for name in NAMESPACES if evidence.links[name] != evidence.ours[name]]
     written = [
-        point for point, options in evidence.mounts.items() if not options.startswith("ro") and point != "/dev/kvm"
+        point
+        for point, options in evidence.mounts.items()
+        if not options.startswith("ro") and point not in ("/dev/kvm", "/dev/null")
     ]
     return [
         Mechanism(
