@@ -2,7 +2,7 @@
 /*
  * lamella-pieces: one file as a directory of pieces, and such a directory as one file.
  *
- *   lamella-pieces split TABLE NOTE SOURCE MOUNT          SOURCE, read-only: MOUNT/note.json, MOUNT/DDDDDD/PP
+ *   lamella-pieces split TABLE SOURCE MOUNT               SOURCE, read-only, as MOUNT/DDDDDD/PP
  *   lamella-pieces fill PIECE SIZE TARGET MOUNT           whatever is written to MOUNT/DDDDDD/PP goes to its place in TARGET
  *   lamella-pieces join PIECE SIZE DIRECTORY SCRATCH MOUNT  DIRECTORY/DDDDDD/PP as the file MOUNT of SIZE bytes
  *
@@ -10,8 +10,7 @@
  * shorter. A piece that is not there is zeros, and is neither read nor stored.
  *
  * A backup engine goes by size and time of change, and opens no file that has the ones that it had before. TABLE says them: 64-bit
- * numbers of this machine's order: PIECE, SIZE, and for every piece the second of its last change, 0 for a piece that is zeros. NOTE is a
- * file that is shown as note.json, and is always new.
+ * numbers of this machine's order: PIECE, SIZE, and for every piece the second of its last change, 0 for a piece that is zeros.
  *
  * With join what is written goes to the sparse file SCRATCH, so that a filesystem's journal can be replayed and nothing behind it changes.
  *
@@ -33,15 +32,12 @@
 
 enum { A_DIRECTORY = 256, KEPT = 64, BLOCK = 4096 };
 #define FOREVER 1e9
-/* Inodes: the root, the note, directories from here on, and pieces above all. */
-#define NOTE_INO 2
+/* Inodes: the root, directories from here on, and pieces above all. */
 #define DIRECTORY_INO 16
 #define PIECE_INO (1ull << 40)
 
 static uint64_t piece_size, size, pieces;
 static int64_t *stamps;             /* split */
-static char *note;                  /* split */
-static size_t note_size;            /* split */
 static time_t began;
 static int content = -1;            /* the source, the target, or the directory of pieces */
 static int scratch = -1;            /* join */
@@ -102,10 +98,6 @@ static int describe(fuse_ino_t ino, struct stat *st) {
     st->st_nlink = 1;
     st->st_mode = S_IFREG | 0600;
     st->st_mtime = st->st_ctime = began;
-    if (ino == NOTE_INO) {
-        st->st_size = note_size;
-        return 0;
-    }
     if (ino < PIECE_INO || absent(ino - PIECE_INO)) return ENOENT;
     st->st_size = length_of(ino - PIECE_INO);
     st->st_blocks = (st->st_size + 511) / 512;
@@ -125,7 +117,6 @@ static void reply_entry(fuse_req_t req, fuse_ino_t ino) {
 /* The inode that a name means, whether it is there or not; 0 when it cannot be one. */
 static fuse_ino_t named(fuse_ino_t parent, const char *name) {
     if (parent == FUSE_ROOT_ID) {
-        if (strcmp(name, "note.json") == 0) return NOTE_INO;
         int64_t directory = parsed(name, 6);
         return directory < 0 || (uint64_t)directory >= directories() ? 0 : DIRECTORY_INO + (uint64_t)directory;
     }
@@ -175,14 +166,10 @@ static void list(fuse_req_t req, fuse_ino_t ino, size_t room, off_t from, int pl
         return;
     }
     if (ino == FUSE_ROOT_ID) {
-        for (uint64_t at = (uint64_t)from; !filling && at <= directories(); at++) {
-            fuse_ino_t entry = at == 0 ? NOTE_INO : DIRECTORY_INO + at - 1;
-            if (at > 0 && empty_directory(at - 1)) continue;
-            if (at == 0)
-                strcpy(name, "note.json");
-            else
-                snprintf(name, sizeof name, "%06x", (unsigned)(at - 1));
-            size_t more = add(req, buffer + used, room - used, name, entry, (off_t)at + 1, plus);
+        for (uint64_t at = (uint64_t)from; !filling && at < directories(); at++) {
+            if (empty_directory(at)) continue;
+            snprintf(name, sizeof name, "%06x", (unsigned)at);
+            size_t more = add(req, buffer + used, room - used, name, DIRECTORY_INO + at, (off_t)at + 1, plus);
             if (more > room - used) break;
             used += more;
         }
@@ -211,7 +198,7 @@ static void view_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t room, off_t 
 }
 
 static void view_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *info) {
-    if (ino != NOTE_INO && (ino < PIECE_INO || absent(ino - PIECE_INO))) {
+    if (ino < PIECE_INO || absent(ino - PIECE_INO)) {
         fuse_reply_err(req, ENOENT);
         return;
     }
@@ -221,22 +208,29 @@ static void view_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *inf
 
 static void view_read(fuse_req_t req, fuse_ino_t ino, size_t count, off_t from, struct fuse_file_info *info) {
     (void)info;
-    if (ino == NOTE_INO) {
-        size_t start = (size_t)from < note_size ? (size_t)from : note_size;
-        fuse_reply_buf(req, note + start, count < note_size - start ? count : note_size - start);
-        return;
-    }
     uint64_t piece = ino - PIECE_INO, length = length_of(piece);
     if ((uint64_t)from >= length) {
         fuse_reply_buf(req, NULL, 0);
         return;
     }
     if (count > length - (uint64_t)from) count = length - (uint64_t)from;
-    struct fuse_bufvec vector = FUSE_BUFVEC_INIT(count);
-    vector.buf[0].flags = FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK | FUSE_BUF_FD_RETRY;
-    vector.buf[0].fd = content;
-    vector.buf[0].pos = (off_t)(piece * piece_size + (uint64_t)from);
-    fuse_reply_data(req, &vector, FUSE_BUF_SPLICE_MOVE);
+    char *buffer = malloc(count);
+    size_t done = 0;
+    int error = buffer ? 0 : ENOMEM;
+    while (!error && done < count) {
+        ssize_t got = pread(content, buffer + done, count - done, (off_t)(piece * piece_size + (uint64_t)from + done));
+        if (got < 0 && errno == EINTR) continue;
+        /* A source that ends too early must not be taken for a short piece. */
+        if (got <= 0)
+            error = got < 0 ? errno : EIO;
+        else
+            done += (size_t)got;
+    }
+    if (error)
+        fuse_reply_err(req, error);
+    else
+        fuse_reply_buf(req, buffer, count);
+    free(buffer);
 }
 
 /* --- fill: an engine restores files; each is a place in the target, which is zeros before */
@@ -267,10 +261,6 @@ static void fill_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *asked, int
 
 static void fill_write(fuse_req_t req, fuse_ino_t ino, const char *data, size_t count, off_t from, struct fuse_file_info *info) {
     (void)info;
-    if (ino == NOTE_INO) {
-        fuse_reply_write(req, count);
-        return;
-    }
     uint64_t piece = ino - PIECE_INO, length = length_of(piece);
     if (from < 0 || (uint64_t)from > length || count > length - (uint64_t)from) {
         fuse_reply_err(req, EFBIG);
@@ -518,16 +508,6 @@ static void read_table(const char *path) {
     close(file);
 }
 
-static void read_note(const char *path) {
-    int file = opened(path, O_RDONLY);
-    struct stat st;
-    if (fstat(file, &st)) fail(path);
-    note_size = (size_t)st.st_size;
-    note = malloc(note_size + 1);
-    if (!note || read(file, note, note_size) != (ssize_t)note_size) fail(path);
-    close(file);
-}
-
 static int serve(const struct fuse_lowlevel_ops *operations, size_t how_many, const char *point) {
     char *words[] = {"lamella-pieces", "-o", "fsname=lamella-pieces,subtype=pieces", NULL};
     struct fuse_args arguments = FUSE_ARGS_INIT(3, words);
@@ -547,11 +527,10 @@ static int serve(const struct fuse_lowlevel_ops *operations, size_t how_many, co
 
 int main(int argc, char **argv) {
     began = time(NULL);
-    if (argc == 6 && strcmp(argv[1], "split") == 0) {
+    if (argc == 5 && strcmp(argv[1], "split") == 0) {
         read_table(argv[2]);
-        read_note(argv[3]);
-        content = opened(argv[4], O_RDONLY);
-        return serve(&split_view, sizeof split_view, argv[5]);
+        content = opened(argv[3], O_RDONLY);
+        return serve(&split_view, sizeof split_view, argv[4]);
     }
     if (argc == 6 && strcmp(argv[1], "fill") == 0) {
         geometry(number(argv[2]), number(argv[3]));

@@ -61,11 +61,12 @@ class BackUpLayer(StorageRequest, kw_only=True):
 
 class RestoreBackup(StorageRequest, kw_only=True):
     """The content of *backup* into *volume*, which is made when it is not there, and is not open; what was in it is gone.
-    The volume's :class:`~lamella.model.storage.VolumeStatus`."""
+    *passphrase* is what keeps the backed-up volume's key, where one does. The volume's :class:`~lamella.model.storage.VolumeStatus`."""
 
     backup: Backup
     repository: Repository
     volume: Volume
+    passphrase: str = ""
 
 
 class MountBackup(StorageRequest, kw_only=True):

@@ -1,0 +1,137 @@
+"""Backups put back: the engine writes its pieces straight to their places in the volume, so that nothing is stored twice."""
+
+import ctypes
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from lamella.host.linux.blocking import blocking
+from lamella.host.storage import tree as trees
+from lamella.host.storage.backup import view
+from lamella.host.storage.backup.content import block
+from lamella.host.storage.backup.engine import Engine
+from lamella.host.storage.backup.repositories import Repositories
+from lamella.host.storage.backup.samples import piece_digest
+from lamella.host.storage.keys import method_of
+from lamella.host.storage.parts import Parts
+from lamella.host.storage.requests import Tell
+from lamella.model.backup import BackupNote, BackupSource
+from lamella.model.backup_requests import RestoreBackup
+from lamella.model.errors import Conflict, Corrupt, Invalid, NotFound, Unsupported
+from lamella.model.storage import StoragePhase, Volume, VolumeForm, VolumeStatus
+
+_PUNCH = 1 << 30
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Restoring:
+    """Answers RestoreBackup. Asked again after it was cut off, it begins anew: a volume that is half restored is not ready until then."""
+
+    def __init__(self, parts: Parts, repositories: Repositories) -> None:
+        self._parts, self._repositories = parts, repositories
+
+    async def restore(self, request: RestoreBackup, tell: Tell) -> VolumeStatus:
+        """:class:`RestoreBackup`."""
+        volume, note, parts = request.volume, note_of(request), self._parts
+        if volume.spec.form is not note.form:
+            raise Invalid(f"the backup is of form {note.form}, the volume of form {volume.spec.form}", field="form")
+        engine = await self._repositories.engine(request.repository)
+        async with parts.locks.of([volume.id]), self._repositories.lock(request.repository).with_others():
+            await parts.require_closed(volume, "restored")
+            key = await self._key(volume, note, request.passphrase)
+            if note.form is VolumeForm.BLOCK:
+                await self._block(engine, request, note, tell)
+            else:
+                await self._tree(engine, request, note, tell)
+            made = parts.stacks.made(volume.id)
+            made.key, made.encrypted, made.formatted, made.filled, made.strange = key, bool(key), True, True, True
+            await blocking(parts.records.made.write, volume.id, made)
+            return await self._status(volume, key)
+
+    async def _key(self, volume: Volume, note: BackupNote, passphrase: str) -> str:
+        """Its key, wrapped for this volume; empty when it is not encrypted."""
+        if not note.key or note.volume == volume.id:
+            return note.key
+        keys = self._parts.stacks.keys
+        key = await keys.unwrap(note.volume, note.key, passphrase)
+        return await keys.wrap(volume.id, key, method_of(note.key), passphrase)
+
+    async def _status(self, volume: Volume, key: str) -> VolumeStatus:
+        parts = self._parts
+        used = await parts.pools.get(volume.spec.pool).used(volume.id)
+        size = await parts.size(volume)
+        return msgspec.structs.replace(volume.status, phase=StoragePhase.READY, size=size, used=used, key=key)
+
+    async def _block(self, engine: Engine, request: RestoreBackup, note: BackupNote, tell: Tell) -> None:
+        parts, volume = self._parts, request.volume
+        pool = parts.pools.get(volume.spec.pool)
+        with suppress(NotFound):
+            if (await pool.handle(volume.id)).size != note.size:
+                await self._fit(volume, note.size)
+        await pool.create(volume.id, VolumeForm.BLOCK, note.size)
+        async with block(parts, volume, None, request.backup.id) as content:
+            if content.size != note.size:
+                raise Conflict(f"volume {volume.name} is {content.size} bytes large, its backup {note.size}")
+            await blocking(punch, content.path, note.size)
+            point = parts.home.run / "backup" / request.backup.id
+            async with view.fill(note.piece, note.size, content.path, point, parts.home.mark):
+                await engine.restore(
+                    request.backup.status.engine_id, point, told=lambda done, _: tell("restore", done, 0, "bytes")
+                )
+            await blocking(_check_samples, content.path, note)
+            await parts.daemon.flush([request.backup.id])
+
+    async def _fit(self, volume: Volume, size: int) -> None:
+        pool = self._parts.pools.get(volume.spec.pool)
+        try:
+            await pool.resize(volume.id, size)
+        except Unsupported:
+            raise Conflict(
+                f"volume {volume.name} has another size than the backup, and cannot shrink to it",
+                hint="restore to a new volume: --as NAME",
+            ) from None
+
+    async def _tree(self, engine: Engine, request: RestoreBackup, note: BackupNote, tell: Tell) -> None:
+        pool = self._parts.pools.get(request.volume.spec.pool)
+        handle = await pool.create(request.volume.id, VolumeForm.FILESYSTEM, request.volume.spec.size)
+        await blocking(trees.clear, handle.path)
+        await engine.restore(
+            request.backup.status.engine_id, handle.path, told=lambda done, _: tell("restore", done, note.size, "bytes")
+        )
+
+
+def note_of(request: RestoreBackup) -> BackupNote:
+    """:raise Conflict: when the backup was never finished, or is none of a volume."""
+    note = request.backup.status.note
+    if note is None or not request.backup.status.engine_id:
+        raise Conflict(f"backup {request.backup.name} was not finished", hint="lamella backup ls tells which were")
+    if note.of is not BackupSource.VOLUME:
+        raise Conflict(f"backup {request.backup.name} is of the layer's state", hint="lamella recover brings it back")
+    return note
+
+
+def punch(path: Path, size: int) -> None:
+    """All of the file reads as zeros, and takes no room (fallocate(2))."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for start in range(0, size, _PUNCH):
+            length = min(_PUNCH, size - start)
+            mode = _KEEP_SIZE | _PUNCH_HOLE
+            if _libc.fallocate(descriptor, mode, ctypes.c_long(start), ctypes.c_long(length)):
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number), str(path))
+    finally:
+        os.close(descriptor)
+
+
+def _check_samples(path: Path, note: BackupNote) -> None:
+    """What was written is what was read once.
+
+    :raise Corrupt: when it is not.
+    """
+    for name, digest in note.samples.items():
+        if piece_digest(path, note, name) != digest:
+            raise Corrupt(f"piece {name} came back other than it was backed up", hint="lamella backup verify")
