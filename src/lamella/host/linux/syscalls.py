@@ -8,6 +8,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 # Numbers from 424 on are the same on every architecture (arch/*/entry/syscalls of the kernel).
 _OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _PIDFD_GETFD, _MOUNT_SETATTR = 428, 429, 437, 438, 442
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWCGROUP = 0x10000000, 0x20000000, 0x40000000, 0x02000000
@@ -19,7 +20,7 @@ MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 AT_FDCWD, AT_EMPTY_PATH = -100, 0x1000
 MOVE_MOUNT_F_EMPTY_PATH = 4
-MOUNT_ATTR_RDONLY, MOUNT_ATTR_IDMAP = 1, 0x00100000
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NODEV, MOUNT_ATTR_IDMAP = 1, 4, 0x00100000
 
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
 
@@ -76,9 +77,20 @@ def clone_mount(path: str) -> int:
     return _check(_libc.syscall(_OPEN_TREE, AT_FDCWD, os.fsencode(path), ctypes.c_uint(flags)), path)
 
 
-def map_mount_ids(mount_fd: int, userns_fd: int) -> None:
-    """Let a detached mount show its owners as *userns_fd* maps them (mount_setattr(2), kernel 5.12), and read-only."""
-    attributes = struct.pack("=QQQQ", MOUNT_ATTR_IDMAP | MOUNT_ATTR_RDONLY, 0, 0, userns_fd)
+def detached_mount(kind: str) -> int:
+    """A mount of the filesystem *kind* that is at no path: its descriptor, which the caller closes (fsopen(2), fsmount(2))."""
+    context = _check(_libc.syscall(_FSOPEN, kind.encode(), ctypes.c_uint(1)), kind)
+    try:
+        _check(_libc.syscall(_FSCONFIG, context, ctypes.c_uint(6), None, None, 0), kind)
+        return _check(_libc.syscall(_FSMOUNT, context, ctypes.c_uint(1), ctypes.c_uint(0)), kind)
+    finally:
+        os.close(context)
+
+
+def map_mount_ids(mount_fd: int, userns_fd: int, *, read_only: bool = True, more: int = 0) -> None:
+    """Let a detached mount show its owners as *userns_fd* maps them (mount_setattr(2), kernel 5.12), read-only, with attributes *more*."""
+    wanted = MOUNT_ATTR_IDMAP | (MOUNT_ATTR_RDONLY if read_only else 0) | more
+    attributes = struct.pack("=QQQQ", wanted, 0, 0, userns_fd)
     _check(_libc.syscall(_MOUNT_SETATTR, mount_fd, b"", AT_EMPTY_PATH, attributes, len(attributes)), "mount_setattr")
 
 

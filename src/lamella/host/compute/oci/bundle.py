@@ -1,6 +1,7 @@
 """From a machine to the runtime's configuration: a pure function, so that every wall is a line that a test can read."""
 
 from lamella.host.compute.driver import Machine
+from lamella.host.compute.oci import volumes
 from lamella.host.compute.oci.identity import Identity
 from lamella.host.compute.oci.layout import Place
 from lamella.host.compute.oci.profile import CAPABILITIES, FILESYSTEMS, MASKED, READONLY, SYSCTL
@@ -44,7 +45,11 @@ def bundle(machine: Machine, identity: Identity, place: Place, *, cgroup: str, s
         # Relative to the bundle: the folders above it are closed to the container's ids.
         root=Root(path=place.rootfs.name),
         hostname=machine.hostname,
-        mounts=[*FILESYSTEMS, *(_generated(place, name) for name in GENERATED)],
+        mounts=[
+            *FILESYSTEMS,
+            *(_generated(place, name) for name in GENERATED),
+            *volumes.bound(machine, place),
+        ],
         linux=Linux(
             namespaces=[
                 Namespace(type="user", path=str(place.user_namespace)),

@@ -19,7 +19,19 @@ import msgspec
 
 from lamella.host.compute.driver import Changed, Home, Limits, Machine, Observed
 from lamella.host.compute.guest.client import GuestClient
-from lamella.host.compute.oci import bundle, execution, files, identity, logs, mechanisms, probe, record, rootfs, shim
+from lamella.host.compute.oci import (
+    bundle,
+    execution,
+    files,
+    identity,
+    logs,
+    mechanisms,
+    probe,
+    record,
+    rootfs,
+    shim,
+    volumes,
+)
 from lamella.host.compute.oci.attach import AttachStream
 from lamella.host.compute.oci.layout import LOG_BOUND, Place, Places
 from lamella.host.compute.oci.namespaces import NamespacePool
@@ -192,6 +204,7 @@ class OciDriver:
         place = self._places.of(machine.id)
         if self._tools is None or self._seccomp is None:
             raise Unsupported("this host runs no containers", hint="lamella doctor says why")
+        volumes.check(machine)
         await self._clear(place)
         try:
             await self._prepare(place, machine, self._seccomp)
@@ -207,6 +220,7 @@ class OciDriver:
         except BaseException:
             await asyncio.shield(self._undo(place))
             raise
+        await blocking(volumes.hide, place)
         self._settle_shim(place)
         if self._shim(place) is None:
             raise Unavailable(f"the shim of {machine.id} died as it was made", hint="try again")
@@ -244,6 +258,7 @@ class OciDriver:
                 lowers=place.lowers,
                 target=place.rootfs,
             )
+            volumes.show(machine, place, userns)
         finally:
             os.close(userns)
         place.etc.mkdir(exist_ok=True)
@@ -521,7 +536,9 @@ class OciDriver:
         pid = processes.read_pid(self._places.of(id).pid)
         if pid is None:
             return []
-        return await blocking(mechanisms.read, pid, self._group(id))
+        machine = record.read(self._places.of(id).machine)
+        found = await blocking(mechanisms.read, pid, self._group(id))
+        return found + await blocking(volumes.mechanisms, pid, machine.volumes if machine else [])
 
     async def netns(self, id: str) -> Path:
         """The network namespace of a created instance, as a file that can be joined.

@@ -44,6 +44,7 @@ class Place:
         self.rootfs = self.bundle / "rootfs"
         self.lowers = self.bundle / "lowers"
         self.etc = self.bundle / "etc"
+        self.volumes = self.bundle / "volumes"
         self.user_namespace = self.bundle / "ns-user"
         self.net_namespace = self.bundle / "ns-net"
         self.shim_pid = self.bundle / "conmon.pid"
