@@ -114,13 +114,24 @@ static bool has_serial(const char *disk, const char *serial) {
     return false;
 }
 
-char *machine_disk(const char *serial, bool wait) {
+/* The link of a disk in sysfs says where it is: ../devices/pci0000:00/0000:00:10.0/0000:01:00.0/virtio5/block/vda. */
+static bool has_place(const char *disk, const char *place) {
+    char path[300], link[1024], part[64];
+    snprintf(path, sizeof path, "/sys/block/%.200s", disk);
+    snprintf(part, sizeof part, "/%.60s/", place);
+    ssize_t size = readlink(path, link, sizeof link - 1);
+    if (size < 0) return false;
+    link[size] = 0;
+    return strstr(link, part) != NULL;
+}
+
+char *machine_disk(const char *serial, const char *place, bool wait) {
     for (int waited = 0; waited < WAIT_MS; waited += 2, pause_ms(2)) {
         DIR *directory = opendir("/sys/block");
         struct dirent *entry;
         char *node = NULL;
         while (directory && !node && (entry = readdir(directory)))
-            if (has_serial(entry->d_name, serial)) node = format_text("/dev/%s", entry->d_name);
+            if (entry->d_name[0] != '.' && (place ? has_place(entry->d_name, place) : has_serial(entry->d_name, serial))) node = format_text("/dev/%s", entry->d_name);
         if (directory) closedir(directory);
         if (node && access(node, F_OK) == 0) return node;
         free(node);
@@ -138,7 +149,7 @@ static char *mount_root(const char *node) {
 
 static char *mount_disks(const char *root, const char *data) {
     struct stat s;
-    char *root_node = machine_disk(root, true), *data_node = machine_disk(data, true), *problem = NULL;
+    char *root_node = machine_disk(root, NULL, true), *data_node = machine_disk(data, NULL, true), *problem = NULL;
     mkdir("/lower", 0755), mkdir("/data", 0700), mkdir("/root", 0755);
     if (!root_node || !data_node)
         problem = format_text("there is no disk with the serial %s", root_node ? data : root);

@@ -9,7 +9,8 @@ void machine_serve(void);                            /* somebody else is the ini
 char *machine_configure(struct view body);           /* once; NULL or a sentence */
 char *machine_set(struct view body);                 /* host name, clock, network: whatever is named */
 char *machine_reseed(const void *data, size_t size); /* NULL or a sentence */
-char *machine_disk(const char *serial, bool wait);   /* the device node of the disk with this serial number; waits at most 10 s */
+/* The device node of the disk with this serial number, or behind this device of the first PCI bus; waits at most 10 s. */
+char *machine_disk(const char *serial, const char *place, bool wait);
 bool machine_has_init(void);
 char *machine_freeze(uint32_t deadline_ms);
 __attribute__((noreturn)) void machine_off(void);

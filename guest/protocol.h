@@ -119,6 +119,7 @@ enum tag {
     TAG_READ_ONLY = 57,
     TAG_COUNT = 58,
     TAG_HELD = 59,
+    TAG_PLACE = 60,
 };
 
 enum file_type { FILE_REGULAR = 0, FILE_DIRECTORY = 1, FILE_SYMLINK = 2, FILE_OTHER = 3 };

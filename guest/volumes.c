@@ -70,8 +70,8 @@ static char *release(const char *target, const char **code) {
     return format_text("%s cannot be unmounted: %s", target, errno == EBUSY ? "something uses it" : strerror(errno));
 }
 
-static char *mount_at(const char *serial, const char *target, const char *kind, bool read_only, const char **code) {
-    char *node = machine_disk(serial, !machine_has_init()), *problem = NULL;
+static char *mount_at(const char *serial, const char *place, const char *target, const char *kind, bool read_only, const char **code) {
+    char *node = machine_disk(serial, place, !machine_has_init()), *problem = NULL;
     struct volume *known = find(serial);
     *code = "not-found";
     if (!node) return format_text("there is no disk with the serial %s", serial);
@@ -98,25 +98,27 @@ end:
 }
 
 char *volumes_mount(struct view body, const char **code) {
-    char *serial = find_text(body, TAG_SERIAL), *target = find_text(body, TAG_TARGET), *kind = find_text(body, TAG_FILESYSTEM), *problem;
+    char *serial = find_text(body, TAG_SERIAL), *place = find_text(body, TAG_PLACE), *target = find_text(body, TAG_TARGET);
+    char *kind = find_text(body, TAG_FILESYSTEM), *problem;
     *code = "invalid";
     if (!serial || !*serial || !target || *target != '/' || !target[1] || !kind || !*kind)
         problem = format_text("a volume has a serial, a target and a file system");
     else
-        problem = mount_at(serial, target, kind, find_number(body, TAG_READ_ONLY, 0), code);
-    free(serial), free(target), free(kind);
+        problem = mount_at(serial, place, target, kind, find_number(body, TAG_READ_ONLY, 0), code);
+    free(serial), free(place), free(target), free(kind);
     return problem;
 }
 
 char *volumes_unmount(struct view body, const char **code) {
-    char *serial = find_text(body, TAG_SERIAL), *target = find_text(body, TAG_TARGET), *node = NULL, *problem = NULL;
+    char *serial = find_text(body, TAG_SERIAL), *place = find_text(body, TAG_PLACE), *target = find_text(body, TAG_TARGET);
+    char *node = NULL, *problem = NULL;
     struct volume *known = serial ? find(serial) : NULL;
     *code = "invalid";
     if (!serial || !target) problem = format_text("no volume was named");
     else if (known) problem = release(known->target, code);
-    else if ((node = machine_disk(serial, false)) && mounted(node, target)) problem = release(target, code);
+    else if ((node = machine_disk(serial, place, false)) && mounted(node, target)) problem = release(target, code);
     if (!problem && known) forget(known);
-    free(serial), free(target), free(node);
+    free(serial), free(place), free(target), free(node);
     return problem;
 }
 

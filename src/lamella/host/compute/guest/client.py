@@ -238,21 +238,27 @@ class GuestClient:
         """Whether everything stood still until now."""
         return bool((await self._channel.call(Verb.THAW)).number(Tag.HELD, largest=1))
 
-    async def mount(self, serial: str, target: str, filesystem: str, *, read_only: bool = False) -> None:
-        """Mount the disk with this serial number; one that is mounted there already grows to its disk.
+    async def mount(
+        self, serial: str, target: str, filesystem: str, *, read_only: bool = False, place: str = ""
+    ) -> None:
+        """Mount the disk with this serial number, or with *place* the one behind that device of the guest's first PCI bus; a file system
+        that is mounted there already grows to its disk.
 
         :raise NotFound: when the guest has no such disk (yet). :raise Invalid: when it cannot be mounted.
         :raise Unsupported: when the agent is an older one.
         """
         pairs: _Pairs = [(Tag.SERIAL, serial), (Tag.TARGET, target), (Tag.FILESYSTEM, filesystem)]
-        await self._channel.call(Verb.MOUNT, body(*pairs, (Tag.READ_ONLY, int(read_only))))
+        pairs += [(Tag.READ_ONLY, int(read_only)), (Tag.PLACE, place or None)]
+        await self._channel.call(Verb.MOUNT, body(*pairs))
 
-    async def unmount(self, serial: str, target: str) -> None:
+    async def unmount(self, serial: str, target: str, *, place: str = "") -> None:
         """Unmount what :meth:`mount` has; not mounted is fine.
 
         :raise Conflict: when something inside uses it.
         """
-        await self._channel.call(Verb.UNMOUNT, body((Tag.SERIAL, serial), (Tag.TARGET, target)))
+        await self._channel.call(
+            Verb.UNMOUNT, body((Tag.SERIAL, serial), (Tag.TARGET, target), (Tag.PLACE, place or None))
+        )
 
     async def reseed(self, entropy: bytes) -> None:
         """Mix *entropy* into the kernel's pool and make it reseed now (after a clone or a restore)."""

@@ -98,6 +98,7 @@ class Tag(IntEnum):
     READ_ONLY = 57
     COUNT = 58
     HELD = 59
+    PLACE = 60
 
 
 Value = bytes | str | int | bool

@@ -121,17 +121,10 @@ def volume_device(hardware: Hardware, volume: MountedVolume, bus: str) -> Proper
     return device
 
 
-def shared_device(volume: MountedVolume, bus: str) -> Properties:
-    """A volume that the storage process serves through the machine's memory: it tells the serial number, and a lost connection is made
-    anew by itself."""
-    return {"driver": SHARED_DISK, "id": f"dev-{volume.device}", "bus": bus, "chardev": f"volume-{volume.device}"}
-
-
-def shared_chardev(volume: MountedVolume) -> Properties:
-    """What :func:`shared_device` speaks over: it is asked for once a second while nobody answers."""
-    address = {"type": "unix", "data": {"path": str(volume.socket)}}
-    data: Properties = {"addr": address, "server": False, "reconnect": 1}
-    return {"id": f"volume-{volume.device}", "backend": {"type": "socket", "data": data}}
+def place_of_port(port: str) -> str:
+    """Where a guest finds a root port (``port-9``) on its first bus: ``0000:00:11.1``."""
+    slot, function = divmod(int(port.removeprefix("port-")), _FUNCTIONS)
+    return f"0000:00:{_FIRST_SLOT + slot:02x}.{function}"
 
 
 def _usb_controller(hardware: Hardware) -> list[str]:

@@ -10,7 +10,7 @@ import logging
 import signal as signals
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from pathlib import Path
+from functools import partial
 
 import msgspec
 
@@ -18,7 +18,7 @@ from lamella.host.compute.driver import Changed, Home, Limits, Machine, MountedV
 from lamella.host.compute.qemu import layers
 from lamella.host.compute.qemu.freezing import FreezeVerbs
 from lamella.host.compute.qemu.monitor import Monitor
-from lamella.host.compute.vm import evidence, hotplug, launching, memory, screen, sizing
+from lamella.host.compute.vm import evidence, hotplug, launching, memory, screen, sharing, sizing
 from lamella.host.compute.vm.host import HostParts, look
 from lamella.host.compute.vm.inside import Inside
 from lamella.host.compute.vm.launching import OpenTap
@@ -398,9 +398,7 @@ async def _no_taps(port: str) -> int:
 
 
 def _reach(session: Session) -> hotplug.Reaches:
-    """A socket can be used by a machine whose room shows its directory: such a one began with memory that can be shared."""
-    root = Path(f"/proc/{session.process.pid}/root")
-    return lambda socket: (root / socket.parent.relative_to("/")).is_dir()
+    return partial(sharing.reaches, session.process.pid)
 
 
 async def _use_what_came(inside: Inside, vcpus: int) -> None:

@@ -16,7 +16,7 @@ import msgspec
 from lamella.host.compute.driver import DataDisk, Machine, MountedVolume, NamedNic
 from lamella.host.compute.qemu import disks, layers
 from lamella.host.compute.qemu.monitor import Events, Monitor, Refused
-from lamella.host.compute.vm import devices, usb
+from lamella.host.compute.vm import devices, sharing, usb
 from lamella.host.compute.vm.devices import Part, Properties
 from lamella.host.compute.vm.order import boot_order
 from lamella.host.compute.vm.wiring import (
@@ -39,8 +39,8 @@ __all__ = ["cold_arguments", "plugged", "rewire"]
 
 OpenTap = Callable[[str], Awaitable[int]]
 FindUsb = Callable[[str], usb.HostDevice]
-# Whether the running machine can reach this socket, and the storage process its memory.
-Reaches = Callable[[Path], bool]
+# Whether the running machine can use the volume's socket.
+Reaches = Callable[[MountedVolume], bool]
 
 # How long a guest may take to let go, and after how long it is asked again (one that boots does not hear it).
 PATIENCE = 30.0
@@ -99,7 +99,7 @@ async def rewire(
     *,
     patience: float = PATIENCE,
     find_usb: FindUsb = usb.find,
-    reaches: Reaches = lambda socket: False,
+    reaches: Reaches = lambda _: False,
 ) -> None:
     """Make what is plugged in be the disks, volumes, CD images, NICs and USB devices of *machine*, in its boot order; see
     ``TakesDevices``. A volume's socket is used when *reaches* says that it can be, its file otherwise.
@@ -343,9 +343,9 @@ class _Work:
         return devices.disk_device(self._machine.board.hardware, step.name, step.port)
 
     async def _volume_device(self, volume: MountedVolume, port: str) -> Properties:
-        if volume.socket is not None and not volume.read_only and self._reaches(volume.socket):
-            await self._monitor.execute("chardev-add", devices.shared_chardev(volume))
-            return devices.shared_device(volume, port)
+        if self._reaches(volume):
+            await self._monitor.execute("chardev-add", sharing.chardev(volume))
+            return sharing.device(volume, port)
         file = await self._give_file(volume.path, volume.device, volume.id, read_only=volume.read_only)
         node = layers.layer_node(f"disk-{volume.device}", "raw", file) | {"read-only": volume.read_only}
         await self._monitor.execute("blockdev-add", node)

@@ -196,17 +196,19 @@ class Inside:
         self._frozen, self._thawer = 0, None
         return held
 
-    async def mount(self, volume: MountedVolume) -> None:
-        """Mount a volume where it belongs. Our agent alone can, and is not waited for."""
+    async def mount(self, volume: MountedVolume, place: str = "") -> None:
+        """Mount a volume where it belongs. Our agent alone can, and is not waited for. With *place* (sharing.place), its disk is the one
+        there, whatever its serial number."""
         agent = await self._agent("mount", only_ours=True, wait=False)
         assert isinstance(agent, GuestClient)
-        await agent.mount(serial(volume.device), volume.target, volume.filesystem, read_only=volume.read_only)
+        name = serial(volume.device)
+        await agent.mount(name, volume.target, volume.filesystem, read_only=volume.read_only, place=place)
 
-    async def unmount(self, volume: MountedVolume) -> None:
+    async def unmount(self, volume: MountedVolume, place: str = "") -> None:
         """:raise Conflict: when something inside uses it."""
         agent = await self._agent("unmount", only_ours=True, wait=False)
         assert isinstance(agent, GuestClient)
-        await agent.unmount(serial(volume.device), volume.target)
+        await agent.unmount(serial(volume.device), volume.target, place=place)
 
     async def moved(self) -> GuestClient | None:
         """Wait until an agent begins or stops to answer; our agent's conversation then, if there is one."""
