@@ -1,7 +1,7 @@
 """What every kind of storage work is given: the pools, the storage process, the keys, and what is open."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +70,8 @@ class Parts:
     locks: Locks = field(default_factory=Locks)
     writers: Writers | None = None
     heard: Heard | None = None
+    # Asked before a volume is opened for an instance; they raise Conflict when it may not be.
+    may_open: list[Callable[[Volume], None]] = field(default_factory=list[Callable[[Volume], None]])
 
     @asynccontextmanager
     async def disk(self, volume: Volume, *, passphrase: str = "") -> AsyncGenerator[Path]:

@@ -30,9 +30,14 @@ class Requests:
     def __init__(self) -> None:
         self._handlers: dict[type[StorageRequest], Handler[Any]] = {}
         self._running: set[asyncio.Task[object]] = set()
+        self._guards: list[Callable[[AnyStorageRequest], None]] = []
 
     def serve(self, kind: type[RequestT], handler: Handler[RequestT]) -> None:
         self._handlers[kind] = handler
+
+    def guard(self, refuse: Callable[[AnyStorageRequest], None]) -> None:
+        """Ask *refuse* before every request: what it raises is the answer."""
+        self._guards.append(refuse)
 
     async def answer(self, request: AnyStorageRequest) -> AsyncIterator[StorageProgress]:
         """Lines of progress, the newest only when they come faster than they are read, and last the result or the error."""
@@ -63,6 +68,8 @@ class Requests:
         handler = self._handlers.get(type(request))
         if handler is None:
             raise Unsupported(f"this host answers no {type(request).__name__}")
+        for refuse in self._guards:
+            refuse(request)
         return await handler(request, tell)
 
     async def close(self) -> None:

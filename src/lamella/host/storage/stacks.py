@@ -1,6 +1,9 @@
 """From a volume, as control knows it, to the stack of nodes that the storage process opens: its driver's node, its key, its limits."""
 
+from collections.abc import Awaitable, Callable
+
 from lamella.host.storage.blocks import Stack
+from lamella.host.storage.driver import Node
 from lamella.host.storage.keys import KeyRing
 from lamella.host.storage.pools import Pools
 from lamella.host.storage.records import MadeVolume, Records
@@ -17,6 +20,8 @@ class Stacks:
         self._pools = pools
         self.keys = keys
         self._records = records
+        # What is opened instead of a volume's own node: both halves of a synchronous pair.
+        self.over: Callable[[Volume, Node], Awaitable[Node]] | None = None
 
     async def of(
         self, volume: Volume, snapshot: str | None = None, *, passphrase: str = "", read_only: bool = False
@@ -31,6 +36,8 @@ class Stacks:
             node = await pool.node(made.copies[snapshot])
         else:
             node = await pool.node(volume.id, snapshot)
+        if snapshot is None and not read_only and self.over is not None:
+            node = await self.over(volume, node)
         return Stack(
             id=volume.id if snapshot is None else opened_as(volume.id, snapshot),
             node=node,
