@@ -43,6 +43,10 @@ class Attaching:
         volume, parts = asked.volume, self._parts
         way = _way(asked)
         async with parts.locks.of([volume.id]):
+            for check in parts.may_open:
+                check(volume)
+            for ask in parts.may_open:
+                ask(volume)
             known = asked.user in parts.opened.users(volume.id)
             parts.opened.enter(volume, way, asked.user, read_only=asked.mount.read_only)
             try:
