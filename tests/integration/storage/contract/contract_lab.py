@@ -48,8 +48,6 @@ class Lab:
     """How many snapshots one volume gets."""
     cuts: int = 8
     """How often a process is killed, for each verb."""
-    cut_within: float = 0.08
-    """Seconds after its start within which a verb is cut: about what the slowest one takes."""
     clone_bytes: int = 4 * MIB
     """What a clone may take in the pool, however large its source."""
     grain: int = 1 << 20

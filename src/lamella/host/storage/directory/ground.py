@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from lamella.model.resource import Condition
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
+# Seconds: a daemon that was killed may have a child that has not let go of its descriptors yet.
+_PATIENCE = 2.0
 RECORD = "volume.json"
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -72,14 +75,20 @@ class Ground:
             _held[key], self._locked = (descriptor, count + 1), key
             return
         descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise Unavailable(
-                f"pool directory {self.path} is open in another daemon",
-                hint="stop it, or give this one a pool of its own",
-            ) from None
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.02)
+                    continue
+                os.close(descriptor)
+                raise Unavailable(
+                    f"pool directory {self.path} is open in another daemon",
+                    hint="stop it, or give this one a pool of its own",
+                ) from None
         _held[key], self._locked = (descriptor, 1), key
 
     def release(self) -> None:
