@@ -49,6 +49,9 @@ mon_data_avail_warn = 1
 mon_data_avail_crit = 1
 mon_osd_initial_require_min_compat_client = mimic
 mgr_initial_modules =
+mgr_stats_period = 1
+mgr_tick_period = 1
+mon_tick_interval = 1
 [mon]
 mon_data = {home}/mon
 [mgr]
@@ -64,6 +67,13 @@ osd_scrub_sleep = 0
 osd_scrub_auto_repair = false
 osd_op_num_shards = 2
 """
+
+
+def missing() -> str:
+    """Why no Ceph can be started here, or nothing."""
+    tools = ("ceph-mon", "ceph-mgr", "ceph-osd", "ceph", "rbd")
+    lacking = [tool for tool in tools if shutil.which(tool) is None]
+    return f"{', '.join(lacking)} not installed: apt install ceph-mon ceph-mgr ceph-osd ceph-common" if lacking else ""
 
 
 class Ceph:

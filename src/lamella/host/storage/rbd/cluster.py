@@ -4,8 +4,10 @@ The commands are used rather than librbd's Python bindings because Debian builds
 """
 
 import asyncio
+import contextlib
 import errno
 import os
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,13 +16,15 @@ import msgspec
 from lamella.host.linux import binaries
 from lamella.host.storage import command
 from lamella.host.storage.command import Said
-from lamella.model.errors import DeadlineExceeded, Invalid, NoRoom, Unavailable
+from lamella.model.errors import DeadlineExceeded, Invalid, LamellaError, NoRoom, Unavailable
 
 Answer = TypeVar("Answer")
 
 SOON = 40.0
 # Copying or removing a whole image.
 LONG = 24 * 3600.0
+# After how many seconds of waiting we look whether the pool is full.
+_PATIENCE = 5.0
 _CONF = Path("/etc/ceph/ceph.conf")
 _KNOWN = {"conf", "user", "keyring", "namespace"}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -103,14 +107,10 @@ class Cluster:
         :raise NoRoom: when the pool or its quota is full.
         :raise Unavailable: when the cluster does not answer or refuses.
         """
-        # A client that meets a full pool waits for room (Ceph's documentation, "Full cluster"), and one that finds no monitor for
-        # five minutes: an answer in time is worth more.
         argv = [str(_tool("rbd")), *self._where, "--rados-mon-op-timeout", "15", *words]
         try:
-            said = await command.run(argv, timeout=timeout)
+            said = await self._while_there_is_room(command.run(argv, timeout=timeout), words[0])
         except DeadlineExceeded as error:
-            if await self._full():
-                raise self._no_room(words[0]) from error
             raise Unavailable(
                 f"Ceph did not do {words[0]} in pool {self.pool} within {timeout:g} s",
                 hint="ceph -s tells what the cluster waits for",
@@ -146,17 +146,38 @@ class Cluster:
             raise Unavailable(f"Ceph refused {' '.join(words[:1])}: {_last_line(said)}")
         return said.out
 
+    async def _while_there_is_room(self, running: Coroutine[None, None, Said], what: str) -> Said:
+        """A client that meets a full pool waits for room without end (Ceph's documentation, "Full cluster"): look when it takes long.
+
+        :raise NoRoom: when the pool is full.
+        """
+        task = asyncio.create_task(running)
+        try:
+            while not (await asyncio.wait([task], timeout=_PATIENCE))[0]:
+                if await self._full():
+                    raise self._no_room(what)
+            return await task
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, LamellaError):
+                await task
+
     async def _full(self) -> bool:
         try:
-            health = decode(await self.ceph("health"), Health)
-        except (Unavailable, DeadlineExceeded):
+            pools = decode(await self.ceph("osd", "pool", "ls", "detail"), list[_Flags])
+        except Unavailable:
             return False
-        return any(name in health.checks for name in ("OSD_FULL", "POOL_FULL"))
+        return any(pool.pool_name == self.pool and "full" in pool.flags_names.split(",") for pool in pools)
 
     def _no_room(self, what: str) -> NoRoom:
         return NoRoom(
             f"cannot {what}: Ceph pool {self.pool} is full", hint="add OSDs, raise its quota or delete volumes"
         )
+
+
+class _Flags(msgspec.Struct, kw_only=True):
+    pool_name: str
+    flags_names: str = ""
 
 
 class Check(msgspec.Struct, kw_only=True):

@@ -28,11 +28,17 @@ class _Pool(msgspec.Struct, kw_only=True):
     stats: _PoolStats
 
 
+class _Total(msgspec.Struct, kw_only=True):
+    total_avail_bytes: int = 0
+
+
 class _Room(msgspec.Struct, kw_only=True):
+    stats: _Total = msgspec.field(default_factory=_Total)
     pools: list[_Pool] = []
 
 
-class _Size(msgspec.Struct, kw_only=True):
+class _Detail(msgspec.Struct, kw_only=True):
+    pool_name: str
     size: int = 1
 
 
@@ -79,24 +85,28 @@ async def pool_status(cluster: Cluster) -> tuple[frozenset[Feature], PoolStatus]
 
     :raise Unavailable: when the cluster does not answer or has no such pool.
     """
-    room, health, size, osds = await asyncio.gather(
+    pools, room, health, osds = await asyncio.gather(
+        cluster.ceph("osd", "pool", "ls", "detail"),
         cluster.ceph("df"),
         cluster.ceph("health"),
-        cluster.ceph("osd", "pool", "get", cluster.pool, "size"),
         cluster.ceph("osd", "metadata"),
     )
-    pool = next((pool for pool in decode(room, _Room).pools if pool.name == cluster.pool), None)
+    pool = next((pool for pool in decode(pools, list[_Detail]) if pool.pool_name == cluster.pool), None)
     if pool is None:
         raise Unavailable(f"Ceph has no pool {cluster.pool}", hint=f"ceph osd pool create {cluster.pool}")
     found: set[Feature] = set()
-    if decode(size, _Size).size > 1:
+    if pool.size > 1:
         found.add(Feature.REDUNDANT)
     stores = {osd.osd_objectstore for osd in decode(osds, list[_Osd]) if osd.osd_objectstore}
     if stores == {"bluestore"}:
         found.add(Feature.CHECKSUM)
+    said = decode(room, _Room)
+    # A pool is counted only some seconds after it was made.
+    new = _PoolStats(max_avail=said.stats.total_avail_bytes // max(1, pool.size))
+    stats = next((one.stats for one in said.pools if one.name == cluster.pool), new)
     return frozenset(found), PoolStatus(
-        capacity=pool.stats.stored + pool.stats.max_avail,
-        free=pool.stats.max_avail,
+        capacity=stats.stored + stats.max_avail,
+        free=stats.max_avail,
         conditions=_conditions(decode(health, Health)),
     )
 
