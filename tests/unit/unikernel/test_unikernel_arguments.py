@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.host.compute.driver import Limits, Machine, Rootfs
+from lamella.host.compute.qemu import layers
 from lamella.host.compute.qemu.size import MIB, Size
 from lamella.host.compute.unikernel import admission
 from lamella.host.compute.unikernel.arguments import Card, Drive, Hardware, arguments
@@ -23,6 +24,11 @@ from lamella.model.storage import VolumeForm
 
 SMALL = Size(vcpus=1, memory=16 * MIB)
 NIC = Attachment(port="port_1", mac="02:00:00:00:00:01", address="10.83.0.5/16", gateway="10.83.0.1", mtu=1500)
+
+
+ROOT = layers.cold_disk(
+    "disk-root", VolumeHandle(id="v", form=VolumeForm.BLOCK, path=Path("/x")), 10, driver=lambda _: "file"
+)
 
 
 def machine(line: str = "", *command: str, **more: Any) -> Machine:
@@ -69,7 +75,7 @@ def test_devices_are_on_the_bus_of_the_board() -> None:
         accelerator="kvm",
         board="pc-q35-7.2",
         initrd=True,
-        drives=[Drive(name="root", fd=10)],
+        drives=[Drive(name="root", disk=ROOT)],
         cards=[Card(name="net", fd=11, mac=NIC.mac)],
     )
     words = arguments(hardware)
@@ -133,7 +139,7 @@ def test_what_a_unikernel_has_not() -> None:
         "TPM": machine(board=Board(tpm=True)),
         "directories": machine(directories=[Directory(source="/a", target="/b")]),
         "encrypted": machine(board=Board(confidential=Confidential.TDX)),
-        "raw disk": machine(disk=VolumeHandle(id="v", form=VolumeForm.FILESYSTEM, path=Path("/x"))),
+        "no disk": machine(disk=VolumeHandle(id="v", form=VolumeForm.FILESYSTEM, path=Path("/x"))),
     }
     for words, item in asked.items():
         with pytest.raises(Unsupported, match=words) as raised:

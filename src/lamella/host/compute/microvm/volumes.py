@@ -8,7 +8,7 @@ from lamella.host.compute.driver import Machine, MountedVolume
 from lamella.host.compute.guest.client import GuestClient
 from lamella.host.compute.microvm.arguments import DATA, LAYERS, MOST_VOLUMES, VolumeDisk
 from lamella.host.compute.qemu import layers
-from lamella.host.compute.qemu.layers import ColdDisk, ColdFile, serial
+from lamella.host.compute.qemu.layers import ColdDisk, serial
 from lamella.model.contract import Mechanism
 from lamella.model.errors import Unsupported
 
@@ -30,10 +30,7 @@ def disks(machine: Machine) -> tuple[ColdDisk, list[VolumeDisk]]:
     number = 1 + max(fd for file in data.files for fd in (file.fd, file.again))
     found: list[VolumeDisk] = []
     for volume in machine.volumes:
-        file = ColdFile(fd=number, path=volume.path, writable=not volume.read_only, again=number + 1)
-        under = layers.file_node(layers.driver_of(volume.path), number, read_only=volume.read_only)
-        node = layers.layer_node(f"disk-{volume.device}", "raw", under) | {"read-only": volume.read_only}
-        found.append(VolumeDisk(device=volume.device, disk=ColdDisk(node=node, files=[file])))
+        found.append(VolumeDisk(device=volume.device, disk=layers.cold_volume(volume, number)))
         number += 2
     return data, found
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from lamella.host.compute.driver import MountedVolume
 from lamella.host.storage.driver import Layer, VolumeHandle
 from lamella.model.errors import NotFound
 
@@ -108,6 +109,17 @@ def cold_disk(
             files.append(ColdFile(fd=next(free), path=path))
     nodes = [file_node(driver(file.path), file.fd, read_only=not file.writable) for file in files]
     return ColdDisk(node=chain_node(name, volume, nodes), files=files)
+
+
+def cold_volume(volume: MountedVolume, first: int) -> ColdDisk:
+    """A volume that is a file, as the block node ``disk-DEVICE``; descriptors *first* and the next.
+
+    :raise NotFound: when it is not there.
+    """
+    file = ColdFile(fd=first, path=volume.path, writable=not volume.read_only, again=first + 1)
+    under = file_node(driver_of(volume.path), first, read_only=volume.read_only)
+    node = layer_node(f"disk-{volume.device}", "raw", under) | {"read-only": volume.read_only}
+    return ColdDisk(node=node, files=[file])
 
 
 def chain_node(name: str, volume: VolumeHandle, files: Sequence[Mapping[str, object]]) -> Properties:

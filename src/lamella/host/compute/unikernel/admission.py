@@ -56,8 +56,8 @@ def files_of(rootfs: Rootfs) -> tuple[Path, Path | None]:
 
 
 def _check_volume(volume: VolumeHandle) -> None:
-    if volume.form is not VolumeForm.BLOCK or volume.format != "raw":
+    if volume.form is not VolumeForm.BLOCK or volume.base is not None:
         raise Unsupported(
-            f"volume {volume.id} is not a raw disk",
+            f"volume {volume.id} is no disk of its own",
             hint="a unikernel is given disks of the form block, without a base image",
         )

@@ -4,6 +4,7 @@ loader finds by name: two files of its room."""
 import msgspec
 
 from lamella.host.compute.qemu.launch import FIRMWARE, QEMU, SANDBOX
+from lamella.host.compute.qemu.layers import ColdDisk, serial
 from lamella.host.compute.qemu.size import MIB, TRANSLATED, Size
 
 # Where things lie inside the room.
@@ -23,10 +24,11 @@ _MOST_TRACED = 8
 
 
 class Drive(msgspec.Struct, kw_only=True, frozen=True):
-    """A raw disk, descriptor *fd*, by the device's name."""
+    """A disk by the device's name. With *waits*, a failure of it stops the machine rather than being told."""
 
     name: str
-    fd: int
+    disk: ColdDisk
+    waits: bool = False
 
 
 class Card(msgspec.Struct, kw_only=True, frozen=True):
@@ -99,13 +101,9 @@ def _ending(hardware: Hardware) -> list[str]:
 
 
 def _drive(hardware: Hardware, drive: Drive) -> list[str]:
-    node = f"disk-{drive.name}"
-    return [
-        *("-add-fd", f"fd={drive.fd},set={drive.fd}"),
-        *("-blockdev", f"driver=file,node-name={node}-file,filename=/dev/fdset/{drive.fd},discard=unmap"),
-        *("-blockdev", f"driver=raw,node-name={node},file={node}-file,discard=unmap"),
-        *("-device", f"{_device(hardware, 'virtio-blk')},id=dev-{drive.name},drive={node},serial={drive.name[:20]}"),
-    ]
+    node, waits = drive.disk.node["node-name"], ",werror=stop,rerror=stop" if drive.waits else ""
+    device = f"{_device(hardware, 'virtio-blk')},id=dev-{drive.name},drive={node},serial={serial(drive.name)}{waits}"
+    return [*drive.disk.arguments, "-device", device]
 
 
 def _card(hardware: Hardware, card: Card) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from lamella.host.compute.driver import Home, Machine
-from lamella.host.compute.qemu import launch
+from lamella.host.compute.qemu import launch, layers
 from lamella.host.compute.qemu.places import Places, ProcessRecord
 from lamella.host.compute.qemu.size import Size, group_limits
 from lamella.host.compute.unikernel import arguments, serial
@@ -70,9 +70,13 @@ async def boot(
             *((disk.name, disk.volume) for disk in machine.disks),
         ]
         for name, volume in volumes:
-            files[number] = own(os.open(volume.path, os.O_RDWR | os.O_CLOEXEC))
-            drives.append(arguments.Drive(name=name, fd=number))
-            number += 1
+            drives.append(arguments.Drive(name=name, disk=layers.cold_disk(f"disk-{name}", volume, number)))
+            number += 1 + len(layers.files_of(volume))
+        for volume in machine.volumes:
+            drives.append(arguments.Drive(name=volume.device, disk=layers.cold_volume(volume, number), waits=True))
+            number += 2
+        for drive in drives:
+            files |= {given: own(fd) for given, fd in drive.disk.open().items()}
         nics = [*([("net", machine.nic)] if machine.nic else []), *((nic.name, nic.attachment) for nic in machine.nics)]
         for name, attachment in nics:
             if open_tap is None:

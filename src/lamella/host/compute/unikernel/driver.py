@@ -10,16 +10,16 @@ import os
 import signal as signals
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import NoReturn, TypeVar, cast
 
 import msgspec
 
 from lamella.host.compute.driver import Changed, Home, Limits, Machine, Observed
+from lamella.host.compute.qemu import layers
 from lamella.host.compute.qemu import mechanisms as of_qemu
-from lamella.host.compute.qemu.driver import QemuDriver
 from lamella.host.compute.qemu.places import Places
 from lamella.host.compute.qemu.process import died
+from lamella.host.compute.qemu.storage import DiskVerbs
 from lamella.host.compute.unikernel import admission, ending, mechanisms, serial, size
 from lamella.host.compute.unikernel.boot import OpenTap, boot
 from lamella.host.compute.unikernel.command_line import command_line
@@ -39,12 +39,13 @@ from lamella.model.usage import LogEntry, Usage
 T = TypeVar("T")
 
 
-class UnikernelDriver(QemuDriver[Session]):
+class UnikernelDriver(DiskVerbs[Session]):
     """:class:`ComputeDriver` for unikernels. ``use_taps`` says where the descriptors of NICs come from."""
 
     name = "unikernel"
     noun = "unikernel"
     session_type = Session
+    root_device = "dev-root"
 
     def __init__(self, home: Home, changed: Changed) -> None:
         super().__init__(home, changed)
@@ -217,13 +218,13 @@ class UnikernelDriver(QemuDriver[Session]):
         session = await self._running(id)
         machine = session.places.machine()
         group = await asyncio.to_thread(session.group.usage)
-        disks = [volume.path for volume in _volumes(machine).values()]
+        disks = [layers.used(volume) for volume in _volumes(machine).values()]
         return Usage(
             at=datetime.now(UTC),
             cpu_seconds=group.cpu_seconds,
             memory=group.memory,
             memory_limit=session.process.size.memory,
-            disk_used=await asyncio.to_thread(_blocks, disks) if disks else None,
+            disk_used=sum(size for size in disks if size is not None) if disks else None,
         )
 
     async def mechanisms(self, id: str) -> list[Mechanism]:
@@ -241,7 +242,7 @@ class UnikernelDriver(QemuDriver[Session]):
             processors = await monitor.ask(list[_Processor], "query-cpus-fast")
             found += mechanisms.of_machine(kvm=await monitor.kvm(), memory=memory.base_memory, vcpus=len(processors))
             volumes = _volumes(session.places.machine())
-            sizes = {name: volume.path.stat().st_size for name, volume in volumes.items()}
+            sizes = {name: volume.size or volume.path.stat().st_size for name, volume in volumes.items()}
             found += mechanisms.of_disks(sizes)
         return found
 
@@ -369,7 +370,3 @@ def _volumes(machine: Machine | None) -> dict[str, VolumeHandle]:
     if machine is None:
         return {}
     return {**({"root": machine.disk} if machine.disk else {}), **{disk.name: disk.volume for disk in machine.disks}}
-
-
-def _blocks(paths: list[Path]) -> int:
-    return sum(path.stat().st_blocks * 512 for path in paths if path.exists())

@@ -16,7 +16,7 @@ import msgspec
 
 from lamella.host.compute.driver import Changed, Home, Limits, Machine, Observed
 from lamella.host.compute.qemu.log import Log
-from lamella.host.compute.wasm import host, mechanisms, monitor, places
+from lamella.host.compute.wasm import host, mechanisms, monitor, places, volumes
 from lamella.host.compute.wasm import order as orders
 from lamella.host.compute.wasm.monitor import Connection, Kind, Lost
 from lamella.host.compute.wasm.places import Places, Record
@@ -276,6 +276,7 @@ class WasmDriver:
     async def _make(self, parts: host.Parts, machine: Machine, found: Source, compiled: str) -> Session:
         """Have monitor and worker forked. What they need is opened here: they see no path of the host."""
         place, group = Places(self._home, machine.id), self._group(machine.id)
+        directories = volumes.directories(machine)
         record = Record(
             limits=machine.limits,
             user=machine.id_base,
@@ -283,7 +284,7 @@ class WasmDriver:
             stdin=machine.stdin,
             fuel=machine.fuel,
             deadline=machine.deadline,
-            directories=machine.directories,
+            directories=directories,
         )
         order = orders.pack(
             orders.Order(
@@ -293,7 +294,7 @@ class WasmDriver:
                 stdin=machine.stdin,
                 arguments=found.arguments,
                 environment=machine.environment,
-                directories=machine.directories,
+                directories=directories,
                 fuel=machine.fuel,
                 memory=machine.limits.memory,
                 deadline=machine.deadline,
@@ -317,13 +318,13 @@ class WasmDriver:
                     own(syscalls.clone_mount(compiled)),
                 ]
                 procs = [own(fd) for fd in open_group(group)]
-                directories = [own(_open_directory(one)) for one in machine.directories]
+                shown = [own(_open_directory(one)) for one in directories]
                 return parts.zygote.ask(
                     orders.RUN,
                     order,
-                    [*fds, *procs, *directories],
+                    [*fds, *procs, *shown],
                     groups=len(procs),
-                    directories=len(directories),
+                    directories=len(shown),
                 )
 
         connection = await blocking(prepare)
@@ -469,9 +470,7 @@ def _refuse(machine: Machine) -> None:
         )
     if machine.disks or machine.cdroms or machine.usb:
         raise Unsupported("a WebAssembly module has no devices", hint="give it directories instead")
-    targets = [one.target for one in machine.directories]
-    if len(set(targets)) != len(targets):
-        raise Invalid("two directories have the same target", field="directories")
+    volumes.directories(machine)
 
 
 def _open_directory(one: Directory) -> int:
