@@ -106,6 +106,26 @@ def directory(text: str, base: str) -> "Json":
     }
 
 
+def volume(text: str) -> "Json":
+    """``NAME:/PATH[:ro]``, or ``NAME`` (``NAME:ro``) for a bare disk.
+
+    :raise Invalid: when *text* is none.
+    """
+    body = text.removesuffix(":ro")
+    name, _, target = body.partition(":")
+    if not name or (target and not target.startswith("/")) or (":" in body and not target) or "\0" in text:
+        raise _invalid(
+            f"{text!r} is no volume", "write it like data:/var/lib/x, data:/x:ro, or data for a bare disk", "volume"
+        )
+    if name.startswith((".", "/")):
+        raise _invalid(
+            f"{name!r} is a path, and a volume has a name",
+            "make one: lamella volume create NAME --size 10GiB; directories are a wasm module's: --dir",
+            "volume",
+        )
+    return {"volume": name, "target": target, "read_only": body != text}
+
+
 def public_keys(text: str, where: str) -> list[str]:
     """The authorized_keys lines of *text*, which was found in *where*.
 

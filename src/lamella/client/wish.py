@@ -26,6 +26,9 @@ class Wishes(TypedDict, total=False):
     ``cdroms`` names of images; ``certificates`` PEM texts; ``ssh_keys`` public keys; ``seed`` false gives cloud-init nothing.
     Of a WebAssembly module: ``directories`` as ``"/HOST:/TARGET[:ro]"``, ``fuel`` in instructions, ``deadline`` seconds or ``"10s"``.
     Of a unikernel: ``command_line``.
+
+    ``volumes`` are those with a life of their own: ``{"data": "/var/lib/x"}`` (``":ro"`` at the end: read only; ``""``: a bare disk), or
+    as ``--volume`` has them.
     """
 
     command: Sequence[str]
@@ -71,6 +74,7 @@ class Wishes(TypedDict, total=False):
     directories: Sequence[str]
     fuel: int
     deadline: float | str
+    volumes: Mapping[str, str] | Sequence[str]
 
 
 # What goes to the board as it is.
@@ -152,6 +156,7 @@ def _machine(wishes: Wishes) -> dict[str, Any]:
         "usb": machine.numbered("usb", "device", [machine.usb(text) for text in wishes.get("usb", ())]),
         "directories": [machine.directory(text, str(Path.cwd())) for text in wishes.get("directories", ())],
         "disks": _disks(wishes.get("disks", ())),
+        "volumes": _volumes(wishes.get("volumes", ())),
     }
     board: dict[str, Any] = {name: given[name] for name in _BOARD if name in given}
     board |= {"certificates": [machine.certificate(text, "a text") for text in wishes.get("certificates", ())]}
@@ -171,6 +176,15 @@ def _machine(wishes: Wishes) -> dict[str, Any]:
 def _disks(wanted: Mapping[str, Size] | Sequence[Size]) -> list[dict[str, object]]:
     pairs = wanted.items() if isinstance(wanted, Mapping) else [(f"disk{n}", of) for n, of in enumerate(wanted, 1)]
     return [{"name": name, "size": size(measure, field="disks")} for name, measure in pairs]
+
+
+def _volumes(wanted: Mapping[str, str] | Sequence[str]) -> list[dict[str, object]]:
+    texts = (
+        [f"{name}:{place}" if place else name for name, place in wanted.items()]
+        if isinstance(wanted, Mapping)
+        else wanted
+    )
+    return [machine.volume(text) for text in texts]
 
 
 class Changes(TypedDict, total=False):

@@ -49,6 +49,25 @@ def format_size(size: int) -> str:
     return f"{size}B"
 
 
+def parse_rate(text: str, *, field: str = "rate") -> int:
+    """A second: ``100MiB/s`` is bytes as :func:`parse_size` has them, ``2000`` and ``2000/s`` are what is counted.
+
+    :raise Invalid: when *text* is not a rate above 0.
+    """
+    try:
+        rate = parse_size(text.strip().removesuffix("/s"), field=field)
+    except Invalid:
+        rate = 0
+    if rate <= 0:
+        raise Invalid(f"{field} {text!r} is not a rate", hint="write it like 2000, or 100MiB/s", field=field)
+    return rate
+
+
+def format_rate(rate: int) -> str:
+    """*rate* bytes a second for a person: ``100MiB/s``."""
+    return f"{format_size(rate)}/s"
+
+
 def parse_cpu(text: str, *, field: str = "cpu") -> int:
     """Milli-cores: ``1.5`` is 1500, ``250m`` is 250.
 

@@ -11,7 +11,7 @@ _FORMS = {
     "hostname": "1 to 63 letters, digits and dashes, with a letter or digit at both ends",
     "stop_signal": "a signal such as TERM, INT or RTMIN+3",
 }
-_SIZES = frozenset({"memory", "disk"})
+_SIZES = frozenset({"memory", "disk", "size", "bandwidth"})
 
 
 def invalid(message: str, what: str, root: str = "") -> Invalid:

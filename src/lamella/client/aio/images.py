@@ -1,15 +1,12 @@
 """All images of a project, and how they come in."""
 
 import builtins
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from lamella.client import calls, routes
-from lamella.client.aio.talk import Talk
+from lamella.client.aio.talk import Progress, Talk
 from lamella.model.image import Image
-from lamella.model.operation import Operation, OperationPhase, OperationStatus
 from lamella.model.requests import ImageCreate
-
-Progress = Callable[[OperationStatus], None]
 
 
 class Images:
@@ -79,18 +76,5 @@ class Images:
 
     async def _bring(self, body: ImageCreate, progress: Progress | None) -> Image:
         operation = await self._talk.ask(calls.bring_image(self._talk.project, body))
-        operation = await self._follow(operation, progress)
+        operation = await self._talk.follow(operation, progress)
         return await self._talk.ask(calls.image(self._talk.project, operation))
-
-    async def _follow(self, operation: Operation, progress: Progress | None) -> Operation:
-        if progress is not None:
-            progress(operation.status)
-        if operation.status.phase is OperationPhase.RUNNING:
-            async for change in self._talk.watch("operation", operation.revision):
-                if change.resource.id == operation.id:
-                    operation = change.resource
-                    if progress is not None:
-                        progress(operation.status)
-                    if operation.status.phase is not OperationPhase.RUNNING:
-                        break
-        return operation

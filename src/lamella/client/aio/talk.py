@@ -1,14 +1,16 @@
 """Asking one daemon about one project: calls in, answers out."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, TypeVar
 
 from lamella.client import calls, routes
 from lamella.client.aio.wire import Wire
 from lamella.client.call import Call
 from lamella.client.lines import EventReader
+from lamella.model.operation import Operation, OperationPhase, OperationStatus
 
 AnswerT = TypeVar("AnswerT")
+Progress = Callable[[OperationStatus], None]
 
 
 class Talk:
@@ -40,3 +42,17 @@ class Talk:
             async for data in pieces:
                 for event in reader.feed(data):
                     yield calls.change(kind, event)
+
+    async def follow(self, operation: Operation, progress: Progress | None) -> Operation:
+        """*operation* at its end; *progress* is called with where it stands, each time that changes."""
+        if progress is not None:
+            progress(operation.status)
+        if operation.status.phase is OperationPhase.RUNNING:
+            async for change in self.watch("operation", operation.revision):
+                if change.resource.id == operation.id:
+                    operation = change.resource
+                    if progress is not None:
+                        progress(operation.status)
+                    if operation.status.phase is not OperationPhase.RUNNING:
+                        break
+        return operation

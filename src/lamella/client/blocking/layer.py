@@ -9,12 +9,14 @@ from lamella.client import address, calls, wish
 from lamella.client.blocking.box import Box
 from lamella.client.blocking.images import Images
 from lamella.client.blocking.instances import Instances
-from lamella.client.blocking.talk import Talk
+from lamella.client.blocking.storage import Pools, Snapshots, Volumes
+from lamella.client.blocking.talk import Progress, Talk
 from lamella.client.blocking.wire import Wire
 from lamella.model.contract import Comparison, WhyNot
 from lamella.model.errors import LamellaError, NotFound
 from lamella.model.operation import Event
 from lamella.model.requests import About, Diagnosis
+from lamella.model.storage_report import Report
 from lamella.model.usage import Usage
 
 
@@ -26,6 +28,7 @@ class Layer:
         self.project = project
         self.instances = Instances(self._talk)
         self.images = Images(self._talk)
+        self.pools, self.volumes, self.snapshots = Pools(self._talk), Volumes(self._talk), Snapshots(self._talk)
 
     @contextmanager
     def run(self, image: str, *, keep: bool = False, **wishes: Unpack[wish.Wishes]) -> Generator[Box]:
@@ -48,6 +51,10 @@ class Layer:
     def doctor(self) -> Diagnosis:
         """What was looked at on the host, and what to do about what is wrong."""
         return self._talk.ask(calls.doctor())
+
+    def fsck(self, *, repair: bool = False, remove_orphans: bool = False, progress: Progress | None = None) -> Report:
+        """Compare what is known of volumes and snapshots with what lies in the pools; with *repair* mend what can be mended."""
+        return self.pools.fsck(repair=repair, remove_orphans=remove_orphans, progress=progress)
 
     def compare(self) -> Comparison:
         """The contracts of all isolation levels side by side."""
