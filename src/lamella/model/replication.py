@@ -50,6 +50,7 @@ class ReplicationStatus(msgspec.Struct, kw_only=True):
     ``worst`` the oldest that it was in the last day. ``moved`` is what the newest cycle copied, ``took`` for how long."""
 
     phase: ReplicationPhase = ReplicationPhase.PENDING
+    observed_generation: int = 0
     host: str | None = None
     cycles: int = 0
     last: datetime | None = None
@@ -80,3 +81,10 @@ class VolumeAccess(msgspec.Struct, kw_only=True):
     bytes: int = 0
     operations: int = 0
     last: datetime | None = None
+
+
+class TierState(msgspec.Struct, kw_only=True):
+    """When a volume was moved by its policy, and how many operations it had seen by then."""
+
+    at: datetime
+    operations: int = 0

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from lamella.model.replication import TieringPolicy, TierState
 from lamella.model.resource import Condition, Resource
 
 VolumePath = Annotated[str, Meta(max_length=4096, pattern=r"^(/[^\x00]*)?$")]
@@ -120,6 +121,7 @@ class VolumeSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     limits: IoLimits = msgspec.field(default_factory=IoLimits)
     encryption: KeyWrap | None = None
     shred: bool = False
+    tier: TieringPolicy | None = None
 
 
 class VolumeStatus(msgspec.Struct, kw_only=True):
@@ -133,6 +135,7 @@ class VolumeStatus(msgspec.Struct, kw_only=True):
     key: str = ""
     attached: list[str] = []
     observed_generation: int = 0
+    tier: TierState | None = None
     conditions: list[Condition] = []
 
 
