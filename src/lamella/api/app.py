@@ -14,7 +14,18 @@ from lamella.api.face import LayerFace
 from lamella.api.identity import Identity
 from lamella.api.openapi import document
 from lamella.api.route import AnyRoute, Route, Success
-from lamella.api.routes import files, images, instances, machines, pools, processes, resources, snapshots, volumes
+from lamella.api.routes import (
+    backups,
+    files,
+    images,
+    instances,
+    machines,
+    pools,
+    processes,
+    resources,
+    snapshots,
+    volumes,
+)
 from lamella.api.routes import layer as layer_routes
 from lamella.model.errors import LamellaError
 from lamella.model.requests import Principal
@@ -44,6 +55,7 @@ def all_routes() -> list[AnyRoute]:
         *pools.ROUTES,
         *volumes.ROUTES,
         *snapshots.ROUTES,
+        *backups.ROUTES,
         *files.ROUTES,
         *processes.ROUTES,
     ]

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Literal, Protocol
 
+from lamella.api.backup_face import BackupFace
 from lamella.api.storage_face import StorageFace
 from lamella.model.board import DesktopTicket, Input
 from lamella.model.contract import Comparison, Contract, WhyNot
@@ -42,6 +43,9 @@ class LayerFace(Protocol):
 
     @property
     def storage(self) -> StorageFace: ...
+
+    @property
+    def backup(self) -> BackupFace: ...
 
     async def about(self, who: Principal) -> About: ...
 

@@ -6,6 +6,8 @@ from contextlib import aclosing, suppress
 from datetime import datetime
 from typing import Any, cast
 
+from lamella.control.backup.state import dump_of
+from lamella.control.backup.wing import BackupWing
 from lamella.control.bulletin import Bulletin
 from lamella.control.comparison import compare, why_not
 from lamella.control.contract import contract_of
@@ -56,7 +58,7 @@ Listing = list[FileInfo]
 class Layer:
     """Control of one layer over its store. Hosts are reached through :class:`HostAgent` objects, given by ``connect_host``."""
 
-    def __init__(self, store: Store, *, role: str, seed: str) -> None:
+    def __init__(self, store: Store, *, role: str, seed: str, database: str = "") -> None:
         self.store = store
         self.role = role
         self.bulletin = Bulletin(store)
@@ -65,6 +67,7 @@ class Layer:
         self.instances = Instances(store, self.bulletin, seed=seed, away=self.presence.away)
         self.images = Images(store, self.bulletin)
         self.storage = StorageWing(store, self.bulletin, Hosts(self.presence.away), self.instances)
+        self.backup = BackupWing(store, self.storage, dump_of(database))
         self._agents: dict[str, HostAgent] = {}
         self._joining: set[asyncio.Task[None]] = set()
 
@@ -74,12 +77,14 @@ class Layer:
         await self.bulletin.open()
         await self.images.open()
         await self.storage.open()
+        await self.backup.open()
 
     async def close(self) -> None:
         await self.presence.close()
         for task in tuple(self._joining):
             task.cancel()
         await asyncio.gather(*self._joining, return_exceptions=True)
+        await self.backup.close()
         await self.storage.close()
         await self.images.close()
         await self.bulletin.close()
@@ -191,6 +196,12 @@ class Layer:
             await self.storage.volumes.delete(who, project, name, force=force, expected=expected, wait=wait)
         elif kind == "snapshot":
             await self.storage.snapshots.delete(who, project, name, expected=expected, wait=wait)
+        elif kind == "repository":
+            await self.backup.repositories.delete(who, project, name, force=force)
+        elif kind == "backup":
+            await self.backup.backups.delete(who, project, name)
+        elif kind == "policy":
+            await self.backup.policies.delete(who, project, name)
         elif kind in ("operation", "event"):
             await self._forget(who, project, kind, name)
         else:

@@ -56,7 +56,7 @@ async def _control(stack: AsyncExitStack, home: Home, role: Role) -> Layer:
     store = open_store(role.database)
     await store.open()
     stack.push_async_callback(store.close)
-    layer = Layer(store, role=role.name, seed=home.mark)
+    layer = Layer(store, role=role.name, seed=home.mark, database=role.database)
     await layer.open()
     stack.push_async_callback(layer.close)
 

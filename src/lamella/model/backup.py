@@ -55,10 +55,11 @@ class BackupSource(StrEnum):
 
 
 class BackupSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Of the volume with the id ``volume``, in the ``repository`` of that name; ``instance`` is the name of whose volumes were taken
-    with it, at one instant. ``policy`` says that a policy asked for it."""
+    """Of the volume with the id ``volume``, in the ``repository`` with that id; names are as they were. ``instance`` is the name of whose
+    volumes were taken with it, at one instant. ``policy`` is the id of the policy that asked for it."""
 
     repository: str
+    repository_name: str = ""
     of: BackupSource = BackupSource.VOLUME
     volume: str = ""
     volume_name: str = ""
@@ -123,11 +124,13 @@ class Retention(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PolicySpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A volume (its id; or the layer's own state, when it is empty) is backed up every ``every`` seconds, and what ``keep`` does not name
-    is forgotten. ``verify_every`` is in seconds; 0 is never."""
+    """A volume (its id; or the layer's own state, when it is empty) is backed up to the repository with that id every ``every`` seconds,
+    and what ``keep`` does not name is forgotten. ``verify_every`` is in seconds; 0 is never. Names are as they were."""
 
     volume: str
     repository: str
+    volume_name: str = ""
+    repository_name: str = ""
     every: Annotated[int, Meta(ge=60, le=366 * 86400)] = 86400
     keep: Retention = msgspec.field(default_factory=Retention)
     verify_every: Annotated[int, Meta(ge=0, le=366 * 86400)] = 7 * 86400

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from fake_backup import FakeBackup
 from fake_storage import FakeStorage
 
 from lamella.model.board import DesktopTicket
@@ -87,6 +88,7 @@ class FakeLayer:
         self.pressed: list[Any] = []
         self.uploaded = 0
         self.storage = FakeStorage(self)
+        self.backup = FakeBackup(self)
         self.keys: dict[str, str] = {}
         for name, spec, status, kind in (
             ("default", ProjectSpec(), ProjectStatus(), "project"),

@@ -1,0 +1,107 @@
+"""Finding repositories, backups and policies, or saying how to get them."""
+
+from typing import Any
+
+from lamella.model.backup import Backup, BackupPolicy, BackupSource, Repository
+from lamella.model.errors import NotFound
+from lamella.model.resource import now
+from lamella.model.storage import Snapshot, StoragePhase
+from lamella.store.store import Transaction
+
+
+def find_repository(tx: Transaction, project: str, name: str) -> Repository:
+    """By name or id; those of the project ``default`` serve all.
+
+    :raise NotFound: with the command that makes one.
+    """
+    hint = f"make it: lamella backup repository create {name} --to PLACE"
+    try:
+        return _find(tx, "repository", project, name, hint)
+    except NotFound:
+        if project == "default":
+            raise
+        return _find(tx, "repository", "default", name, hint)
+
+
+def find_backup(tx: Transaction, project: str, name: str) -> Backup:
+    """By name or id. The name of a volume is its newest one.
+
+    :raise NotFound: with the command that lists them.
+    """
+    try:
+        return _find(tx, "backup", project, name, "lamella backup ls lists them")
+    except NotFound:
+        of_it = [item for item in tx.list("backup", project=project) if item.spec.volume_name == name and ready(item)]
+        if not of_it:
+            raise
+        return newest(of_it)
+
+
+def find_policy(tx: Transaction, project: str, name: str) -> BackupPolicy:
+    """:raise NotFound: with the command that makes one."""
+    return _find(tx, "policy", project, name, f"set it: lamella backup policy set {name} --to REPOSITORY --daily 7")
+
+
+def ready(backup: Backup) -> bool:
+    """Whether it is whole, and there."""
+    return backup.status.phase is StoragePhase.READY and bool(backup.status.engine_id)
+
+
+def newest(backups: list[Backup]) -> Backup:
+    return max(backups, key=lambda item: (item.status.taken_at or item.created_at, item.id))
+
+
+def backups_in(tx: Transaction, repository: Repository) -> list[Backup]:
+    """All that are whole, the oldest first."""
+    return [item for item in tx.list("backup") if item.spec.repository == repository.id and ready(item)]
+
+
+def base_of(tx: Transaction, backup: Backup) -> Backup | None:
+    """The newest one of the same volume in the same repository, which the next one can build on."""
+    same = [
+        item
+        for item in tx.list("backup")
+        if ready(item)
+        and (item.spec.volume, item.spec.repository) == (backup.spec.volume, backup.spec.repository)
+        and item.spec.of is BackupSource.VOLUME
+        and item.id != backup.id
+    ]
+    return newest(same) if same else None
+
+
+def let_go_of_snapshots(tx: Transaction) -> list[str]:
+    """Ask for the end of snapshots that only backups had a use for and none has any more; their ids.
+
+    Of each volume in each repository the newest backup's stays, so that the next one knows what changed.
+    """
+    backups: list[Backup] = tx.list("backup")
+    newest_of: dict[tuple[str, str], Backup] = {}
+    needed: set[str] = set()
+    for item in backups:
+        if ready(item):
+            key = (item.spec.volume, item.spec.repository)
+            newest_of[key] = newest([item, *([newest_of[key]] if key in newest_of else [])])
+        elif item.status.phase is StoragePhase.PENDING:
+            needed.add(item.status.snapshot)
+    needed |= {item.status.snapshot for item in newest_of.values()}
+    gone: list[str] = []
+    for snapshot in tx.list("snapshot"):
+        if is_ours(snapshot) and snapshot.id not in needed and snapshot.deleted_at is None:
+            snapshot.status.phase, snapshot.deleted_at = StoragePhase.DELETING, now()
+            gone.append(tx.update(snapshot).id)
+    return gone
+
+
+def is_ours(snapshot: Snapshot) -> bool:
+    """Whether it was taken for a backup."""
+    return (snapshot.spec.owner or "").startswith("bak_")
+
+
+def _find(tx: Transaction, kind: str, project: str, name: str, hint: str) -> Any:
+    found = tx.get(kind, project, name)
+    if found is None:
+        by_id = tx.by_id(name)
+        found = by_id if by_id is not None and by_id.kind == kind and by_id.project == project else None
+    if found is None:
+        raise NotFound(f"no {kind} is called {name!r} in project {project}", hint=hint)
+    return found
