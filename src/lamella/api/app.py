@@ -22,8 +22,10 @@ from lamella.api.routes import (
     machines,
     pools,
     processes,
+    replications,
     resources,
     snapshots,
+    transfers,
     volumes,
 )
 from lamella.api.routes import layer as layer_routes
@@ -54,6 +56,8 @@ def all_routes() -> list[AnyRoute]:
         *images.ROUTES,
         *pools.ROUTES,
         *volumes.ROUTES,
+        *transfers.ROUTES,
+        *replications.ROUTES,
         *snapshots.ROUTES,
         *backups.ROUTES,
         *files.ROUTES,

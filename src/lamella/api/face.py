@@ -31,6 +31,7 @@ from lamella.store.store import Change
 PowerVerb = Literal["start", "stop", "restart", "pause", "resume"]
 DesktopKind = Literal["vnc", "spice"]
 DiskFormat = Literal["qcow2", "raw", "vmdk", "vdi", "vhdx"]
+VolumeFormat = Literal["raw", "qcow2", "vmdk", "vdi", "vhdx", "vhd"]
 WaitCondition = Literal["settled", "stopped", "running", "removed"]
 
 

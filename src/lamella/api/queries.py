@@ -6,7 +6,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from lamella.api.face import DesktopKind, DiskFormat, WaitCondition
+from lamella.api.face import DesktopKind, DiskFormat, VolumeFormat, WaitCondition
 from lamella.model.files import InstancePath
 
 Seconds = Annotated[
@@ -83,6 +83,10 @@ class ScreenQuery(Query):
 
 class DumpQuery(Query):
     crash: Annotated[bool, Meta(description="What was kept when its kernel crashed, and not what is there now")] = False
+
+
+class VolumeExportQuery(Query):
+    format: Annotated[VolumeFormat, Meta(description="Of the file that is answered")] = "raw"
 
 
 class ExportQuery(Query):

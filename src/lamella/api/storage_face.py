@@ -1,8 +1,12 @@
 """What the API asks of the layer about storage."""
 
+from collections.abc import AsyncIterator
 from typing import Protocol
 
 from lamella.model.operation import Operation
+from lamella.model.replication import Replication, TieringPolicy
+from lamella.model.replication_bodies import ReplicationCreate, VolumeImport, VolumeMove
+from lamella.model.replication_requests import ExportedDigest
 from lamella.model.requests import Principal
 from lamella.model.storage import Pool, Snapshot, Volume
 from lamella.model.storage_bodies import (
@@ -57,6 +61,28 @@ class InspectionFace(Protocol):
     async def check(self, who: Principal, body: StorageCheck, *, wait: float) -> Operation: ...
 
 
+class TransferringFace(Protocol):
+    async def bring(self, who: Principal, project: str, body: VolumeImport, *, wait: float) -> Operation: ...
+
+    def export(self, who: Principal, project: str, name: str, *, format: str) -> AsyncIterator[bytes]: ...
+
+    async def digest(self, who: Principal, project: str, name: str, *, format: str) -> ExportedDigest: ...
+
+    async def move(self, who: Principal, project: str, name: str, body: VolumeMove, *, wait: float) -> Operation: ...
+
+
+class ReplicationsFace(Protocol):
+    async def create(self, who: Principal, project: str, body: ReplicationCreate) -> Replication: ...
+
+    async def pause(self, who: Principal, project: str, name: str, *, paused: bool) -> Replication: ...
+
+    async def promote(self, who: Principal, project: str, name: str, *, force: bool) -> Replication: ...
+
+
+class TieringFace(Protocol):
+    async def set(self, who: Principal, project: str, name: str, policy: TieringPolicy | None) -> Volume: ...
+
+
 class StorageFace(Protocol):
     """Listing, reading, changing and removing go through the verbs that every kind has."""
 
@@ -74,3 +100,12 @@ class StorageFace(Protocol):
 
     @property
     def inspection(self) -> InspectionFace: ...
+
+    @property
+    def transferring(self) -> TransferringFace: ...
+
+    @property
+    def replications(self) -> ReplicationsFace: ...
+
+    @property
+    def tiering(self) -> TieringFace: ...

@@ -202,6 +202,8 @@ class Layer:
             await self.backup.backups.delete(who, project, name)
         elif kind == "policy":
             await self.backup.policies.delete(who, project, name)
+        elif kind == "replication":
+            await self.storage.replications.delete(who, project, name)
         elif kind in ("operation", "event"):
             await self._forget(who, project, kind, name)
         else:

@@ -20,7 +20,7 @@ HEARTBEAT_SECONDS = 15.0
 PATCHABLE = ("project", "image", "instance", "pool", "volume", "snapshot", "network", "host", "repository", "backup")
 DELETABLE = (
     *("project", "image", "instance", "pool", "volume", "snapshot", "network", "host", "operation"),
-    *("repository", "backup", "policy"),
+    *("repository", "backup", "policy", "replication"),
 )
 
 _encode = msgspec.json.Encoder().encode
