@@ -1,0 +1,291 @@
+"""The process ``doors``: over every volume's NBD client a stack of LUKS and limits, and the ways in to it.
+
+The client waits when ``disks`` is gone and sends again what was not answered, so whoever writes sees a pause. Each volume has a thread
+of its own (``iothread``): a write to a FUSE export holds up its thread until it is done, and no other volume shall wait for it, nor QMP.
+"""
+
+import asyncio
+import os
+from base64 import b64encode
+from contextlib import suppress
+
+import msgspec
+
+from lamella.host.compute.qemu.monitor import Monitor, Refused
+from lamella.host.storage.process import fuse, nodes
+from lamella.host.storage.process.disks import (
+    SOCKET,
+    drop_nodes,
+    node_names,
+    query_exports,
+    remove_exports,
+    translated,
+)
+from lamella.host.storage.process.qsd import TOP, Qsd
+from lamella.host.storage.process.records import Door, Opened, Places
+from lamella.model.errors import Unavailable
+from lamella.model.storage import IoLimits
+
+# Seconds for which a volume's client waits for ``disks``: it is started again at once, so this is for ever.
+_RECONNECT = 7 * 24 * 3600
+# What is held passes one request of 4 KiB a second.
+_HELD = {"iops-total": 1, "iops-size": 4096}
+
+
+class _Image(msgspec.Struct):
+    size: int = msgspec.field(name="virtual-size")
+
+
+class _Node(msgspec.Struct):
+    name: str = msgspec.field(name="node-name")
+    image: _Image
+
+
+class Doors:
+    """Verbs of one process. They raise :class:`Unavailable` while it does not run."""
+
+    def __init__(self, places: Places, process: Qsd) -> None:
+        self._places = places
+        self.process = process
+
+    @property
+    def monitor(self) -> Monitor:
+        return self.process.monitor
+
+    async def start(self) -> None:
+        await self.process.start()
+
+    # --- stacks
+
+    async def open(self, opened: Opened, key: bytes) -> None:
+        """Build the stack; what is there already stays. ``disks`` serves the volume by now.
+
+        :raise Unavailable: when it cannot be built, or the key does not open it.
+        """
+        mark = nodes.tag(opened.id)
+        there = await node_names(self.monitor)
+        await self._make({"qom-type": "iothread", "id": f"iot-{mark}"})
+        await self._make({"qom-type": "throttle-group", "id": f"hld-{mark}", "limits": _HELD})
+        try:
+            below = f"nbd-{mark}"
+            if below not in there:
+                await self.monitor.execute("blockdev-add", self._client(mark, below, read_only=opened.read_only))
+            if opened.encrypted:
+                if f"lks-{mark}" not in there:
+                    await self._unlock(mark, below, key, read_only=opened.read_only)
+                below = f"lks-{mark}"
+            if f"top-{mark}" not in there:
+                await self.limit(opened.id, opened.limits, opened.group)
+                await self.monitor.execute("blockdev-add", _top(mark, below, _group(opened), opened))
+        except Refused as error:
+            await self.close(opened.id)
+            raise translated(error, opened.id) from error
+
+    def _client(self, mark: str, name: str, *, read_only: bool) -> dict[str, object]:
+        return {
+            "driver": "nbd",
+            "node-name": name,
+            "server": {"type": "unix", "path": f"{TOP}/{SOCKET}"},
+            "export": mark,
+            "reconnect-delay": _RECONNECT,
+            "open-timeout": 10,
+            "read-only": read_only,
+            "auto-read-only": False,
+            "discard": "unmap",
+        }
+
+    async def _unlock(self, mark: str, below: str, key: bytes, *, read_only: bool) -> None:
+        secret = f"key-{mark}"
+        await self._make({"qom-type": "secret", "id": secret, "format": "base64", "data": b64encode(key).decode()})
+        try:
+            await self.monitor.execute(
+                "blockdev-add",
+                {
+                    "driver": "luks",
+                    "node-name": f"lks-{mark}",
+                    "key-secret": secret,
+                    "file": below,
+                    "read-only": read_only,
+                    "auto-read-only": False,
+                    "discard": "unmap",
+                },
+            )
+        finally:
+            await self._unmake(secret)
+
+    async def close(self, id: str) -> None:
+        """Close all ways in and the stack, everything written out."""
+        mark = nodes.tag(id)
+        await self.shut(id)
+        await drop_nodes(self.monitor, mark)
+        for kind in ("iot", "hld", "grp", "key"):
+            await self._unmake(f"{kind}-{mark}")
+
+    # --- limits
+
+    async def limit(self, id: str, limits: IoLimits, group: str) -> None:
+        """Set the limits of its group; :meth:`reopen` lets it go over to another."""
+        name = group_name(id, group)
+        properties = throttle(limits)
+        if not await self._make({"qom-type": "throttle-group", "id": name, "limits": properties}):
+            await self.monitor.execute(
+                "qom-set", {"path": f"/objects/{name}", "property": "limits", "value": properties}
+            )
+
+    async def reopen(self, opened: Opened) -> None:
+        """Put the volume into the group that it belongs to now. All that is under way is done first, and written out."""
+        mark = nodes.tag(opened.id)
+        below = f"lks-{mark}" if opened.encrypted else f"nbd-{mark}"
+        await self.monitor.execute("blockdev-reopen", {"options": [_top(mark, below, _group(opened), opened)]})
+
+    # --- ways in
+
+    async def export(self, opened: Opened, door: Door) -> None:
+        """Open a way in; one that is there stays."""
+        mark = nodes.tag(opened.id)
+        there = await query_exports(self.monitor)
+        try:
+            if door.owner is None:
+                await self._export_file(opened, door, f"fus-{mark}" in there)
+            elif f"vhu-{mark}" not in there:
+                await self._export_socket(opened, door.owner, writable=door.writable)
+        except Refused as error:
+            raise Unavailable(f"volume {opened.id} cannot be served: {error.reason}") from error
+
+    async def _export_file(self, opened: Opened, door: Door, there: bool) -> None:
+        mark, file = nodes.tag(opened.id), self._places.file(opened.id)
+        if there and await asyncio.to_thread(fuse.mounted, file):
+            return
+        await remove_exports(self.monitor, {f"fus-{mark}"})
+        await asyncio.to_thread(fuse.prepare, file)
+        await self.monitor.execute(
+            "block-export-add",
+            {
+                "type": "fuse",
+                "id": f"fus-{mark}",
+                "node-name": f"top-{mark}",
+                "mountpoint": str(file),
+                "writable": door.writable and not opened.read_only,
+                "growable": False,
+                "allow-other": "off",
+                "iothread": f"iot-{mark}",
+            },
+        )
+        try:
+            await asyncio.to_thread(fuse.make_safe, file)
+        except Unavailable:
+            await remove_exports(self.monitor, {f"fus-{mark}"})
+            raise
+
+    async def _export_socket(self, opened: Opened, owner: int, *, writable: bool) -> None:
+        mark, socket = nodes.tag(opened.id), self._places.socket(opened.id)
+        socket.parent.mkdir(mode=0o711, exist_ok=True)
+        socket.unlink(missing_ok=True)
+        relative = socket.relative_to(self._places.top)
+        await self.monitor.execute(
+            "block-export-add",
+            {
+                "type": "vhost-user-blk",
+                "id": f"vhu-{mark}",
+                "node-name": f"top-{mark}",
+                "addr": {"type": "unix", "path": f"{TOP}/{relative}"},
+                "writable": writable and not opened.read_only,
+            },
+        )
+        os.chmod(socket, 0o600)  # noqa: PTH101
+        os.chown(socket, owner, owner)
+
+    async def shut(self, id: str) -> None:
+        """Close all ways in."""
+        mark = nodes.tag(id)
+        await remove_exports(self.monitor, {f"fus-{mark}", f"vhu-{mark}"})
+        await asyncio.to_thread(_clear, self._places, id)
+
+    async def size(self, id: str) -> int:
+        """:raise Unavailable: when it is not open."""
+        name = f"top-{nodes.tag(id)}"
+        for node in await self.monitor.ask(list[_Node], "query-named-block-nodes", {"flat": True}):
+            if node.name == name:
+                return node.image.size
+        raise Unavailable(f"volume {id} is not open")
+
+    async def resized(self, opened: Opened, size: int) -> None:
+        """``disks`` made it *size* bytes (what is seen on top): see that too, on every way in.
+
+        By truncate(2) of the file: ``block_resize`` of a node with a thread of its own ends QEMU 7.2 by an assertion.
+        """
+        mark = nodes.tag(opened.id)
+        shown = f"fus-{mark}" in await query_exports(self.monitor)
+        file = self._places.file(opened.id)
+        if not shown:
+            await self._export_file(opened, Door(), there=False)
+        try:
+            await asyncio.to_thread(fuse.resize, file, size)
+        except OSError as error:
+            raise Unavailable(
+                f"the size of volume {opened.id} did not reach its users: {error}", hint="detach and attach it"
+            ) from error
+        finally:
+            if not shown:
+                await remove_exports(self.monitor, {f"fus-{mark}"})
+                await asyncio.to_thread(_clear_file, self._places, opened.id)
+
+    # --- objects
+
+    async def _make(self, options: dict[str, object]) -> bool:
+        """``False`` when there is one already."""
+        try:
+            await self.monitor.execute("object-add", options)
+        except Refused as error:
+            if "duplicate" in error.reason:
+                return False
+            raise
+        return True
+
+    async def _unmake(self, id: str) -> None:
+        with suppress(Refused):
+            await self.monitor.execute("object-del", {"id": id})
+
+
+def _clear_file(places: Places, id: str) -> None:
+    fuse.release(places.file(id))
+    places.file(id).unlink(missing_ok=True)
+
+
+def _clear(places: Places, id: str) -> None:
+    _clear_file(places, id)
+    places.socket(id).unlink(missing_ok=True)
+
+
+def group_name(id: str, group: str) -> str:
+    """The object that holds the limits: a volume's own, or one that is shared."""
+    return f"shr-{nodes.digest(group, 16)}" if group else f"grp-{nodes.tag(id)}"
+
+
+def _group(opened: Opened) -> str:
+    return f"hld-{nodes.tag(opened.id)}" if opened.held else group_name(opened.id, opened.group)
+
+
+def _top(mark: str, below: str, group: str, opened: Opened) -> dict[str, object]:
+    return {
+        "driver": "throttle",
+        "node-name": f"top-{mark}",
+        "throttle-group": group,
+        "file": below,
+        "read-only": opened.read_only,
+        "auto-read-only": False,
+        "discard": "unmap",
+    }
+
+
+def throttle(limits: IoLimits) -> dict[str, int]:
+    """*limits* as a throttle-group has them (qapi/block-core.json, ThrottleLimits)."""
+    made: dict[str, int] = {}
+    for name, rate, burst in (
+        ("iops-total", limits.iops, limits.iops_burst),
+        ("bps-total", limits.bandwidth, limits.bandwidth_burst),
+    ):
+        made[name] = rate or 0
+        made[f"{name}-max"] = burst if rate and burst and burst > rate else 0
+        made[f"{name}-max-length"] = limits.burst_seconds if made[f"{name}-max"] else 1
+    return made

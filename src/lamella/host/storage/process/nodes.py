@@ -1,0 +1,134 @@
+"""Names and options of block nodes: pure functions from a driver's node to what ``blockdev-add`` gets.
+
+A node's name says whose it is and what it is (``fmt-<volume>-<layer>``, at most 31 characters, as QEMU wants), and depends on nothing
+but the volume's id and the layer's file: after any crash the same layer has the same name.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from lamella.host.storage.driver import Layer, Node
+
+# How files are opened, the best first; a filesystem that refuses one is asked for the next.
+CACHES: list[Node] = [
+    {"aio": "io_uring", "cache": {"direct": True, "no-flush": False}},
+    {"aio": "threads", "cache": {"direct": True, "no-flush": False}},
+    {},
+]
+_FILES = ("file", "host_device")
+
+
+def digest(text: str, length: int) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def tag(id: str) -> str:
+    """What is in the name of every node of the volume *id*."""
+    return digest(id, 8)
+
+
+def key_of(node: Node) -> str:
+    """What tells a layer from the others of its volume: its file, or all its options."""
+    file = cast("Node", node.get("file")) if isinstance(node.get("file"), dict) else {}
+    name = file.get("filename") or node.get("filename")
+    plain = {key: value for key, value in node.items() if key != "backing"}
+    return str(name) if name else json.dumps(plain, sort_keys=True)
+
+
+def layer_name(id: str, key: str) -> str:
+    """The name of the format node of *id*'s layer; *key* is its path, or what :func:`key_of` says."""
+    return f"fmt-{tag(id)}-{digest(key, 12)}"
+
+
+def named(id: str, node: Node, cache: Node, *, read_only: bool) -> Node:
+    """*node* with a name at every level; only the uppermost layer is writable, and discards reach its file."""
+    made = _plain(node, cache)
+    made |= {"node-name": layer_name(id, key_of(node)), "read-only": read_only, "auto-read-only": False}
+    if not read_only:
+        made["discard"] = "unmap"
+    for key, value in node.items():
+        if key == "backing" and isinstance(value, dict):
+            made[key] = named(id, cast("Node", value), cache, read_only=True)
+        elif isinstance(value, dict) and "driver" in value:
+            made[key] = _part(id, key, cast("Node", value), key_of(node), cache)
+            if node["driver"] == "raw" and made[key]["driver"] in _FILES and not read_only:
+                made[key] = _alone(f"own-{tag(id)}-{digest(key + key_of(node), 12)}", made[key])
+    return made
+
+
+def _alone(name: str, file: Node) -> Node:
+    """The lock that a raw file is opened with lets others write, for no node of ours minds; this one does (qcow2 does by itself)."""
+    return {
+        "driver": "blkdebug",
+        "node-name": name,
+        "image": file,
+        "unshare-child-perms": ["write"],
+        "discard": "unmap",
+    }
+
+
+def _part(id: str, path: str, node: Node, layer: str, cache: Node) -> Node:
+    """What a layer stands on: a file, or a filter over one."""
+    made = _plain(node, cache)
+    made |= {"node-name": f"prt-{tag(id)}-{digest(path + layer, 12)}", "discard": "unmap"}
+    for key, value in node.items():
+        if isinstance(value, dict) and "driver" in value:
+            made[key] = _part(id, f"{path}.{key}", cast("Node", value), layer, cache)
+    return made
+
+
+def _plain(node: Node, cache: Node) -> Node:
+    """Without what is a layer's to say: a file is read-only as its format is, which a job may change for a while."""
+    made: Node = {key: value for key, value in node.items() if not (isinstance(value, dict) and "driver" in value)}
+    for key in ("read-only", "auto-read-only"):
+        made.pop(key, None)
+    return made | (cache if node["driver"] in _FILES else {})
+
+
+def chain(node: Node) -> list[Node]:
+    """The layers of *node*, the one that is written first."""
+    found: list[Node] = []
+    below: Any = node
+    while isinstance(below, dict):
+        found.append(cast("Node", below))
+        below = cast("Node", below).get("backing")
+    return found
+
+
+def paths(node: Node) -> list[str]:
+    """Files of the layers, the one that is written first."""
+    return [key_of(layer) for layer in chain(node)]
+
+
+def layer_node(layer: Layer, backing: Node | None) -> Node:
+    """The node of a layer over *backing*."""
+    node: Node = {"driver": layer.format, "file": {"driver": "file", "filename": str(layer.path), "locking": "auto"}}
+    return node | {"backing": backing} if layer.format == "qcow2" else node
+
+
+def over(node: Node, layer: Layer) -> Node:
+    """*node* with the new *layer* on top."""
+    return layer_node(layer, node)
+
+
+def without(node: Node, gone: Path) -> Node:
+    """*node* after the layer in the file *gone* was merged into the one below it."""
+    above = [layer for layer in chain(node) if key_of(layer) != str(gone)]
+    made: Node | None = None
+    for layer in reversed(above):
+        plain = {key: value for key, value in layer.items() if key != "backing"}
+        made = plain | {"backing": made} if "backing" in layer else plain
+    assert made is not None, "a chain has a layer"
+    return made
+
+
+def files(node: Node) -> Iterator[Path]:
+    """Files of this host that the node stands on."""
+    for key, value in node.items():
+        if key == "filename" and node.get("driver") in _FILES:
+            yield Path(str(value))
+        elif isinstance(value, dict):
+            yield from files(cast("Node", value))

@@ -1,0 +1,207 @@
+"""One ``qemu-storage-daemon`` under supervision: started, adopted, watched, ended.
+
+It runs in the cgroup ``storage`` of the layer, bears the mark, has /dev/null and its log as standard files and one descriptor of ours
+(``<run>/storage``, through which it finds sockets whose paths would be too long), and only the capabilities that it is given. This
+program has no seccomp sandbox of its own (QEMU's ``-sandbox`` is not in it).
+"""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from lamella.host.compute.driver import Home, Limits
+from lamella.host.compute.qemu.launch import listening
+from lamella.host.compute.qemu.monitor import Monitor
+from lamella.host.compute.qemu.places import boot_id, write_durably
+from lamella.host.linux import binaries
+from lamella.host.linux.cgroup import ROOT, Cgroups
+from lamella.host.linux.processes import Child, bears_mark, environment, readable, spawn, start_time
+from lamella.model.errors import Unavailable
+
+log = logging.getLogger("lamella.host.storage")
+
+GROUP = "storage"
+# Where the process finds <run>/storage.
+_TOP, _MONITOR = 9, 10
+TOP = f"/proc/self/fd/{_TOP}"
+
+
+class _Running(msgspec.Struct, kw_only=True, frozen=True):
+    pid: int
+    started: int
+    boot: str
+
+
+class Qsd:
+    """The process *role*, with *capabilities* (``sys_admin``, …) and no more. *ended* is called when it ended unasked."""
+
+    def __init__(self, home: Home, top: Path, role: str, capabilities: list[str], ended: Callable[[], None]) -> None:
+        self.role = role
+        self._home = home
+        self._top = top
+        self._capabilities = capabilities
+        self._ended = ended
+        self._monitor: Monitor | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._child: Child | None = None
+        self._pidfd = -1
+
+    @property
+    def pid(self) -> int | None:
+        """Of the one that runs."""
+        return running.pid if (running := self._running()) else None
+
+    def _running(self) -> _Running | None:
+        try:
+            found = msgspec.json.decode((self._top / f"{self.role}.json").read_bytes(), type=_Running)
+        except (OSError, msgspec.MsgspecError):
+            return None
+        same = found.boot == boot_id() and start_time(found.pid) == found.started
+        return found if same and bears_mark(found.pid, self._home.mark) else None
+
+    async def adopt(self) -> bool:
+        """Take hold of the one that runs; ``False`` when none does, or it does not answer (it is ended then)."""
+        running = await asyncio.to_thread(self._running)
+        if running is None:
+            return False
+        try:
+            await self._hold(running.pid)
+        except (Unavailable, OSError):
+            with suppress(ProcessLookupError):
+                os.kill(running.pid, signal.SIGKILL)
+            return False
+        return True
+
+    async def start(self) -> None:
+        """:raise Unavailable: when it cannot be started; the end of what it said is in the error."""
+        await asyncio.to_thread(self._spawn)
+        assert self._child is not None
+        try:
+            await self._hold(self._child.pid)
+        except (Unavailable, OSError) as error:
+            await self._child.end()
+            raise Unavailable(f"the storage process does not start: {self.last_words()}") from error
+
+    def _spawn(self) -> None:
+        socket = self._top / f"{self.role}.monitor"
+        socket.unlink(missing_ok=True)
+        group = Cgroups(ROOT, self._home.mark).group(GROUP)
+        group.create(Limits())
+        kept = ",".join(["-all", *(f"+{name}" for name in self._capabilities)])
+        argv = [
+            str(binaries.tool("setpriv")),
+            f"--bounding-set={kept}",
+            "--inh-caps=-all",
+            "--ambient-caps=-all",
+            "--no-new-privs",
+            str(binaries.tool("qemu-storage-daemon")),
+            *("--chardev", f"socket,id=monitor,fd={_MONITOR},server=on,wait=off"),
+            *("--monitor", "chardev=monitor"),
+        ]
+        words = os.open(
+            self._top / f"{self.role}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
+        top = os.open(self._top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        monitor = listening(socket)
+        try:
+            child = spawn(
+                argv,
+                environment=environment(self._home.mark),
+                files={1: words, 2: words, _TOP: top, _MONITOR: monitor.fileno()},
+                session=True,
+            )
+        finally:
+            monitor.close()
+            os.close(words)
+            os.close(top)
+        for file in group.procs_files():
+            file.write_text(str(child.pid))
+        started = start_time(child.pid)
+        write_durably(
+            self._top / f"{self.role}.json",
+            msgspec.json.encode(_Running(pid=child.pid, started=started or 0, boot=boot_id())),
+        )
+        self._child = child
+
+    async def _hold(self, pid: int) -> None:
+        self._pidfd = os.pidfd_open(pid)
+        try:
+            self._monitor = await Monitor.connect(self._top / f"{self.role}.monitor")
+        except BaseException:
+            os.close(self._pidfd)
+            self._pidfd = -1
+            raise
+        self._watch = asyncio.create_task(self._wait(self._pidfd), name=f"storage {self.role}")
+
+    async def _wait(self, pidfd: int) -> None:
+        await readable(pidfd)
+        log.warning("the storage process (%s) ended: %s", self.role, self.last_words())
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None:
+            await monitor.close()
+        if self._child is not None:
+            await self._child.end()
+            self._child = None
+        os.close(pidfd)
+        self._pidfd = -1
+        self._watch = None
+        self._ended()
+
+    @property
+    def monitor(self) -> Monitor:
+        """:raise Unavailable: while it does not run."""
+        if self._monitor is None:
+            raise Unavailable("the storage process does not run at the moment", hint="it is started again by itself")
+        return self._monitor
+
+    @property
+    def here(self) -> bool:
+        return self._monitor is not None
+
+    def last_words(self) -> str:
+        try:
+            return (self._top / f"{self.role}.log").read_text(errors="replace").strip()[-300:]
+        except OSError:
+            return ""
+
+    async def close(self) -> None:
+        """Let go of it; it goes on."""
+        if self._watch is not None:
+            self._watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watch
+            self._watch = None
+        if self._monitor is not None:
+            await self._monitor.close()
+            self._monitor = None
+        if self._child is not None:
+            self._child.release()
+            self._child = None
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    async def end(self) -> None:
+        """Let it write everything out and end."""
+        pidfd = os.dup(self._pidfd) if self._pidfd >= 0 else -1
+        child, self._child = self._child, None
+        await self.close()
+        if pidfd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+            try:
+                async with asyncio.timeout(10):
+                    await readable(pidfd)
+            except TimeoutError:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+        if child is not None:
+            await child.end()
+        for name in ("json", "monitor", "log"):
+            (self._top / f"{self.role}.{name}").unlink(missing_ok=True)

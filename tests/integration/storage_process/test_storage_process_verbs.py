@@ -1,0 +1,141 @@
+"""Every verb on volumes that nothing bad happens to."""
+
+import asyncio
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from process_lab import MIB, Writer, content, lost, volume
+
+from lamella.host.compute.driver import Home
+from lamella.host.storage.process.daemon import QemuStorageDaemon
+from lamella.model.errors import Conflict, NotFound
+from lamella.model.storage import IoLimits
+
+
+async def test_open_write_close(daemon: QemuStorageDaemon, tmp_path: Path) -> None:
+    stack = volume(tmp_path)
+    await daemon.add(stack)
+    await daemon.add(stack)
+    ways = await daemon.export("vol_a")
+    assert ways == await daemon.export("vol_a")
+    assert ways.file is not None and ways.file.stat().st_size == 64 * MIB == await daemon.size("vol_a")
+    assert await daemon.inventory() == {"vol_a"}
+    writer = Writer(ways.file)
+    await writer.go_on()
+    acknowledged = await writer.stop()
+    await daemon.flush(["vol_a"])
+    await daemon.remove("vol_a")
+    await daemon.remove("vol_a")
+    assert not ways.file.exists() and await daemon.inventory() == set()
+    assert not lost(content(stack.node), acknowledged)
+
+
+async def test_a_file_that_is_written_by_many_at_once_is_whole(daemon: QemuStorageDaemon, tmp_path: Path) -> None:
+    """QEMU 7.2 mixes up writes that are under way together: the kernel is told to send one at a time."""
+    await daemon.add(volume(tmp_path))
+    file = (await daemon.export("vol_a")).file
+    assert file is not None
+    wrong = await asyncio.to_thread(_write_directly, file, tmp_path / "vol_a.raw")
+    assert wrong == 0
+
+
+def _write_directly(file: Path, below: Path) -> int:
+    import mmap
+
+    buffer = mmap.mmap(-1, 8 * MIB)
+    for number in range(2048):
+        buffer[number * 4096 : (number + 1) * 4096] = b"%015d\n" % number * 256
+    fd = os.open(file, os.O_RDWR | os.O_DIRECT)
+    try:
+        for part in range(4):
+            assert os.pwritev(fd, [buffer], part * 8 * MIB) == 8 * MIB
+    finally:
+        os.close(fd)
+    data = below.read_bytes()
+    return sum(data[part * 8 * MIB : (part + 1) * 8 * MIB] != buffer[:] for part in range(4))
+
+
+async def test_a_socket_is_its_owners(daemon: QemuStorageDaemon, home: Home, tmp_path: Path) -> None:
+    await daemon.add(volume(tmp_path))
+    file = (await daemon.export("vol_a")).file
+    socket = (await daemon.export("vol_a", socket_owner=4242)).socket
+    assert socket is not None and file is not None and file.exists()
+    seen = socket.stat()
+    assert stat.S_ISSOCK(seen.st_mode) and stat.S_IMODE(seen.st_mode) == 0o600 and seen.st_uid == 4242
+    await daemon.unexport("vol_a")
+    assert not socket.exists() and not file.exists()
+
+
+async def test_resize_is_seen_by_who_has_it(daemon: QemuStorageDaemon, tmp_path: Path) -> None:
+    await daemon.add(volume(tmp_path))
+    file = (await daemon.export("vol_a")).file
+    assert file is not None
+    writer = Writer(file)
+    await writer.go_on()
+    await daemon.resize("vol_a", 96 * MIB)
+    assert await daemon.size("vol_a") == 96 * MIB == (tmp_path / "vol_a.raw").stat().st_size
+    for _ in range(100):
+        if file.stat().st_size == 96 * MIB:
+            break
+        await asyncio.sleep(0.05)
+    assert file.stat().st_size == 96 * MIB
+    await writer.go_on()
+    await writer.stop()
+
+
+async def test_held_writers_wait_and_go_on(daemon: QemuStorageDaemon, tmp_path: Path) -> None:
+    stack = volume(tmp_path)
+    await daemon.add(stack)
+    file = (await daemon.export("vol_a")).file
+    assert file is not None
+    writer = Writer(file)
+    await writer.go_on()
+    await daemon.hold(["vol_a"])
+    await daemon.hold(["vol_a"])
+    before = len(writer.rounds())
+    await asyncio.sleep(2)
+    assert len(writer.rounds()) - before <= 3
+    await daemon.release(["vol_a", "vol_gone"])
+    await writer.go_on(50, timeout=5)
+    acknowledged = await writer.stop()
+    await daemon.remove("vol_a")
+    assert not lost(content(stack.node), acknowledged)
+
+
+async def test_limits_change_while_it_is_written(daemon: QemuStorageDaemon, tmp_path: Path) -> None:
+    await daemon.add(volume(tmp_path))
+    await daemon.add(volume(tmp_path, "vol_b"))
+    file = (await daemon.export("vol_a")).file
+    assert file is not None
+    writer = Writer(file)
+    await writer.go_on()
+    await daemon.limit("vol_a", IoLimits(iops=40))
+    await asyncio.sleep(0.5)
+    before = len(writer.rounds())
+    await asyncio.sleep(2)
+    # A round is four writes and a flush, which is not counted.
+    assert 15 <= len(writer.rounds()) - before <= 25
+    await daemon.limit("vol_a", IoLimits(iops=4000), "project/shared")
+    await daemon.limit("vol_b", IoLimits(iops=4000), "project/shared")
+    await writer.go_on(50, timeout=5)
+    await writer.stop()
+
+
+async def test_two_cannot_open_one_file(daemon: QemuStorageDaemon, tmp_path: Path) -> None:
+    stack = volume(tmp_path)
+    other = Home(tmp_path / "other", daemon.home.mark)
+    other.run.mkdir(parents=True)
+    await daemon.add(stack)
+    second = QemuStorageDaemon(other)
+    await second.open()
+    try:
+        with pytest.raises(Conflict, match="open elsewhere"):
+            await second.add(stack)
+        assert await second.inventory() == set()
+    finally:
+        await second.doors.process.end()
+        await second.disks.end()
+    with pytest.raises(NotFound):
+        await daemon.export("vol_b")
