@@ -14,6 +14,16 @@ _INSTANCE = [
     *("start", "stop", "restart", "reset", "kill", "pause", "resume", "rm"),
     *("console", "desktop", "screenshot", "type", "dump", "device ls", "device attach", "device detach"),
 ]
+# What takes the name of another noun first.
+_NAMED = {
+    "image": ["image show", "image rm", "image export", "run", "create"],
+    "volume": [
+        f"volume {verb}" for verb in ("show", "set", "resize", "attach", "detach", "rename", "unlock", "rekey", "rm")
+    ]
+    + ["snapshot create", "snapshot ls"],
+    "snapshot": ["snapshot show", "snapshot restore", "snapshot rm"],
+    "pool": ["pool show", "pool set", "pool scrub", "pool rm"],
+}
 _ASK = "lamella ps -a -o name 2>/dev/null"
 
 
@@ -39,12 +49,20 @@ def _verbs(noun: str) -> list[str]:
 
 
 def _patterns() -> list[str]:
-    return [f'"{name}"' if " " in name else name for name in _INSTANCE]
+    return [_pattern(name) for name in _INSTANCE]
+
+
+def _pattern(name: str) -> str:
+    return f'"{name}"' if " " in name else name
 
 
 def bash() -> str:
     """For bash: ``source <(lamella completion bash)``."""
     options = "\n".join(f'    "{name}") options="{" ".join(words)}" ;;' for name, words in _words().items())
+    named = "\n".join(
+        f'    {"|".join(_pattern(name) for name in names)}) words="$(lamella {noun} ls -o name 2>/dev/null)" ;;'
+        for noun, names in _NAMED.items()
+    )
     nouns = "\n".join(f'    {noun}) words="{" ".join(_verbs(noun))}" ;;' for noun in NOUNS)
     return f"""# bash completion for lamella: source <(lamella completion bash)
 _lamella() {{
@@ -67,7 +85,7 @@ _lamella() {{
   esac
   case "$first" in
     {"|".join(_patterns())}) words="$({_ASK})" ;;
-    run|create|"image show"|"image rm"|"image export") words="$(lamella image ls -o name 2>/dev/null)" ;;
+{named}
     completion) words="bash zsh fish" ;;
   esac
   COMPREPLY=($(compgen -W "$words" -- "$word"))
@@ -108,6 +126,10 @@ def fish() -> str:
     lines += [f"complete -c lamella -n 'not __fish_seen_subcommand_from {every}' -a {noun}" for noun in NOUNS]
     takers = dict.fromkeys(name.partition(" ")[2] or name for name in _INSTANCE if name != "device ls")
     lines.append(f"complete -c lamella -n '__fish_seen_subcommand_from {' '.join(takers)}' -a '({_ASK})'")
+    for noun in ("volume", "snapshot", "pool", "image"):
+        verbs = " ".join(name.partition(" ")[2] for name in _NAMED[noun] if name.startswith(f"{noun} "))
+        seen = f"__fish_seen_subcommand_from {noun}; and __fish_seen_subcommand_from {verbs}"
+        lines.append(f"complete -c lamella -n '{seen}' -a '(lamella {noun} ls -o name 2>/dev/null)'")
     lines.append("complete -c lamella -n '__fish_seen_subcommand_from cp import run create attach' -F")
     return "\n".join(lines) + "\n"
 

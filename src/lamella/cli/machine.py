@@ -17,6 +17,13 @@ _LARGEST_FILE = 1 << 20
 def options(parser: "Parser") -> None:
     """Add them."""
     more: dict[str, object] = {"action": "append", "default": []}
+    parser.section("volumes")
+    parser.option(
+        "--volume",
+        metavar="NAME[:/PATH[:ro]]",
+        help="a volume, mounted at PATH, or as a bare disk; it stays when the instance goes",
+        **more,
+    )
     parser.section("machines")
     parser.option(
         "--disk",
@@ -68,6 +75,7 @@ def spec(options: "Options") -> "Json":
         "cdroms": machine.numbered("cdrom", "image", options.iso),
         "usb": machine.numbered("usb", "device", [machine.usb(text) for text in options.usb]),
         "directories": [machine.directory(text, os.getcwd()) for text in options.dir],  # noqa: PTH109
+        "volumes": [machine.volume(text) for text in options.volume],
         "fuel": options.fuel,
         "board": _board(options),
         "seed": _seed(options),

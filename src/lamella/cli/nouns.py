@@ -1,4 +1,4 @@
-"""``network``, ``port``, ``pool``, ``volume``, ``host``, ``operation``, ``project``: ``ls`` and ``show`` of each."""
+"""``network``, ``port``, ``host``, ``operation``, ``project``: ``ls`` and ``show`` of each."""
 
 from lamella.cli import output, when
 from lamella.cli.ps import outline
@@ -57,20 +57,6 @@ COLUMNS: "dict[str, list[Column]]" = {
         ("ADDRESS", lambda item: item.text("spec", "address")),
         ("MAC", lambda item: item.text("spec", "mac")),
         ("OWNER", lambda item: item.text("spec", "owner")),
-    ],
-    "pool": [
-        NAME,
-        ("DRIVER", lambda item: item.text("spec", "driver")),
-        ("CAPACITY", lambda item: size(item, "status", "capacity")),
-        ("FREE", lambda item: size(item, "status", "free")),
-    ],
-    "volume": [
-        NAME,
-        ("POOL", lambda item: item.text("spec", "pool")),
-        ("FORM", lambda item: item.text("spec", "form")),
-        ("SIZE", lambda item: size(item, "spec", "size")),
-        ("OWNER", lambda item: item.text("spec", "owner")),
-        CREATED,
     ],
     "host": [
         NAME,

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from lamella.client.request import Request
 
 
+# What is in project default, whatever the project (``lamella.model.kinds.SHARED``, which costs an import of msgspec).
+SHARED = frozenset({"project", "host", "pool"})
+
+
 class Session:
     """One daemon, one project."""
 
@@ -30,14 +34,18 @@ class Session:
         return parse(reply.body) if reply.body else Document(None)
 
     def get(self, kind: str, name: str) -> Document:
-        return self.ask(routes.get(self.project, kind, name))
+        return self.ask(routes.get(self._home(kind), kind, name))
+
+    def _home(self, kind: str) -> str:
+        """The project that *kind* is in: some belong to the whole layer."""
+        return "default" if kind in SHARED else self.project
 
     def find(self, kind: str, labels: "Mapping[str, str] | None" = None) -> "tuple[list[Document], int]":
         """All of *kind*, page after page, and the revision at which a watch goes on."""
         found: list[Document] = []
         cursor, revision = "", None
         while True:
-            page = self.ask(routes.find(self.project, kind, labels=labels, cursor=cursor))
+            page = self.ask(routes.find(self._home(kind), kind, labels=labels, cursor=cursor))
             found.extend(page.each("items"))
             revision = revision or page.integer("revision") or 0
             cursor = page.text("cursor")
