@@ -70,6 +70,24 @@ _SECTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("pool set", "pool", "change when a pool warns"),
         ("pool scrub", "pool", "read all of a pool and compare"),
         ("pool rm", "pool", "forget pools; what lies there stays"),
+        ("backup ls", "backup", "list backups"),
+        ("backup show", "backup", "show a backup"),
+        ("backup create", "backup", "back up a volume, an instance's volumes or the layer itself"),
+        ("backup verify", "backup", "check a repository, restore samples and compare"),
+        ("backup restore", "backup", "make a volume from a backup"),
+        ("backup mount", "backup", "show a backup's files in a directory of the host"),
+        ("backup unmount", "backup", "end that"),
+        ("backup rm", "backup", "forget backups"),
+        ("backup prune", "backup", "forget what no policy keeps, and give back the room"),
+        ("backup policy ls", "backup", "list what is backed up by itself"),
+        ("backup policy show", "backup", "show a policy"),
+        ("backup policy set", "backup", "back a volume up by itself"),
+        ("backup policy rm", "backup", "do so no more"),
+        ("backup repository ls", "backup", "list repositories"),
+        ("backup repository show", "backup", "show a repository"),
+        ("backup repository create", "backup", "make a place for backups, or open one with its recovery key"),
+        ("backup repository rm", "backup", "forget a repository; what lies there stays"),
+        ("recover", "backup", "bring a layer back on a bare machine, from a repository alone"),
         ("fsck", "pool", "check volumes against what is known of them"),
     ],
     "Other nouns": [
@@ -103,7 +121,7 @@ def overview(noun: str = "") -> str:
             nouns = dict.fromkeys(name.partition(" ")[0] for name, _ in shown)
             shown = [(f"{name} ls|show", summary) for name in nouns for key, summary in shown if key == f"{name} ls"]
         if shown:
-            lines += [f"{title}:", *(f"  {name:<18} {summary}" for name, summary in shown), ""]
+            lines += [f"{title}:", *(f"  {name:<24} {summary}" for name, summary in shown), ""]
     lines += ["`lamella COMMAND --help` says what a command takes.", ""]
     return "\n".join(lines)
 

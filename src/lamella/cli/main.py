@@ -94,6 +94,8 @@ def _command(words: "list[str]") -> "tuple[str, list[str]]":
         if not rest or rest[0] in ("--help", "-h", "help"):
             return "", [name]
         name = f"{name} {rest.pop(0)}"
+        if rest and f"{name} {rest[0]}" in SUMMARIES:
+            name = f"{name} {rest.pop(0)}"
     if name not in SUMMARIES:
         return "", [name]
     if rest == ["-h"]:

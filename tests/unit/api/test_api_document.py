@@ -8,7 +8,7 @@ import pytest
 from lamella.api.app import all_routes
 from lamella.api.openapi import document
 from lamella.model.errors import LamellaError, NotFound, error_for
-from lamella.model.kinds import KINDS
+from lamella.model.kinds import KINDS, plural
 from lamella.wire.problem import Problem, error_of, problem_of, read_error
 from lamella.wire.pump import close_code
 
@@ -22,8 +22,8 @@ def test_every_route_is_told_once() -> None:
 
 def test_every_kind_can_be_listed_and_got() -> None:
     for kind in KINDS:
-        assert "get" in DOCUMENT["paths"][f"/v1/projects/{{project}}/{kind}s"]
-        assert "get" in DOCUMENT["paths"][f"/v1/projects/{{project}}/{kind}s/{{name}}"]
+        assert "get" in DOCUMENT["paths"][f"/v1/projects/{{project}}/{plural(kind)}"]
+        assert "get" in DOCUMENT["paths"][f"/v1/projects/{{project}}/{plural(kind)}/{{name}}"]
         assert kind.capitalize() in DOCUMENT["components"]["schemas"]
 
 
