@@ -27,6 +27,13 @@ class ShowsSize(Protocol):
     async def resized(self, id: str, volume_id: str, size: int) -> None: ...
 
 
+@runtime_checkable
+class HealsDisks(Protocol):
+    """A driver whose machines stand still when a disk fails or is full, and go on when it is there again."""
+
+    async def heal(self, id: str) -> None: ...
+
+
 class InstanceWriters:
     """:class:`lamella.host.storage.wing.Writers`. *find* gives the driver of an instance of this host; it raises :class:`NotFound`."""
 
@@ -63,6 +70,11 @@ class InstanceWriters:
         driver = await self._find(id)
         if isinstance(driver, ShowsSize):
             await driver.resized(id, volume, size)
+
+    async def heal(self, id: str) -> None:
+        driver = await self._find(id)
+        if isinstance(driver, HealsDisks):
+            await driver.heal(id)
 
     async def _able(self, id: str, protocol: type[T], cannot: str) -> T:
         driver = await self._find(id)

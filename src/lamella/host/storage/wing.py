@@ -62,6 +62,11 @@ class Writers(Protocol):
         """A volume that it has attached grew to *size* bytes: tell the guest, where the guest does not see it by itself."""
         ...
 
+    async def heal(self, id: str) -> None:
+        """The storage process was started again, or a pool that was full has room: a machine that stands still because of that takes its
+        volumes' files anew, where they are others now, and goes on. The guest never hears of it."""
+        ...
+
 
 class Storage(Protocol):
     """What the agent and its workers ask of storage; ``volumes.py`` is it."""

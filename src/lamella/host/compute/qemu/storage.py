@@ -31,9 +31,10 @@ class DiskVerbs(QemuDriver[S]):
             await disks.switch(await session.monitor(), own, layers)
             await self._note(session, disks.switched(machine, layers))
 
-    async def heal(self, id: str, volumes: list[MountedVolume]) -> None:
-        """The storage process is there again, or the pool has room: take the volumes' files anew where they are others than those that are
-        open, and let the machine go on if it stands still because of that. What failed is done again; nothing is told to the guest.
+    async def heal(self, id: str, volumes: list[MountedVolume] | None = None) -> None:
+        """The storage process is there again, or the pool has room: take the files of *volumes* (all that the machine has, when nothing is
+        said) anew where they are others than those that are open, and let it go on if it stands still because of that. What failed is done
+        again; nothing is told to the guest.
 
         :raise NotFound: when a volume's file is not there. :raise Unavailable: when QEMU does not answer or refuses.
         """
@@ -41,7 +42,7 @@ class DiskVerbs(QemuDriver[S]):
             session = await self._running(id)
             monitor = await session.monitor()
             tops = await disks.top_nodes(monitor)
-            for volume in volumes:
+            for volume in self._known(session).volumes if volumes is None else volumes:
                 qdev = f"dev-{volume.device}"
                 if qdev in tops:
                     await disks.replace_file(
