@@ -33,3 +33,18 @@ def verb(
 def fsck(body: bytes) -> "_Request":
     """Check all storage (``StorageCheck``); the answer is an operation."""
     return Request("POST", target("fsck"), body=body, headers=_JSON)
+
+
+def import_volume(project: str, body: bytes) -> "_Request":
+    """Make a volume of a file of the host (``VolumeImport``); the answer is an operation."""
+    return Request("POST", target("projects", project, "volumes", "import"), body=body, headers=_JSON)
+
+
+def export_volume(project: str, name: str, *, format: str) -> "_Request":
+    """The answer is a disk in *format*; most are converted first."""
+    return Request("GET", target("projects", project, "volumes", name, "export", query=[("format", format)]), wait=3600)
+
+
+def export_digest(project: str, name: str, *, format: str) -> "_Request":
+    """What was exported last (``ExportedDigest``)."""
+    return Request("GET", target("projects", project, "volumes", name, "digest", query=[("format", format)]))
