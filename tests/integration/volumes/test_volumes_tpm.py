@@ -19,7 +19,8 @@ from lamella.model.ids import new_id
 from lamella.model.storage import KeyWrap
 
 pytestmark = pytest.mark.skipif(
-    shutil.which("swtpm") is None or shutil.which("tpm2_create") is None, reason="no swtpm or tpm2-tools on this machine"
+    shutil.which("swtpm") is None or shutil.which("tpm2_create") is None,
+    reason="no swtpm or tpm2-tools on this machine",
 )
 MARK = "lamella-tpmtest"
 

@@ -8,7 +8,7 @@ import pytest
 
 from lamella.host.compute.driver import Home
 from lamella.host.storage import ext4, opened
-from lamella.host.storage.guard import floor_of, is_low, overcommitted
+from lamella.host.storage.guard import FASTEST, allowed, floor_of, is_low, overcommitted
 from lamella.host.storage.opened import OpenTable
 from lamella.host.storage.parts import Locks
 from lamella.host.storage.records import OpenVolume, Records
@@ -172,6 +172,11 @@ def test_the_guard_knows_when_a_pool_is_low_full_and_overpromised() -> None:
     assert is_low(PoolStatus(capacity=100, free=9), PoolSpec())
     assert not is_low(PoolStatus(capacity=0, free=0), PoolSpec())
     assert overcommitted(large, 1 << 40) is None
+    # Nobody is slowed while there is plenty; nobody can write all that is left before the next look.
+    assert allowed(large, 3) is None
+    scarce = PoolStatus(capacity=1 << 40, free=(4 << 30) + (1 << 30))
+    assert allowed(scarce, 1) == 1 << 30 and allowed(scarce, 4) == 1 << 28
+    assert allowed(scarce, 1) < FASTEST
     warned = overcommitted(large, (1 << 40) + 1)
     assert warned is not None and warned.type == "Overcommitted"
 

@@ -15,6 +15,7 @@ from lamella.host.storage.driver import Fences
 from lamella.host.storage.mounting import Mounts
 from lamella.host.storage.parts import Parts
 from lamella.host.storage.records import MadeVolume, OpenVolume
+from lamella.host.storage.stacks import group_of
 from lamella.host.storage.wing import Attachment
 from lamella.model.errors import Internal, LamellaError, Unavailable, Unsupported
 from lamella.model.instance import Isolation
@@ -76,9 +77,8 @@ class Attaching:
     # --- for the wing
 
     async def adopt(self) -> None:
-        """Find again what was open, close what nobody has open, and let go of what stood still."""
+        """Find again what the table says is open, close what nobody has open, and let go of what stood still."""
         opened, daemon = self._parts.opened, self._parts.daemon
-        opened.load()
         for id in await blocking(self.mounts.mounted):
             # Who froze it is gone; its snapshot is made again when control asks.
             await blocking(self.mounts.thaw, id)
@@ -176,9 +176,17 @@ class Attaching:
 
     async def _close(self, id: str, record: OpenVolume) -> None:
         daemon = self._parts.daemon
-        if record.way == MOUNT:
-            await self.mounts.unmount(id)
-        await daemon.remove(id)
+        self._parts.closing.add(id)
+        try:
+            if id in await daemon.inventory():
+                # What is not written yet has to be, however full the pool is: for that there is a floor.
+                await daemon.release([id])
+                await daemon.limit(id, record.volume.spec.limits, group_of(record.volume))
+            if record.way == MOUNT:
+                await self.mounts.unmount(id)
+            await daemon.remove(id)
+        finally:
+            self._parts.closing.discard(id)
         self._unadopted.discard(id)
 
 

@@ -43,12 +43,15 @@ def parse(data: bytes) -> Superblock | None:
 
 
 def read(path: Path) -> Superblock | None:
-    """Of what lies in *path*. Blocks. :raise OSError: when it cannot be read."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """Of what lies in *path*. Blocks. :raise Unavailable: when it cannot be read."""
     try:
-        return parse(os.pread(descriptor, _BYTES, _OFFSET))
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return parse(os.pread(descriptor, _BYTES, _OFFSET))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise Unavailable(f"the disk does not answer: {error.strerror}", hint="try again in a moment") from error
 
 
 class Ext4:

@@ -1,15 +1,19 @@
 """The room that a pool really has: a warning well before it is full, and writers that wait rather than fail when it is.
 
 Thin volumes promise more than there is. While something of a pool is open its free space is read every few seconds, more often when it
-is short. Below ``PoolSpec.warn_below`` an event says so once; below a floor the writers of the pool are held (their requests wait in the
-storage process) until there is room for twice the floor again.
+is short. Below ``PoolSpec.warn_below`` an event says so once. When what is left could be written between two looks, writers are slowed so
+that it cannot: the less is left, the slower, down to a floor at which they are held (their requests wait in the storage process) until
+there is room for twice the floor again.
 """
 
 import asyncio
 import logging
 
+import msgspec
+
 from lamella.host.storage.attaching import TREE
 from lamella.host.storage.parts import Parts
+from lamella.host.storage.stacks import group_of
 from lamella.model.errors import LamellaError
 from lamella.model.resource import Condition, now
 from lamella.model.storage import PoolSpec, PoolStatus
@@ -17,7 +21,12 @@ from lamella.model.storage import PoolSpec, PoolStatus
 log = logging.getLogger("lamella.host.storage")
 
 CALM, ALERT = 5.0, 0.25
-# Below this writers are held: what may be written between two looks, and what metadata needs to be finished.
+# Faster than this nothing writes, in bytes a second; with less left than that for one calm interval, it is looked at often.
+FASTEST = 4 << 30
+# What may be written in this many seconds is all that is left above the floor.
+HORIZON = 4 * ALERT
+SLOWEST = 256 << 10
+# Below this writers are held: it is for metadata, and for what is written out when a volume is closed.
 FLOOR_SHARE = 0.005
 FLOOR_LEAST, FLOOR_MOST = 16 << 20, 4 << 30
 
@@ -25,6 +34,12 @@ FLOOR_LEAST, FLOOR_MOST = 16 << 20, 4 << 30
 def floor_of(status: PoolStatus) -> int:
     """Free bytes below which nothing of a pool is written any more."""
     return min(max(FLOOR_LEAST, int(status.capacity * FLOOR_SHARE)), FLOOR_MOST, max(1, status.capacity // 4))
+
+
+def allowed(status: PoolStatus, volumes: int) -> int | None:
+    """How many bytes a second each of so many volumes may write, so that the next look comes in time; ``None``: as fast as it can."""
+    rate = int((status.free - floor_of(status)) / HORIZON)
+    return max(SLOWEST, rate // max(1, volumes)) if rate < FASTEST else None
 
 
 def is_low(status: PoolStatus, spec: PoolSpec) -> bool:
@@ -53,6 +68,7 @@ class Guard:
         self._task: asyncio.Task[None] | None = None
         self._low: set[str] = set()
         self._full: dict[str, set[str]] = {}
+        self._slowed: set[str] = set()
         self._wake = asyncio.Event()
 
     def start(self) -> None:
@@ -87,7 +103,7 @@ class Guard:
         """Look once, and act. Whether a pool is short of room."""
         open: dict[str, set[str]] = {}
         for id, record in self._parts.opened.all.items():
-            if record.way != TREE:
+            if record.way != TREE and id not in self._parts.closing:
                 open.setdefault(record.volume.spec.pool, set()).add(id)
         short = False
         for name in set(open) | set(self._full):
@@ -100,26 +116,51 @@ class Guard:
         return short
 
     async def _judge(self, name: str, status: PoolStatus, ids: set[str]) -> bool:
-        spec, floor = self._parts.pools.spec(name), floor_of(status)
-        held = self._full.get(name)
-        if status.capacity and status.free < floor:
+        if not status.capacity:
+            return False
+        self._warn(name, status)
+        floor, held = floor_of(status), self._full.get(name)
+        if status.free < floor + floor // 8:
             if held is None:
                 self._parts.tell(
                     "pool.full", name, f"pool {name} has {status.free} bytes left: its writers wait until there is room"
                 )
-            if ids - (held or set()):
-                await self._parts.daemon.hold(sorted(ids))
+            if new := ids - (held or set()):
+                await self._parts.daemon.hold(sorted(new))
             self._full[name] = ids
-        elif held is not None and status.free >= 2 * floor:
-            await self._parts.daemon.release(sorted(held))
+            return True
+        if held is not None and status.free < 2 * floor:
+            return True
+        if held is not None:
+            await self._parts.daemon.release(sorted(held & ids))
             del self._full[name]
             self._parts.tell("pool.room", name, f"pool {name} has room again: its writers go on")
-        low = is_low(status, spec)
+        await self._slow(ids, allowed(status, len(ids)))
+        return status.free < floor + FASTEST * CALM
+
+    async def _slow(self, ids: set[str], rate: int | None) -> None:
+        """Hold these to *rate* bytes a second, below what a person set; or to what a person set alone."""
+        for id in ids:
+            record = self._parts.opened.get(id)
+            if record is None or (rate is None and id not in self._slowed):
+                continue
+            limits, group = record.volume.spec.limits, group_of(record.volume)
+            if rate is None or (limits.bandwidth is not None and limits.bandwidth <= rate):
+                if id in self._slowed:
+                    await self._parts.daemon.limit(id, limits, group)
+                    self._slowed.discard(id)
+                continue
+            # By itself: a limit that is shared would be everybody's.
+            capped = msgspec.structs.replace(limits, bandwidth=rate, bandwidth_burst=None, group="")
+            await self._parts.daemon.limit(id, capped)
+            self._slowed.add(id)
+        self._slowed &= set(self._parts.opened.all)
+
+    def _warn(self, name: str, status: PoolStatus) -> None:
+        low = is_low(status, self._parts.pools.spec(name))
         if low and name not in self._low:
             share = 100 * status.free / status.capacity
             self._parts.tell("pool.low", name, f"pool {name} has {share:.1f} % of its space left ({status.free} bytes)")
             self._low.add(name)
         elif not low:
             self._low.discard(name)
-        # Half of the free space may be written before the next look.
-        return name in self._full or low or status.free < 16 * floor

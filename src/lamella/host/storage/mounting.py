@@ -130,9 +130,11 @@ class Mounts:
         device = self.device(id)
         if device is None:
             return False
-        below = loop.backing_of(device)
-        info = file.stat()
-        return below == (info.st_dev, info.st_ino)
+        try:
+            info = file.stat()
+        except OSError:
+            return False
+        return loop.backing_of(device) == (info.st_dev, info.st_ino)
 
     def _mount(self, id: str, file: Path, read_only: bool) -> None:
         point = self.point(id)

@@ -70,6 +70,8 @@ class Parts:
     locks: Locks = field(default_factory=Locks)
     writers: Writers | None = None
     heard: Heard | None = None
+    # What is being closed: nobody holds it up.
+    closing: set[str] = field(default_factory=set[str])
     # Asked before a volume is opened for an instance; they raise Conflict when it may not be.
     may_open: list[Callable[[Volume], None]] = field(default_factory=list[Callable[[Volume], None]])
 

@@ -1,0 +1,29 @@
+"""A wing of its own for each test; whatever it leaves behind fails it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+import uvloop
+from volumes_lab import VolumesLab
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # uvloop masks signals of its own: an alarm would never be heard (see tests/integration/vm/conftest.py).
+    for item in items:
+        if "integration/volumes" in str(item.path):
+            item.add_marker(pytest.mark.timeout(120, method="thread"))
+
+
+@pytest.fixture
+def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
+    return uvloop.EventLoopPolicy()
+
+
+@pytest_asyncio.fixture
+async def lab() -> AsyncIterator[VolumesLab]:
+    lab = VolumesLab()
+    await lab.wing.open()
+    yield lab
+    await lab.end()
