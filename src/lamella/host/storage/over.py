@@ -6,6 +6,7 @@ time: the directory's lock, which the server keeps, says so; another host takes 
 """
 
 import asyncio
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -19,6 +20,8 @@ from lamella.model.storage_requests import StorageFinding
 
 _ANSWER = 20.0
 _DIRECTORY = "lamella"
+_TRIES = 10
+_PAUSE = 0.3
 
 
 class MountedDirectory:
@@ -55,15 +58,25 @@ class MountedDirectory:
 
     async def open(self) -> PoolStatus:
         server, what, point, directory = self._parsed()
+        if not await self._mounted(point):
+            await self._let_go()
+            await asyncio.to_thread(point.mkdir, mode=0o700, parents=True, exist_ok=True)
+            await self.mount(server, what, point)
         if self._inner is None:
-            if not await self._mounted(point):
-                await asyncio.to_thread(point.mkdir, mode=0o700, parents=True, exist_ok=True)
-                await self.mount(server, what, point)
             self._inner = DirectoryDriver(point / directory)
-        status = await self._inner.open()
+        status = await self._taken(self._inner)
         self.features = self._inner.features | {Feature.SHARED} | await self.strengths(point)
         status.features = sorted(self.features)
         return status
+
+    async def _taken(self, inner: DirectoryDriver) -> PoolStatus:
+        """The server lets go of a dead daemon's lock some moments after it has died."""
+        for _ in range(_TRIES):
+            try:
+                return await inner.open()
+            except Unavailable:
+                await asyncio.sleep(_PAUSE)
+        return await inner.open()
 
     def _parsed(self) -> tuple[str, str, Path, Path]:
         unknown = sorted(set(self.options) - {"directory", "mount"} - self.known)
@@ -105,10 +118,15 @@ class MountedDirectory:
         """What is in use stays mounted; what nobody uses is unmounted, unless the operator chose the place."""
         if self._inner is None:
             return
-        await self._inner.close()
-        self._inner = None
+        await self._let_go()
         if self.point is not None and "mount" not in self.options:
             await asyncio.to_thread(_leave, self.point)
+
+    async def _let_go(self) -> None:
+        inner, self._inner = self._inner, None
+        if inner is not None:
+            with contextlib.suppress(OSError):  # what is dead cannot be closed in order
+                await inner.close()
 
     @property
     def inner(self) -> DirectoryDriver:

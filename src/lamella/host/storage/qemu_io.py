@@ -20,7 +20,23 @@ def source(node: Node) -> tuple[list[str], str]:
     """Options that make the node's secrets, and the file name that stands for it."""
     options: list[str] = []
     plain = _without_files(node, options)
-    return options, "json:" + json.dumps(plain)
+    return options, "json:" + json.dumps(plain, separators=(",", ":"))
+
+
+def target(node: Node) -> tuple[list[str], str]:
+    """Like :func:`source`, for ``--target-image-opts``."""
+    options: list[str] = []
+    return options, ",".join(_dotted(_without_files(node, options), ""))
+
+
+def _dotted(node: Node, prefix: str) -> list[str]:
+    found: list[str] = []
+    for key, value in node.items():
+        if isinstance(value, dict):
+            found += _dotted(cast("Node", value), f"{prefix}{key}.")
+        else:
+            found.append(f"{prefix}{key}={str(value).replace(',', ',,')}")
+    return found
 
 
 def _without_files(node: Node, options: list[str]) -> Node:

@@ -34,7 +34,6 @@ def lab(scratch: Path) -> Iterator[Lab]:
                 foreign_volumes=50,
                 depth=6,
                 cuts=3,
-                cut_within=0.2,
             )
         finally:
             syscalls.umount(str(point))

@@ -24,7 +24,6 @@ def lab(scratch: Path) -> Iterator[Lab]:
             foreign_volumes=40,
             depth=8,
             cuts=3,
-            cut_within=0.3,
             clone_bytes=4 << 20,
             refuses_second_writer=False,
         )

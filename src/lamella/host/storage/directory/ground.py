@@ -259,9 +259,18 @@ def sync_filesystem(path: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> None:
-    """The two trade places at one instant (renameat2(2))."""
+    """The two trade places at one instant (renameat2(2)).
+
+    Where the filesystem cannot (GlusterFS, NFS), or a crash between the two renames that it takes there left no *other*, *one* takes its
+    place and what was there lies beside *one*.
+    """
     if _libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(one))
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOENT, errno.ENOTSUP) or not one.exists():
+            raise OSError(code, os.strerror(code), str(one))
+        with contextlib.suppress(FileNotFoundError):
+            other.rename(one.with_name(f"replaced.{secrets.token_hex(4)}"))
+        one.rename(other)
     sync_directory(one.parent)
     sync_directory(other.parent)
 
