@@ -349,8 +349,11 @@ async def test_a_snapshot_is_cloned_and_restored(layer: Layer, host: StorageHost
     assert host.volumes[made.id]["data"] == b"monday" and made.status.size == made.spec.size == GIB
     with pytest.raises(Invalid, match="cannot have less"):
         await volume(layer, "small", source="data@monday", size=1 << 20)
-    with pytest.raises(Unsupported, match="encrypted as its source"):
-        await volume(layer, "secret", source="data", encryption=KeyWrap.TPM)
+    secret = await volume(layer, "secret", source="data@monday", encryption=KeyWrap.TPM)
+    assert secret.spec.encryption is KeyWrap.TPM
+    with pytest.raises(Invalid, match="no passphrase"):
+        await volume(layer, "locked", source="data", encryption=KeyWrap.PASSPHRASE)
+    await remove(layer, "volume", "secret")
     await remove(layer, "volume", "now")
     for _ in range(100):
         if len((await layer.store.list("snapshot")).items) == 1:

@@ -16,7 +16,7 @@ def begin_clone(tx: Transaction, volume: Volume, source: str) -> None:
     """Make *volume*, which is in no row yet, a clone of *source*: ``data@nightly``, or ``data`` as it is in a moment.
 
     :raise NotFound: when there is no such volume or snapshot. :raise Conflict: when it is not ready.
-    :raise Unsupported: when the clone would have to differ from it.
+    :raise Invalid: when it would have to be smaller. :raise Unsupported: when the snapshot is of several volumes.
     """
     if "@" in source or source.startswith("snap_"):
         snapshot = find_snapshot(tx, volume.project, source, field="source")
@@ -28,16 +28,6 @@ def begin_clone(tx: Transaction, volume: Volume, source: str) -> None:
         check_usable(tx, origin)
         snapshot = tx.insert(_passing(volume, origin))
     spec, of = volume.spec, origin.spec
-    if spec.pool not in (DEFAULT, of.pool):
-        raise Unsupported(
-            f"a clone lies where its source lies: in pool {of.pool}",
-            hint=f"leave --pool out; then: lamella volume move {volume.name} --pool {spec.pool}",
-            field="spec.pool",
-        )
-    if spec.encryption not in (None, of.encryption):
-        raise Unsupported(
-            "a clone is encrypted as its source is", hint="leave it out; lamella volume rekey", field="spec.encryption"
-        )
     if spec.owner is not None or spec.source is not None:
         raise Invalid("an owner and a source are not set by hand", hint="leave them out", field="spec")
     had = snapshot.status.sizes.get(origin.id) or origin.status.size or of.size
@@ -47,7 +37,10 @@ def begin_clone(tx: Transaction, volume: Volume, source: str) -> None:
             hint="leave --size out, and resize it afterwards",
             field="spec.size",
         )
-    spec.pool, spec.form, spec.filesystem, spec.encryption = of.pool, of.form, of.filesystem, of.encryption
+    # In another pool, or with another key, it is a copy: its host sees to that.
+    spec.pool = of.pool if spec.pool == DEFAULT else spec.pool
+    spec.encryption = spec.encryption or of.encryption
+    spec.form, spec.filesystem = of.form, of.filesystem
     spec.size = whole(spec.size or had)
     spec.source = snapshot.id
     volume.status.host = origin.status.host

@@ -45,7 +45,7 @@ class Making:
         if volume.spec.source is not None:
             request.snapshot = await self._ready(volume.spec.source)
             request.source = await self._store.by_id(held(request.snapshot)[0])
-        elif volume.spec.encryption is KeyWrap.PASSPHRASE and not request.passphrase:
+        if volume.spec.encryption is KeyWrap.PASSPHRASE and not request.passphrase:
             raise Conflict(
                 "the daemon ended before the volume was made, and its passphrase was written down nowhere",
                 hint=f"lamella volume rm {volume.name}, and make it again",

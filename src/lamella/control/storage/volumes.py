@@ -26,7 +26,7 @@ from lamella.model.operation import Operation
 from lamella.model.quantity import format_size
 from lamella.model.requests import Principal, ResourcePatch
 from lamella.model.resource import Condition, new_resource, now
-from lamella.model.storage import Pool, StoragePhase, Volume, VolumeMount, VolumeSpec, VolumeStatus
+from lamella.model.storage import KeyWrap, Pool, StoragePhase, Volume, VolumeMount, VolumeSpec, VolumeStatus
 from lamella.model.storage_bodies import VolumeAttach, VolumeCreate, VolumeDetach
 from lamella.model.validation import invalid
 from lamella.store.store import Audit, Store, Transaction
@@ -97,6 +97,8 @@ class Volumes:
         volume: Volume = new_resource("volume", body.name, spec, status, project=project, labels=body.labels)
         if body.source:
             begin_clone(tx, volume, body.source)
+            if volume.spec.encryption is KeyWrap.PASSPHRASE:
+                check_passphrase(volume.spec.encryption, body.passphrase)
         else:
             volume.spec = settled_spec(spec)
         pool = find_pool(tx, volume.spec.pool, field="spec.pool")
