@@ -4,7 +4,7 @@ A volume that is open there has a stack of nodes, topmost first: ``throttle`` (i
 its driver's ``node`` says. The same stack serves every way in: a file (FUSE), a vhost-user-blk socket, NBD.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -94,9 +94,29 @@ class BlockDaemon(Protocol):
         """Put *upper*'s content into *lower*, in the chain of the open volume *id*, while it is written; then *upper* is in it no more."""
         ...
 
-    async def mirror(self, id: str, target: Stack, told: Told | None = None, *, speed: int = 0) -> None:
+    async def mirror(
+        self,
+        id: str,
+        target: Stack,
+        told: Told | None = None,
+        *,
+        speed: int = 0,
+        same: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         """Copy the open volume to *target* (an empty volume of the same size) while it is written, and go over to it: *target*'s node is
-        what *id* stands on from then on, for every way in. ``speed`` is bytes a second; 0 takes what leaves the writer its share."""
+        what *id* stands on from then on, for every way in. ``speed`` is bytes a second; 0 takes what leaves the writer its share.
+
+        *same* is awaited when both are the same and every write is acknowledged by both, before the going over: whoever writes down
+        which side is the truth does it there. What fails before that leaves *id* where it was."""
+        ...
+
+    async def follow(self, id: str, target: Stack, told: Told | None = None, *, speed: int = 0) -> None:
+        """As :meth:`mirror`, but *id* stays where it is: *target*, which gets every write of *id* by another way already, has everything,
+        synced, when this returns."""
+        ...
+
+    async def stay(self, id: str) -> None:
+        """Whatever a mirror of *id* that nobody waits for any more does is ended, and *id* stays on what it was opened with."""
         ...
 
     async def copy(

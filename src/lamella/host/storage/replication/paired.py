@@ -1,0 +1,235 @@
+"""Synchronous replication of one volume: every write in two places before it is acknowledged, or written down that it was not.
+
+What is written down, in this order:
+ 1. ``degraded_since`` is on the disk, and only then the sink answers in place of the replica;
+ 2. the replica answers again and gets every new write, then everything is copied to it, then it has synced, and only then
+    ``degraded_since`` is cleared.
+So whoever reads the journal after a crash at any line knows whether the replica may lack something that was acknowledged.
+"""
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from lamella.host.linux.blocking import blocking
+from lamella.host.storage.blocks import Stack
+from lamella.host.storage.driver import Node
+from lamella.host.storage.parts import Parts
+from lamella.host.storage.replication.journal import Journal, Journals
+from lamella.host.storage.replication.server import Server, both, client, sink
+from lamella.model.errors import LamellaError, Unavailable
+from lamella.model.resource import now
+from lamella.model.storage import VolumeForm
+
+log = logging.getLogger("lamella.host.storage")
+
+REPLICA, SINK = "replica", "sink"
+# Seconds: between two tries to have a lost replica back, and for how long a writer is kept waiting for one that died.
+_AGAIN = 5.0
+_WAIT = 5.0
+# A replica's pool with less room than this is given up in time: a write that it refuses would fail in the guest.
+_ROOM = 64 << 20
+
+
+class Pair:
+    """One synchronous replication; ``journal`` is what is on the disk."""
+
+    def __init__(self, parts: Parts, journals: Journals, journal: Journal, server: Server) -> None:
+        self._parts = parts
+        self._journals = journals
+        self.journal = journal
+        self.server = server
+        self.failing = ""
+        self.hint = ""
+        self.resyncing = False
+        self._turn = asyncio.Lock()
+
+    @property
+    def id(self) -> str:
+        return self.journal.replication.id
+
+    @property
+    def _open(self) -> bool:
+        return self.journal.source.id in self._parts.opened
+
+    # --- made, while nobody has the source open
+
+    async def seed(self) -> None:
+        """The target becomes what the source is.
+
+        :raise Conflict: when the source is open.
+        """
+        journal, parts = self.journal, self._parts
+        if journal.seeded:
+            return
+        async with parts.locks.of([journal.source.id, journal.target.id]):
+            await parts.require_closed(journal.source, "paired with a replica")
+            pool = parts.pools.get(journal.target.spec.pool)
+            source = parts.pools.get(journal.source.spec.pool)
+            await pool.delete(journal.target.id)
+            await pool.create(journal.target.id, VolumeForm.BLOCK, (await source.handle(journal.source.id)).size)
+            journal.made = True
+            await self._write()
+            await parts.daemon.copy(await self._plain(), await self._goal())
+            journal.seeded, journal.degraded_since, journal.degraded_why = True, None, ""
+            await self._write()
+
+    # --- opened
+
+    async def over(self, node: Node) -> Node:
+        """What the storage process opens instead of the source's own *node*; the socket is answered when this returns.
+
+        :raise LamellaError: when there is no whole replica yet.
+        """
+        journal = self.journal
+        if not journal.seeded or journal.promoted_at is not None:
+            return node
+        async with self._turn:
+            if not self.server.alive:
+                await self._answer()
+        return both(node, self.server.path)
+
+    async def _answer(self) -> None:
+        if self.journal.degraded_since is None and not self.journal.replication.spec.paused:
+            try:
+                await self._serve_replica()
+                return
+            except LamellaError as error:
+                await self._degrade(error.message)
+        elif self.journal.degraded_since is None:
+            await self._degrade("it is paused")
+        await self.server.serve(sink(await self._size()), SINK)
+
+    async def _degrade(self, why: str) -> None:
+        journal = self.journal
+        if journal.degraded_since is None:
+            journal.degraded_since, journal.degraded_why = now(), why
+            await self._write()
+            log.warning("replication %s is degraded: %s", journal.replication.name, why)
+            self._parts.tell(
+                "replication.degraded",
+                journal.source.id,
+                f"{journal.source.name} is written without its replica: {why}",
+            )
+
+    async def _serve_replica(self) -> None:
+        pool = self._parts.pools.get(self.journal.target.spec.pool)
+        status = await pool.status()
+        if status.free < _ROOM:
+            raise Unavailable(f"pool {self.journal.target.spec.pool} is full", hint="lamella pool ls")
+        await self.server.serve(await pool.node(self.journal.target.id), REPLICA)
+
+    # --- watched
+
+    async def run(self) -> None:
+        """Until cancelled: whoever answers is answered for; what is behind is brought forward."""
+        while True:
+            try:
+                await self._look()
+                self.failing = self.hint = ""
+            except LamellaError as error:
+                if self.failing != error.message:
+                    log.warning("replication %s: %s", self.journal.replication.name, error)
+                self.failing, self.hint = error.message, error.hint
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_AGAIN):
+                    if self.server.alive:
+                        await self.server.ended()
+                    else:
+                        await asyncio.sleep(_AGAIN)
+
+    async def _look(self) -> None:
+        journal = self.journal
+        if not journal.seeded:
+            await self.seed()
+            return
+        if journal.promoted_at is not None:
+            return
+        if not self._open:
+            async with self._parts.locks.of([journal.source.id]), self._turn:
+                if not self._open and self.server.role:
+                    await self.server.stop()
+            if journal.degraded_since is not None and not journal.replication.spec.paused:
+                journal.seeded = False
+                await self.seed()
+            return
+        async with self._turn:
+            if not self.server.alive:
+                await self._revive()
+            elif self.server.role == REPLICA and await self._must_end():
+                await self._alone("its pool is full, or it was paused")
+        if journal.degraded_since is not None and not journal.replication.spec.paused:
+            await self._resync()
+
+    async def _revive(self) -> None:
+        """Somebody died. A replica that comes back in time has lost nothing; its writer only waited."""
+        if self.journal.degraded_since is not None:
+            await self.server.serve(sink(await self._size()), SINK)
+            return
+        why = ""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_WAIT):
+                while True:
+                    try:
+                        await self._serve_replica()
+                        return
+                    except LamellaError as error:
+                        why = error.message
+                    await asyncio.sleep(0.25)
+        await self._alone(why or "the replica does not come back")
+
+    async def _must_end(self) -> bool:
+        if self.journal.replication.spec.paused:
+            return True
+        try:
+            return (await self._parts.pools.get(self.journal.target.spec.pool).status()).free < _ROOM
+        except LamellaError:
+            return False
+
+    async def _alone(self, why: str) -> None:
+        await self._degrade(why)
+        await self.server.serve(sink(await self._size()), SINK)
+
+    async def _resync(self) -> None:
+        """Both get every write while everything is copied; then they are the same."""
+        journal = self.journal
+        async with self._turn:
+            await self._serve_replica()
+        self.resyncing = True
+        try:
+            target = Stack(id=f"{journal.target.id}+resync", node=client(self.server.path))
+            await self._parts.daemon.follow(journal.source.id, target)
+            async with self._turn:
+                if not self.server.alive or self.server.role != REPLICA:
+                    raise Unavailable("the replica was lost again", hint="it is tried again")
+                journal.degraded_since, journal.degraded_why = None, ""
+                await self._write()
+            self._parts.tell(
+                "replication.current", journal.source.id, f"{journal.source.name} and its replica are the same again"
+            )
+        except LamellaError as error:
+            async with self._turn:
+                await self._alone(error.message)
+            raise
+        finally:
+            self.resyncing = False
+
+    # --- let go
+
+    async def stop(self) -> None:
+        async with self._turn:
+            await self.server.stop()
+
+    async def _size(self) -> int:
+        return (await self._parts.pools.get(self.journal.source.spec.pool).handle(self.journal.source.id)).size
+
+    async def _plain(self) -> Stack:
+        node = await self._parts.pools.get(self.journal.source.spec.pool).node(self.journal.source.id)
+        return Stack(id=self.journal.source.id, node=node)
+
+    async def _goal(self) -> Stack:
+        node = await self._parts.pools.get(self.journal.target.spec.pool).node(self.journal.target.id)
+        return Stack(id=self.journal.target.id, node=node)
+
+    async def _write(self) -> None:
+        await blocking(self._journals.of.write, self.id, self.journal)
