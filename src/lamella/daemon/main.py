@@ -37,6 +37,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--bundle", type=Path, help="certificate bundle of this daemon (from --issue)")
     parser.add_argument("--issue", metavar="NAME", help="make the bundle of the host NAME, print its path, and end")
     parser.add_argument("--purge", action="store_true", help="remove everything that bears this home's mark, and end")
+    parser.add_argument(
+        "--recover", metavar="PLACE", help="bring the layer back from a repository, and end (lamella recover)"
+    )
+    parser.add_argument("--key-file", metavar="FILE", help="of --recover: the repository's recovery key (- is stdin)")
+    parser.add_argument("--ssh-key", type=Path, help="of --recover: the key for SFTP")
+    parser.add_argument("--known-hosts", type=Path, help="of --recover: the server's keys")
+    parser.add_argument("--region", default="", help="of --recover: the region of S3")
     parser.add_argument("--verbose", action="store_true", help="log more")
     parser.add_argument("--version", action="version", version=f"lamellad {__version__}")
     return parser
@@ -81,6 +88,9 @@ def run(args: argparse.Namespace) -> int:
 
             purge(home)
             return 0
+        if args.recover:
+            _recover(home, args)
+            return 0
         room = None
         if args.role != "control":
             from lamella.host.linux.room import Room
@@ -94,6 +104,21 @@ def run(args: argparse.Namespace) -> int:
             return runner.run(serve(home, args, room))
     finally:
         os.close(held)
+
+
+def _recover(home: Home, args: argparse.Namespace) -> None:
+    from lamella.daemon.recover import read_key, run
+    from lamella.model.backup import Credentials
+
+    url = args.recover if "://" in args.recover else str(Path(args.recover).absolute())
+    credentials = Credentials(
+        access_key=os.environ.get("AWS_ACCESS_KEY_ID", ""),
+        secret_key=os.environ.get("AWS_SECRET_ACCESS_KEY", ""),
+        region=args.region,
+        ssh_key=args.ssh_key.read_text() if args.ssh_key else "",
+        known_hosts=args.known_hosts.read_text() if args.known_hosts else "",
+    )
+    run(home, url, read_key(args.key_file), credentials, args.name)
 
 
 async def serve(home: Home, args: argparse.Namespace, room: "Room | None") -> int:
