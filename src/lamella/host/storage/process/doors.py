@@ -28,6 +28,7 @@ from lamella.model.storage import IoLimits
 
 # Seconds for which a volume's client waits for ``disks``: it is started again at once, so this is for ever.
 _RECONNECT = 7 * 24 * 3600
+_TRIES = 50
 # What is held passes one request of 4 KiB a second.
 _HELD = {"iops-total": 1, "iops-size": 4096}
 
@@ -169,6 +170,8 @@ class Doors:
                 "growable": False,
                 "allow-other": "off",
                 "iothread": f"iot-{mark}",
+                # Else the node goes back to the main thread as soon as anything lets go of it, and its handler stays here.
+                "fixed-iothread": True,
             },
         )
         try:
@@ -210,21 +213,23 @@ class Doors:
         raise Unavailable(f"volume {id} is not open")
 
     async def resized(self, opened: Opened, size: int) -> None:
-        """``disks`` made it *size* bytes (what is seen on top): see that too, on every way in.
-
-        By truncate(2) of the file: ``block_resize`` of a node with a thread of its own ends QEMU 7.2 by an assertion.
-        """
+        """``disks`` made it *size* bytes (what is seen on top): see that too, on every way in."""
         mark = nodes.tag(opened.id)
         shown = f"fus-{mark}" in await query_exports(self.monitor)
         file = self._places.file(opened.id)
         if not shown:
             await self._export_file(opened, Door(), there=False)
         try:
-            await asyncio.to_thread(fuse.resize, file, size)
-        except OSError as error:
-            raise Unavailable(
-                f"the size of volume {opened.id} did not reach its users: {error}", hint="detach and attach it"
-            ) from error
+            for left in reversed(range(_TRIES)):
+                # A request that has to go down: a client that was cut off connects again for it, and learns the size.
+                await asyncio.to_thread(fuse.touch, file)
+                try:
+                    await self.monitor.execute("block_resize", {"node-name": f"top-{mark}", "size": size})
+                    break
+                except Refused as error:
+                    if not left:
+                        raise Unavailable(f"the users of volume {opened.id} do not see its size: {error}") from error
+                await asyncio.sleep(0.02)
         finally:
             if not shown:
                 await remove_exports(self.monitor, {f"fus-{mark}"})

@@ -8,7 +8,6 @@ the other's place (fixed in QEMU 10.1, "fuse: Copy write buffer content before p
 
 import mmap
 import os
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -54,25 +53,14 @@ def release(file: Path) -> None:
                 syscalls.umount(entry.point)
 
 
-def resize(file: Path, size: int) -> None:
-    """Let the export see that the disk below it has *size* bytes now. Blocks, for as long as its NBD client is not connected again.
-
-    :raise OSError: when it does not see it.
-    """
-    for left in reversed(range(50)):
-        fd = os.open(file, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
-        try:
-            # A request that has to go down: a client that was cut off connects again for it, and learns the size.
-            with mmap.mmap(-1, _PAGE) as page:
-                os.preadv(fd, [page], 0)
-            os.ftruncate(fd, size)
-            return
-        except OSError:
-            if not left:
-                raise
-            time.sleep(0.02)
-        finally:
-            os.close(fd)
+def touch(file: Path) -> None:
+    """Read a page from below, past the page cache. Blocks, for as long as the export does not answer."""
+    fd = os.open(file, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    try:
+        with mmap.mmap(-1, _PAGE) as page:
+            os.preadv(fd, [page], 0)
+    finally:
+        os.close(fd)
 
 
 def mounted(file: Path) -> bool:
