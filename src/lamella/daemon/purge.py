@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lamella.daemon.wings import build_agent, compute_drivers
 from lamella.host.compute.driver import Home
-from lamella.host.linux import cgroup
+from lamella.host.linux import cgroup, mounts
 from lamella.host.linux.cgroup import Cgroups
 from lamella.host.linux.processes import all_pids, bears_mark
 from lamella.host.linux.room import Room
@@ -54,6 +54,15 @@ async def _remove(home: Home) -> None:
         await agent.network.teardown()
     finally:
         await agent.network.close()
+    # What is mounted must be let go of before the home is removed, or its content would go with it.
+    try:
+        await agent.storage_wing.open()
+        await agent.storage_wing.teardown()
+    except LamellaError as error:
+        log.warning("storage: %s", error)
+    finally:
+        await agent.storage_wing.close()
+    mounts.release(home.run / "storage")
 
 
 def kill_marked(mark: str) -> None:

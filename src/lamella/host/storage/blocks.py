@@ -48,6 +48,10 @@ class BlockDaemon(Protocol):
         """Let go of it; it goes on."""
         ...
 
+    async def end(self) -> None:
+        """End it, everything written out and nothing left: for a layer that is removed."""
+        ...
+
     async def inventory(self) -> set[str]:
         """Ids of what is open."""
         ...

@@ -134,8 +134,9 @@ class Volumes:
         return found
 
     async def teardown(self) -> None:
-        """Close everything that is open of this home, for good."""
+        """:meth:`~lamella.host.storage.wing.Storage.teardown`."""
         await self.attaching.close_all()
+        await self.parts.daemon.end()
 
     def request(self, request: AnyStorageRequest) -> AsyncIterator[StorageProgress]:
         return self.parts.requests.answer(request)

@@ -75,6 +75,10 @@ class Storage(Protocol):
 
     async def close(self) -> None: ...
 
+    async def teardown(self) -> None:
+        """Close everything that is open, for good, and end the storage process: before a layer is removed."""
+        ...
+
     async def use_pools(self, pools: list[Pool]) -> None:
         """Open what control knows and is not open. What cannot be opened is told in ``status`` and is tried again later."""
         ...
