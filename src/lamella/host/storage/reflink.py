@@ -21,7 +21,7 @@ def clone(source: Path, target: Path) -> bool:
     try:
         made = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            _unchecked_alike(origin, made)
+            _checked_alike(origin, made)
             fcntl.ioctl(made, _FICLONE, origin)
             os.fsync(made)
         except OSError as error:
@@ -36,12 +36,12 @@ def clone(source: Path, target: Path) -> bool:
     return True
 
 
-def _unchecked_alike(origin: int, made: int) -> None:
+def _checked_alike(origin: int, made: int) -> None:
     """btrfs shares blocks only between files that both have the attribute C, or both not (btrfs(5))."""
     try:
-        flags = attributes(origin)
-        if flags & NOCOW and not attributes(made) & NOCOW:
-            set_attributes(made, attributes(made) | NOCOW)
+        wanted, found = attributes(origin) & NOCOW, attributes(made)
+        if wanted != found & NOCOW:
+            set_attributes(made, found ^ NOCOW)
     except OSError as error:
         if error.errno not in (*_CANNOT, errno.EPERM):
             raise

@@ -130,6 +130,7 @@ class Blocks:
                 made = replace(record, layers=[kept, *record.layers], snapshots=[*record.snapshots, taken])
                 await self._write(id, record, made)
                 return
+        self.closed(id, record)
         await self.begin(id, snapshot)
 
     async def begin(self, id: str, snapshot: str) -> Layer:

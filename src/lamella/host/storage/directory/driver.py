@@ -41,6 +41,9 @@ class FilePool:
     *path* is on a filesystem that takes an overlay's upper directory.
     """
 
+    name = ""
+    features: frozenset[Feature] = frozenset()
+
     def __init__(self, path: Path, options: dict[str, str] | None = None, *, trees: Trees | None = None) -> None:
         self.path = path
         self.trees = trees or Trees()
@@ -107,7 +110,7 @@ class FilePool:
         kept = {snapshot.id for snapshot in record.snapshots}
         for path in (self.ground.place(id) / "snapshots").glob("*"):
             if path.name not in kept:
-                self.ground.discard(path)
+                self.trees.discard(path, self.ground)
 
     async def _settle_size(self, id: str, record: Record) -> None:
         """A resize that was begun is finished; one that the storage process made, and that was not written down, is."""
@@ -167,6 +170,7 @@ class FilePool:
     async def _make(self, id: str, record: Record, size: int, source: Source | None) -> None:
         staged = await asyncio.to_thread(self.ground.stage, id)
         try:
+            await asyncio.to_thread(self.trees.prepare, staged)
             if source is not None:
                 record = await self._begin_as(staged, record, source, size)
             elif record.form is VolumeForm.FILESYSTEM:
@@ -273,11 +277,10 @@ class FilePool:
                     await self.blocks.snapshot(id, snapshot)
                     return
                 await asyncio.to_thread(kept.parent.mkdir, mode=0o700, exist_ok=True)
-                await asyncio.to_thread(self.ground.discard, kept)
+                await asyncio.to_thread(self.trees.discard, kept, self.ground)
                 staged = await asyncio.to_thread(self.ground.stage, id)
                 try:
-                    await self.trees.copy(self.ground.place(id) / "data", staged / "data", 0, read_only=True)
-                    await asyncio.to_thread(self.ground.publish, staged / "data", kept)
+                    await self.trees.keep(self.ground.place(id) / "data", kept, staged, self.ground)
                     taken = SnapshotRecord(id=snapshot, size=record.size)
                     made = replace(record, snapshots=[*record.snapshots, taken])
                     await asyncio.to_thread(self.ground.write, id, made)
@@ -308,7 +311,7 @@ class FilePool:
                 if record.snapshot(snapshot) is not None:
                     others = [other for other in record.snapshots if other.id != snapshot]
                     await asyncio.to_thread(self.ground.write, id, replace(record, snapshots=others))
-                await asyncio.to_thread(self.ground.discard, kept)
+                await asyncio.to_thread(self.trees.discard, kept, self.ground)
         await self.ground.empty_trash()
 
     async def restore(self, id: str, snapshot: str) -> None:

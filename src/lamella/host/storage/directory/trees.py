@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lamella.host.linux import binaries
 from lamella.host.storage import tree
-from lamella.host.storage.directory.ground import sync_filesystem
+from lamella.host.storage.directory.ground import Ground, sync_filesystem
 from lamella.model.errors import DeadlineExceeded, NoRoom, Unavailable
 
 _DEADLINE = 6 * 3600.0
@@ -18,8 +18,6 @@ _DEADLINE = 6 * 3600.0
 
 class Trees:
     """How one kind of directory is made, copied and removed; ``btrfs`` has another."""
-
-    bounded = False
 
     async def make(self, target: Path, size: int) -> None:
         """An empty tree that may take *size* bytes (0: no bound)."""
@@ -43,12 +41,24 @@ class Trees:
         )
         await asyncio.to_thread(sync_filesystem, target)
 
+    async def keep(self, data: Path, kept: Path, staged: Path, ground: Ground) -> None:
+        """*kept* appears at one instant as what *data* is, durably; *staged* is a directory to make it in."""
+        await self.copy(data, staged / "data", 0, read_only=True)
+        await asyncio.to_thread(ground.publish, staged / "data", kept)
+
+    def discard(self, kept: Path, ground: Ground) -> None:
+        """It disappears at one instant; not there is fine."""
+        ground.discard(kept)
+
     async def bound(self, data: Path, size: int) -> None:
         """It may take *size* bytes from now on."""
 
     async def used(self, place: Path) -> int:
         """:raise FileNotFoundError: when it is not there."""
         return await asyncio.to_thread(tree.allocated, place)
+
+    def prepare(self, staged: Path) -> None:
+        """Make the directory of a new volume what its files are to be."""
 
     def release(self, path: Path) -> None:
         """Take away what unlinking files below *path* would not."""
@@ -59,8 +69,8 @@ def _make(target: Path) -> None:
     target.chmod(0o755)
 
 
-async def run(*command: str, deadline: float = _DEADLINE) -> str:
-    """A tool to its end, which dies with us; what it printed.
+async def run(*command: str, deadline: float = _DEADLINE, good: tuple[int, ...] = (0,)) -> str:
+    """A tool to its end, which dies with us; what it printed. It went well when it exits with one of *good*.
 
     :raise NoRoom: when it says that the filesystem is full. :raise Unavailable: when it fails otherwise.
     """
@@ -88,7 +98,7 @@ async def run(*command: str, deadline: float = _DEADLINE) -> str:
             with contextlib.suppress(ProcessLookupError):
                 child.kill()
             await asyncio.shield(child.wait())
-    if child.returncode:
+    if child.returncode not in good:
         text = said.decode(errors="replace").strip()
         if "No space left" in text or "quota exceeded" in text:
             raise NoRoom(f"{command[0]}: the pool is full", hint="delete volumes or snapshots")

@@ -1,0 +1,33 @@
+"""The btrfs driver on a btrfs of its own, in a file that it makes itself."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from contract_lab import Lab
+
+DRIVER = "lamella.host.storage.btrfs:BtrfsDriver"
+
+
+def why_not() -> str:
+    """Why this machine cannot have a btrfs in a file, or an empty string."""
+    if os.geteuid():
+        return "mounting a btrfs needs root"
+    subprocess.run(["modprobe", "-q", "btrfs"], check=False)
+    if "btrfs" not in Path("/proc/filesystems").read_text():
+        return "this kernel has no btrfs"
+    return ""
+
+
+@contextmanager
+def lab(scratch: Path) -> Iterator[Lab]:
+    if reason := why_not():
+        pytest.skip(reason)
+    path = scratch / "btrfs"
+    try:
+        yield Lab(name="btrfs", driver=DRIVER, path=str(path), scratch=scratch, options={"image": "4GiB"})
+    finally:
+        subprocess.run(["umount", str(path)], capture_output=True, check=False)
