@@ -168,7 +168,8 @@ class Doors:
                 "mountpoint": str(file),
                 "writable": door.writable and not opened.read_only,
                 "growable": False,
-                "allow-other": "off",
+                # So that it can be given to the user of a locked-up converter; only root reaches the directory, and the mode is 0600.
+                "allow-other": "on",
                 "iothread": f"iot-{mark}",
                 # Else the node goes back to the main thread as soon as anything lets go of it, and its handler stays here.
                 "fixed-iothread": True,
