@@ -1,48 +1,22 @@
 """``start``, ``stop``, ``restart``, ``reset``, ``kill``, ``pause``, ``resume`` and ``rm``: one verb, several names."""
 
-import sys
-
-from lamella.cli.document import Document, render
-from lamella.cli.output import clean, line
-from lamella.cli.progress import Progress
+from lamella.cli.document import render
+from lamella.cli.each import each
 from lamella.cli.run import failed
-from lamella.cli.session import Session
 from lamella.client import routes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lamella.cli.each import Verb
     from lamella.cli.parser import Command, Options, Parser
-
-    Verb = Callable[[Session, str], Document]
 
 _WAIT = 300.0
 
 
 def _each(options: "Options", doing: str, verb: "Verb") -> int:
-    """Do *verb* to every name; what fails for one is said and does not keep the others. Prints the names that went well."""
-    from lamella.model.errors import LamellaError
-
-    session = Session(options)
-    names: list[str] = options.name
-    code = 0
-    for name in dict.fromkeys(names):
-        try:
-            with Progress(f"{doing} {clean(name)}"):
-                after = verb(session, name)
-        except LamellaError as error:
-            if len(names) == 1:
-                raise
-            code = 1
-            sys.stdout.flush()
-            sys.stderr.write(f"lamella: {clean(error.message)}\n" + (f"  {clean(error.hint)}\n" if error.hint else ""))
-            continue
-        if failed(after):
-            code = 1
-            continue
-        line(clean(name))
-    return code
+    return each(options, doing, verb, failed)
 
 
 def _names(parser: "Parser") -> None:

@@ -1,6 +1,7 @@
 """``pool`` and ``fsck``: where volumes lie, and whether what lies there is what it should be."""
 
 from lamella.cli.document import Document, render
+from lamella.cli.each import each
 from lamella.cli.image import follow
 from lamella.cli.nouns import NAME, PHASE, both, size
 from lamella.cli.output import clean, line, table
@@ -102,11 +103,11 @@ def _rm_options(parser: "Parser") -> None:
 
 
 def _rm(options: "Options") -> int:
-    session = _session(options)
-    for name in options.name:
-        session.ask(routes.remove("default", "pool", name, wait=storage_routes.SETTLE))
-        line(clean(name))
-    return 0
+    return each(
+        options,
+        "closing",
+        lambda session, name: session.ask(routes.remove("default", "pool", name, wait=storage_routes.SETTLE)),
+    )
 
 
 def _scrub_options(parser: "Parser") -> None:

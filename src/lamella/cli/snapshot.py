@@ -2,6 +2,7 @@
 
 from lamella.cli import output, when
 from lamella.cli.document import render
+from lamella.cli.each import each
 from lamella.cli.image import follow
 from lamella.cli.nouns import NAME, PHASE, show
 from lamella.cli.output import clean, line
@@ -99,12 +100,11 @@ def _rm_options(parser: "Parser") -> None:
 
 
 def _rm(options: "Options") -> int:
-    session = Session(options)
-    for name in options.name:
-        with Progress(f"merging {clean(name)} away"):
-            session.ask(routes.remove(session.project, "snapshot", name, wait=storage_routes.SETTLE))
-        line(clean(name))
-    return 0
+    return each(
+        options,
+        "merging away",
+        lambda session, name: session.ask(routes.remove(session.project, "snapshot", name, wait=storage_routes.SETTLE)),
+    )
 
 
 COMMANDS: "dict[str, Command]" = {

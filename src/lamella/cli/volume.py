@@ -4,6 +4,7 @@ import sys
 
 from lamella.cli import output
 from lamella.cli.document import Document, render
+from lamella.cli.each import each
 from lamella.cli.image import follow
 from lamella.cli.nouns import CREATED, NAME, PHASE, show, size
 from lamella.cli.output import clean, line
@@ -368,13 +369,13 @@ def _rm_options(parser: "Parser") -> None:
 
 
 def _rm(options: "Options") -> int:
-    session = Session(options)
-    for name in options.name:
-        with Progress(f"removing {clean(name)}"):
-            request = routes.remove(session.project, "volume", name, force=options.force, wait=storage_routes.SETTLE)
-            session.ask(request)
-        line(clean(name))
-    return 0
+    return each(
+        options,
+        "removing",
+        lambda session, name: session.ask(
+            routes.remove(session.project, "volume", name, force=options.force, wait=storage_routes.SETTLE)
+        ),
+    )
 
 
 COMMANDS: "dict[str, Command]" = {
