@@ -161,7 +161,7 @@ async def test_a_disk_is_formatted_once_and_whole(tmp_path: Path) -> None:
     assert path.read_bytes() == before
     with pytest.raises(Invalid, match="block"):
         await disk.format_once(
-            VolumeHandle(id="vol_2", form=VolumeForm.FILESYSTEM, path=tmp_path), environment("lamella-test")
+            VolumeHandle(id="vol_2", form=VolumeForm.FILESYSTEM, path=tmp_path), environment("lamella-test"), tmp_path
         )
 
 

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import linux_guest
+
 import msgspec
 import pytest
+from tests import linux_guest
 from vm_lab import MIB, Lab
 
 from lamella.host.compute.driver import DataDisk, Freezes, Limits, Machine, MountedVolume, OpensDisks

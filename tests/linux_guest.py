@@ -11,7 +11,7 @@ from lamella.host.compute.microvm.modules import ModuleTree
 from lamella.host.images.bootable import make_disk
 from lamella.host.linux import binaries
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+REPOSITORY = Path(__file__).resolve().parents[1]
 _MODULES = ("virtio_pci", "virtio_console", "virtio_blk", "nvme", "ext4")
 
 _INIT = """#!/bin/busybox sh
