@@ -17,7 +17,6 @@ from lamella.host.journal import Journal
 from lamella.host.machine import desired_network, desired_port
 from lamella.host.network.driver import NetworkDriver
 from lamella.host.reporter import Reporter
-from lamella.host.storage.driver import StorageDriver
 from lamella.host.storage.wing import Storage
 from lamella.host.worker import Worker
 from lamella.host.writers import InstanceWriters
@@ -29,8 +28,7 @@ from lamella.model.files import FileInfo
 from lamella.model.host import Capability, HostStatus
 from lamella.model.ids import is_id
 from lamella.model.image import ImageStatus
-from lamella.model.resource import Condition
-from lamella.model.storage import PoolStatus, StorageEvent, StoragePhase, Volume
+from lamella.model.storage import StorageEvent, Volume
 from lamella.model.storage_requests import AnyStorageRequest, StorageProgress
 from lamella.model.stream import ExecSpec, ProcessStream
 from lamella.model.usage import LogEntry, Usage
@@ -349,7 +347,7 @@ class Agent:
         return self.storage_wing.export(volume, snapshot, format)
 
     async def facts(self) -> HostStatus:
-        pools = {name: await _status(pool) for name, pool in self.storage_wing.pools.items()}
+        pools = {name: await self.storage_wing.pool_status(name) for name in self.storage_wing.pools}
         return read_facts(self._capabilities, pools)
 
     async def collect_images(self, keep: set[str]) -> int:
@@ -406,12 +404,3 @@ class Agent:
 def _generator(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
     """Whoever leaves in the middle has it end at once, not when it is collected."""
     return cast("AsyncGenerator[bytes]", pieces)
-
-
-async def _status(pool: StorageDriver) -> PoolStatus:
-    """What it says, or that it says nothing: one pool that is away is no reason for a host not to be there."""
-    try:
-        return await pool.status()
-    except LamellaError as error:
-        gone = Condition(type="Ready", status=False, reason=error.code, message=error.message, hint=error.hint)
-        return PoolStatus(phase=StoragePhase.FAILED, conditions=[gone])

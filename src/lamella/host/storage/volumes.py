@@ -28,7 +28,7 @@ from lamella.host.storage.stacks import Stacks
 from lamella.host.storage.wing import Attachment, Heard, Writers
 from lamella.model.errors import LamellaError, Unsupported
 from lamella.model.host import Capability
-from lamella.model.storage import Pool, Volume
+from lamella.model.storage import Pool, PoolStatus, Volume
 from lamella.model.storage_requests import AnyStorageRequest, StorageProgress
 
 __all__ = ["Exporter", "MakePool", "Volumes"]
@@ -62,7 +62,7 @@ class Volumes:
         self._snapshots = Snapshots(self.parts, self.attaching.mounts)
         Changing(self.parts, self.attaching, creating)
         Checking(self.parts, self.attaching)
-        Pooling(self.parts)
+        self._pooling = Pooling(self.parts)
         self.carrying = Carrying(self.parts, creating, self._snapshots)
         self._guard = Guard(self.parts)
         self._backups = Backups(self.parts)
@@ -117,6 +117,9 @@ class Volumes:
     @property
     def pools(self) -> dict[str, StorageDriver]:
         return self.parts.pools.opened
+
+    async def pool_status(self, name: str) -> PoolStatus:
+        return await self._pooling.status(name)
 
     async def attach(self, attachment: Attachment) -> MountedVolume:
         mounted = await self.attaching.attach(attachment)

@@ -11,7 +11,7 @@ from lamella.host.storage.blocks import Told
 from lamella.host.storage.driver import Layer, StorageDriver, VolumeHandle
 from lamella.model.host import Capability
 from lamella.model.instance import InstanceSpec, Phase
-from lamella.model.storage import Pool, Volume, VolumeMount
+from lamella.model.storage import Pool, PoolStatus, Volume, VolumeMount
 from lamella.model.storage_requests import AnyStorageRequest, StorageProgress
 
 
@@ -90,6 +90,10 @@ class Storage(Protocol):
 
     def pool(self, name: str) -> StorageDriver:
         """:raise Unavailable: when no pool of that name is open here."""
+        ...
+
+    async def pool_status(self, name: str) -> PoolStatus:
+        """How it is now, as a host tells control. Never raises: one that does not answer is ``failed``, with the reason."""
         ...
 
     async def attach(self, attachment: Attachment) -> MountedVolume:
