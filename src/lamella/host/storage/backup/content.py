@@ -1,12 +1,15 @@
 """What of a volume is read for a backup: its snapshot as one file of ciphertext or plain text, as its driver keeps it, or as a tree."""
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
 
+from lamella.host.linux.blocking import blocking
 from lamella.host.storage.blocks import Stack
 from lamella.host.storage.driver import Extent, Source
 from lamella.host.storage.parts import Parts
@@ -37,13 +40,34 @@ async def block(parts: Parts, volume: Volume, snapshot: str | None, id: str) -> 
     stack = await bare_stack(parts, volume, snapshot, id)
     await parts.daemon.add(stack)
     try:
-        extents = await parts.daemon.map(stack) if snapshot is not None else []
         ways = await parts.daemon.export(id, writable=snapshot is None)
         if ways.file is None:
             raise Internal(f"the storage process gives no file for volume {volume.id}")
-        yield Content(ways.file, await parts.daemon.size(id), extents)
+        size = await parts.daemon.size(id)
+        extents = await blocking(data_of, ways.file, size) if snapshot is not None else []
+        yield Content(ways.file, size, extents)
     finally:
         await asyncio.shield(parts.daemon.remove(id))
+
+
+def data_of(path: Path, size: int) -> list[Extent]:
+    """What of a file is no hole (lseek(2)); the storage process's exports tell holes of every format below them so."""
+    found: list[Extent] = []
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        end = 0
+        while end < size:
+            try:
+                start = os.lseek(descriptor, end, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    break
+                raise
+            end = min(size, os.lseek(descriptor, start, os.SEEK_HOLE))
+            found.append(Extent(offset=start, length=end - start))
+    finally:
+        os.close(descriptor)
+    return found
 
 
 @asynccontextmanager
