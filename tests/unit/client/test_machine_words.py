@@ -8,6 +8,7 @@ from msgspec import ValidationError, convert
 from lamella.client import devices, keys, machine
 from lamella.model.board import Cdrom, Directory, Disk, Input, Pointer, Usb
 from lamella.model.errors import Conflict, Invalid, LamellaError, NotFound, Unsupported
+from lamella.model.storage import VolumeMount
 
 PUBLIC = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGxhbWVsbGE anna@here"
 PRIVATE = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXk=\n-----END OPENSSH PRIVATE KEY-----\n"
@@ -198,3 +199,25 @@ def test_what_is_plugged_in_can_be_taken_out_again(wanted: list[tuple[str, str |
 def test_a_text_that_is_too_long_for_the_api_is_refused_there() -> None:
     with pytest.raises(ValidationError):
         convert({"text": "x" * 65537}, Input)
+
+
+@pytest.mark.parametrize(
+    ("text", "made"),
+    [
+        ("data:/var/lib/x", {"volume": "data", "target": "/var/lib/x", "read_only": False}),
+        ("data:/x:ro", {"volume": "data", "target": "/x", "read_only": True}),
+        ("data", {"volume": "data", "target": "", "read_only": False}),
+        ("data:ro", {"volume": "data", "target": "", "read_only": True}),
+        ("data:/a:b", {"volume": "data", "target": "/a:b", "read_only": False}),
+    ],
+)
+def test_volumes_as_people_write_them(text: str, made: dict[str, object]) -> None:
+    assert machine.volume(text) == made
+    convert(made, VolumeMount)
+
+
+@pytest.mark.parametrize("text", ["", ":", ":/x", "data:", "data:x", "/srv:/x", "./a:/x", "data:/x\0"])
+def test_what_is_no_volume_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        machine.volume(text)
+    assert refused.value.hint

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.model.errors import Invalid, error_for
-from lamella.model.ids import PREFIXES, check_image_name, check_name, check_project, is_id, new_id
+from lamella.model.ids import PREFIXES, check_image_name, check_name, check_project, check_snapshot_name, is_id, new_id
 from lamella.model.kinds import KINDS
 from lamella.model.signals import signal_number
 
@@ -83,3 +83,16 @@ def test_a_line_end_after_a_host_name_is_no_host_name(hostname: str) -> None:
 
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"image": "x", "hostname": hostname}, InstanceSpec)
+
+
+@pytest.mark.parametrize("text", ["data@nightly", "a@b", f"{'a' * 63}@{'b' * 63}"])
+def test_names_of_snapshots(text: str) -> None:
+    assert check_snapshot_name(text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "data", "@", "data@", "@x", "a@b@c", "Data@x", "a@b\n", f"a@{'b' * 64}", "../x@y", "a@.."]
+)
+def test_what_names_no_snapshot(text: str) -> None:
+    with pytest.raises(Invalid):
+        check_snapshot_name(text)

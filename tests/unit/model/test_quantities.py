@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.model.errors import Invalid
-from lamella.model.quantity import format_cpu, format_size, parse_cpu, parse_duration, parse_size
+from lamella.model.quantity import (
+    format_cpu,
+    format_rate,
+    format_size,
+    parse_cpu,
+    parse_duration,
+    parse_rate,
+    parse_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -63,8 +71,21 @@ def test_durations(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
+@pytest.mark.parametrize(("text", "rate"), [("2000", 2000), ("100MiB/s", 100 << 20), ("5MB/s", 5_000_000), ("7/s", 7)])
+def test_rates(text: str, rate: int) -> None:
+    assert parse_rate(text) == rate
+    assert parse_rate(format_rate(100 << 20)) == 100 << 20
+
+
+@pytest.mark.parametrize("text", ["", "0", "0MiB/s", "fast", "1/h", "-5", "/s"])
+def test_what_is_no_rate_is_refused(text: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        parse_rate(text, field="bandwidth")
+    assert caught.value.field == "bandwidth" and "MiB/s" in caught.value.hint
+
+
 @given(st.text(max_size=12))
 def test_no_text_makes_a_parser_fall_over(text: str) -> None:
-    for parse in (parse_size, parse_cpu, parse_duration):
+    for parse in (parse_size, parse_cpu, parse_duration, parse_rate):
         with contextlib.suppress(Invalid):
             assert parse(text) >= 0
