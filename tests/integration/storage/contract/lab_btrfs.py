@@ -1,5 +1,6 @@
 """The btrfs driver on a btrfs of its own, in a file that it makes itself."""
 
+import asyncio
 import os
 import subprocess
 from collections.abc import Iterator
@@ -27,7 +28,22 @@ def lab(scratch: Path) -> Iterator[Lab]:
     if reason := why_not():
         pytest.skip(reason)
     path = scratch / "btrfs"
+    made = Lab(
+        name="btrfs",
+        driver=DRIVER,
+        path=str(path),
+        scratch=scratch,
+        options={"image": "4GiB"},
+        foreign_volumes=400,
+        cuts=6,
+    )
+    driver = made.make()
+    asyncio.run(driver.open())
+    # Something in it is open all the time: it stays mounted when a driver is closed, and the next one takes it as it is.
+    held = os.open(path, os.O_RDONLY)
+    asyncio.run(driver.close())
     try:
-        yield Lab(name="btrfs", driver=DRIVER, path=str(path), scratch=scratch, options={"image": "4GiB"})
+        yield made
     finally:
-        subprocess.run(["umount", str(path)], capture_output=True, check=False)
+        os.close(held)
+        subprocess.run(["umount", str(path)], check=True, timeout=60)

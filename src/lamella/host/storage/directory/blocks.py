@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from lamella.host.storage import qemu_img, reflink
 from lamella.host.storage.directory import ground as grounds
 from lamella.host.storage.directory import record as records
+from lamella.host.storage.directory import scrubbing
 from lamella.host.storage.directory.ground import Ground
 from lamella.host.storage.directory.record import LayerRecord, Record, SnapshotRecord
 from lamella.host.storage.driver import Base, Extent, Layer
@@ -290,7 +291,9 @@ class Blocks:
         return Layer(path=self._ground.place(id) / name, format=name.rpartition(".")[2])
 
     async def _write(self, id: str, old: Record, new: Record) -> None:
-        """Write *new* down, then remove the files that only *old* names."""
+        """Write *new* down, then remove the files that only *old* names. What may be written from now on has no digest any more."""
+        fixed = scrubbing.sealed(new, self._clones(id))
+        await asyncio.to_thread(scrubbing.keep_only, id, self._ground, fixed)
         await asyncio.to_thread(self._ground.write, id, new)
         for layer in old.layers:
             if new.layer(layer.name) is None:

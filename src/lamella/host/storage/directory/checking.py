@@ -97,6 +97,7 @@ async def _tables(id: str, ground: Ground, name: str, *, repair: bool) -> list[S
         if not bad:
             problem = f"{seen.leaks} clusters of {name} are leaked: they hold nothing and take room"
             if repair:
+                await asyncio.to_thread(scrubbing.forget, id, ground, name)
                 seen = await qemu_img.check(layer, repair="leaks")
             return [
                 StorageFinding(
@@ -108,8 +109,8 @@ async def _tables(id: str, ground: Ground, name: str, *, repair: bool) -> list[S
             ]
         problem = f"{bad} tables or reference counts of {name} are wrong"
         if repair:
-            await qemu_img.check(layer, repair="all")
             await asyncio.to_thread(scrubbing.forget, id, ground, name)
+            await qemu_img.check(layer, repair="all")
             seen = await qemu_img.check(layer)
         mended = repair and not (seen.corruptions + seen.check_errors)
         hint = "check the filesystem inside, or restore it from a backup: what was lost is not known"

@@ -382,7 +382,7 @@ class FilePool:
         read, found = 0, list[StorageFinding]()
         for id in sorted(await self.inventory()):
             async with self._held(id):
-                amount, wrong = await scrubbing.scrub(id, self.ground)
+                amount, wrong = await scrubbing.scrub(id, self.ground, self.clones(id))
                 read, found = read + amount, found + wrong
         return read, found
 

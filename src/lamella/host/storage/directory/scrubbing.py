@@ -7,6 +7,7 @@ because filesystems may turn one into the other.
 import asyncio
 import hashlib
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,8 +26,8 @@ _ZEROS = bytes(_BLOCK)
 SUMS = "sums.json"
 
 
-async def scrub(id: str, ground: Ground) -> tuple[int, list[StorageFinding]]:
-    """(bytes read, what differed) of the sealed layers of volume *id*."""
+async def scrub(id: str, ground: Ground, used: Iterable[str]) -> tuple[int, list[StorageFinding]]:
+    """(bytes read, what differed) of the sealed layers of volume *id*, of which others use *used*."""
     try:
         record = await asyncio.to_thread(ground.read, id)
     except (Corrupt, NotFound):
@@ -37,7 +38,7 @@ async def scrub(id: str, ground: Ground) -> tuple[int, list[StorageFinding]]:
     sums: dict[str, str] = {}
     found: list[StorageFinding] = []
     read = 0
-    for name in sealed(record):
+    for name in sorted(sealed(record, used)):
         try:
             sums[name], amount = await asyncio.to_thread(digest, ground.place(id) / name)
         except OSError as error:
@@ -56,9 +57,10 @@ async def scrub(id: str, ground: Ground) -> tuple[int, list[StorageFinding]]:
 _HINT = "restore the snapshots that stand on it, and the volume, from a backup; look at the disk below"
 
 
-def sealed(record: Record) -> list[str]:
-    """Layers whose content is fixed: a snapshot names them, or they are below one that it names, and are not being merged into."""
-    return sorted({layer.name for snapshot in record.snapshots for layer in records.line(record, snapshot.layer)})
+def sealed(record: Record, used: Iterable[str]) -> set[str]:
+    """Layers whose content is fixed: a snapshot names them, or other volumes read them, which stand on those *used*. One that is hidden
+    may be merged into at any time."""
+    return {snapshot.layer for snapshot in record.snapshots} | records.pinned(record, used)
 
 
 def digest(path: Path) -> tuple[str, int]:
@@ -88,10 +90,20 @@ def digest(path: Path) -> tuple[str, int]:
 
 
 def forget(id: str, ground: Ground, name: str) -> None:
-    """*name* was changed for a reason."""
-    sums = _known(ground.place(id))
-    if sums.pop(name, None) is not None:
-        _keep(ground.place(id), sums)
+    """*name* is changed for a reason."""
+    _forget(id, ground, {name})
+
+
+def keep_only(id: str, ground: Ground, names: set[str]) -> None:
+    """All but *names* may change from now on."""
+    _forget(id, ground, _known(ground.place(id)).keys() - names)
+
+
+def _forget(id: str, ground: Ground, names: set[str]) -> None:
+    known = _known(ground.place(id))
+    kept = {name: found for name, found in known.items() if name not in names}
+    if kept != known:
+        _keep(ground.place(id), kept)
 
 
 def _known(place: Path) -> dict[str, str]:
