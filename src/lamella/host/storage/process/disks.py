@@ -97,6 +97,13 @@ class Disks:
             raise Internal(f"volume {id} is not open in the storage process")
         return export.node
 
+    async def served(self, node: str) -> str:
+        """The id of the NBD export of *node*."""
+        for id, export in (await query_exports(self.monitor)).items():
+            if export.node == node:
+                return id
+        raise Internal(f"{node} is not served by the storage process")
+
     async def resize(self, id: str, size: int, *, read_only: bool = False) -> None:
         """An NBD export forbids it, so it is taken away for a moment; ``doors`` waits and connects again."""
         name = await self.standing(id)
@@ -129,8 +136,10 @@ async def add_node(monitor: Monitor, id: str, node: Node, *, read_only: bool) ->
 
 def translated(error: Refused, id: str) -> Exception:
     """What *error* means for a person."""
-    if "lock" in error.reason:
+    if "Failed to get" in error.reason and "lock" in error.reason:
         return Conflict(f"volume {id} is open elsewhere: {error.reason}", hint="two cannot write to one volume")
+    if "unlock any keyslot" in error.reason:
+        return Unavailable(f"volume {id} does not open with this key", hint="is it the key of another volume?")
     if "No space left" in error.reason:
         return NoRoom(f"volume {id}: {error.reason}", hint="make room in its pool")
     return Unavailable(f"volume {id} cannot be opened: {error.reason}", hint="lamella fsck looks for what is broken")

@@ -6,7 +6,6 @@ of its own (``iothread``): a write to a FUSE export holds up its thread until it
 
 import asyncio
 import os
-from base64 import b64encode
 from contextlib import suppress
 
 import msgspec
@@ -97,7 +96,7 @@ class Doors:
 
     async def _unlock(self, mark: str, below: str, key: bytes, *, read_only: bool) -> None:
         secret = f"key-{mark}"
-        await self._make({"qom-type": "secret", "id": secret, "format": "base64", "data": b64encode(key).decode()})
+        await self._make(nodes.secret(secret, key))
         try:
             await self.monitor.execute(
                 "blockdev-add",
@@ -113,6 +112,18 @@ class Doors:
             )
         finally:
             await self._unmake(secret)
+
+    async def bare(self, id: str, key: bytes, *, read_only: bool) -> str:
+        """The name of a node with the plain text of what ``disks`` serves as *id*, without limits or ways in."""
+        mark = nodes.tag(id)
+        await self.monitor.execute("blockdev-add", self._client(mark, f"nbd-{mark}", read_only=read_only))
+        if not key:
+            return f"nbd-{mark}"
+        try:
+            await self._unlock(mark, f"nbd-{mark}", key, read_only=read_only)
+        except Refused as error:
+            raise translated(error, id) from error
+        return f"lks-{mark}"
 
     async def close(self, id: str) -> None:
         """Close all ways in and the stack, everything written out."""

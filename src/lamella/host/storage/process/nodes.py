@@ -6,6 +6,7 @@ but the volume's id and the layer's file: after any crash the same layer has the
 
 import hashlib
 import json
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -32,8 +33,11 @@ def tag(id: str) -> str:
 
 def key_of(node: Node) -> str:
     """What tells a layer from the others of its volume: its file, or all its options."""
-    file = cast("Node", node.get("file")) if isinstance(node.get("file"), dict) else {}
-    name = file.get("filename") or node.get("filename")
+    file: Any = node.get("file")
+    while isinstance(file, dict) and "filename" not in file:
+        # A filter, and what it filters.
+        file = cast("Node", file).get("image", cast("Node", file).get("file"))
+    name = cast("Node", file or {}).get("filename") or node.get("filename")
     plain = {key: value for key, value in node.items() if key != "backing"}
     return str(name) if name else json.dumps(plain, sort_keys=True)
 
@@ -86,6 +90,16 @@ def _plain(node: Node, cache: Node) -> Node:
     for key in ("read-only", "auto-read-only"):
         made.pop(key, None)
     return made | (cache if node["driver"] in _FILES else {})
+
+
+def secret(id: str, key: bytes) -> dict[str, object]:
+    """The object that holds *key*. A LUKS passphrase has to be text (UTF-8) for QEMU: it is the key in base 64."""
+    return {"qom-type": "secret", "id": id, "format": "raw", "data": b64encode(key).decode()}
+
+
+def names(id: str, node: Node) -> set[str]:
+    """Names of the layers of *node*."""
+    return {layer_name(id, key_of(layer)) for layer in chain(node)}
 
 
 def chain(node: Node) -> list[Node]:

@@ -23,7 +23,7 @@ class Door(msgspec.Struct, kw_only=True, frozen=True):
 class Opened(msgspec.Struct, kw_only=True, frozen=True):
     """An open volume. ``entering`` is the layer that it is told to go over to: it may stand on that already, or not yet.
 
-    ``mirror`` is the node that it may have gone over to when a mirror was completed.
+    ``job`` is the one after which it stands on ``node``: it is in its last step, or done.
     """
 
     id: str
@@ -36,7 +36,7 @@ class Opened(msgspec.Struct, kw_only=True, frozen=True):
     doors: list[Door] = []
     held: bool = False
     entering: Layer | None = None
-    mirror: Node | None = None
+    job: str = ""
 
 
 class Places:

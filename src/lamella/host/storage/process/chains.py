@@ -1,0 +1,154 @@
+"""What changes on which files an open volume stands, while it is written: new layers, layers merged, a move to another pool.
+
+In each the record is changed at the one moment when both the old and the new node hold everything that was acknowledged: before the
+switch (an empty layer changes nothing), and between the last byte of a job and its change of the graph, while writers wait.
+"""
+
+import asyncio
+import time
+from contextlib import suppress
+
+import msgspec
+
+from lamella.host.compute.qemu.monitor import Monitor, Refused
+from lamella.host.storage.blocks import Stack, Told
+from lamella.host.storage.driver import Layer, Node
+from lamella.host.storage.process import jobs, nodes
+from lamella.host.storage.process.core import Core
+from lamella.host.storage.process.disks import add_node, node_names, translated
+from lamella.host.storage.process.records import Opened
+from lamella.model.errors import Conflict, Invalid, LamellaError
+
+
+class Chains:
+    """Verbs on volumes that are open in *core*."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    @property
+    def _monitor(self) -> Monitor:
+        return self._core.disks.monitor
+
+    async def switch(self, layers: dict[str, Layer]) -> float:
+        async with self._core.turn(*layers):
+            waiting: dict[str, str] = {}
+            for id, layer in layers.items():
+                opened, name = self._core.known(id), _name(id, layer)
+                standing = await self._core.disks.standing(id)
+                if standing != name:
+                    waiting[id] = standing
+                elif nodes.key_of(opened.node) != str(layer.path):
+                    await self._core.write(msgspec.structs.replace(opened, node=nodes.over(opened.node, layer)))
+            if not waiting:
+                return 0.0
+            return await self._switch({id: layers[id] for id in waiting}, waiting)
+
+    async def _switch(self, layers: dict[str, Layer], standing: dict[str, str]) -> float:
+        before = {id: self._core.known(id) for id in layers}
+        there = await node_names(self._monitor)
+        try:
+            for id, layer in layers.items():
+                if _name(id, layer) not in there:
+                    await add_node(self._monitor, id, nodes.layer_node(layer, None), read_only=False)
+                await self._core.write(msgspec.structs.replace(before[id], entering=layer))
+            actions = [
+                {"type": "blockdev-snapshot", "data": {"node": standing[id], "overlay": _name(id, layer)}}
+                for id, layer in layers.items()
+            ]
+            began = time.perf_counter()
+            await self._monitor.execute("transaction", {"actions": actions}, deadline=30)
+            pause = time.perf_counter() - began
+        except (Refused, Conflict) as error:
+            for id in layers:
+                await self._core.write(before[id])
+                await self._prune(before[id])
+            raise translated(error, ", ".join(layers)) if isinstance(error, Refused) else error from error
+        for id, layer in layers.items():
+            await self._core.write(msgspec.structs.replace(before[id], node=nodes.over(before[id].node, layer)))
+        return pause
+
+    async def merge(self, id: str, upper: Layer, lower: Layer, told: Told | None = None, *, speed: int = 0) -> None:
+        async with self._core.turn(id):
+            opened = self._core.known(id)
+            there = nodes.paths(opened.node)
+            if str(upper.path) not in there:
+                return
+            if str(lower.path) not in there:
+                raise Invalid(f"layer {lower.path.name} is not in the chain of volume {id}")
+            standing, top = await self._core.disks.standing(id), _name(id, upper)
+            arguments: dict[str, object] = {
+                "job-id": f"mrg-{nodes.tag(id)}",
+                "device": standing,
+                "top-node": top,
+                "base-node": _name(id, lower),
+            }
+            if top != standing:
+                arguments["backing-file"] = str(lower.path)
+            after = nodes.without(opened.node, upper.path)
+            await self._run("block-commit", arguments, opened, after, told, speed)
+
+    async def mirror(self, id: str, target: Stack, told: Told | None = None, *, speed: int = 0) -> None:
+        async with self._core.turn(id):
+            opened = self._core.known(id)
+            if bool(target.key) != opened.encrypted:
+                raise Invalid(
+                    f"volume {id} is {'' if opened.encrypted else 'not '}encrypted, and so has to be its target"
+                )
+            name = nodes.layer_name(id, nodes.key_of(target.node))
+            standing = await self._core.disks.standing(id)
+            if standing == name:
+                return
+            await self._prune(opened)
+            await add_node(self._monitor, id, target.node, read_only=False)
+            arguments: dict[str, object] = {
+                "job-id": f"mir-{nodes.tag(id)}",
+                "device": standing,
+                "target": name,
+                "sync": "full",
+                # What is written meanwhile goes to both, so it ends, however much is written.
+                "copy-mode": "write-blocking",
+            }
+            await self._run("blockdev-mirror", arguments, opened, target.node, told, speed)
+
+    async def _run(
+        self, command: str, arguments: dict[str, object], opened: Opened, after: Node, told: Told | None, speed: int
+    ) -> None:
+        # Limits and ways in cannot change meanwhile: it is this volume's turn.
+        done = msgspec.structs.replace(opened, node=after, job=str(arguments["job-id"]))
+        self._core.jobs.add(done.job)
+        try:
+            await jobs.run(
+                self._monitor, command, arguments, told=told, speed=speed, settle=lambda: self._core.write(done)
+            )
+        except Refused as error:
+            await self._prune(opened)
+            raise translated(error, opened.id) from error
+        except BaseException:
+            await asyncio.shield(self._undo(opened))
+            raise
+        finally:
+            self._core.jobs.discard(done.job)
+        await self._core.write(msgspec.structs.replace(done, job=""))
+        await self._prune(done)
+
+    async def _undo(self, opened: Opened) -> None:
+        """The job did not change the graph, or the process is gone: then what is written down is what is right."""
+        with suppress(LamellaError):
+            if await self._core.disks.standing(opened.id) == nodes.layer_name(opened.id, nodes.key_of(opened.node)):
+                await self._core.write(opened)
+                await self._prune(opened)
+
+    async def _prune(self, opened: Opened) -> None:
+        """Close what the volume does not stand on."""
+        kept = nodes.names(opened.id, opened.node)
+        mark = nodes.tag(opened.id)
+        with suppress(LamellaError):
+            for name in sorted(await node_names(self._monitor)):
+                if mark in name and name not in kept and name.startswith("fmt-"):
+                    with suppress(Refused):
+                        await self._monitor.execute("blockdev-del", {"node-name": name})
+
+
+def _name(id: str, layer: Layer) -> str:
+    return nodes.layer_name(id, str(layer.path))

@@ -1,0 +1,241 @@
+"""Copies of whole volumes and of parts, and the map of what holds data. What is not open is opened for this alone.
+
+Two stacks with the same key (or none) are copied as they lie, ciphertext and header, so that holes stay holes; others from plain text to
+plain text, over ``doors``.
+"""
+
+import asyncio
+import itertools
+import json
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+
+import msgspec
+
+from lamella.host.compute.qemu.monitor import Monitor, Refused
+from lamella.host.linux import binaries
+from lamella.host.linux.processes import environment, read_all, spawn
+from lamella.host.storage.blocks import Stack, Told
+from lamella.host.storage.driver import Extent
+from lamella.host.storage.process import jobs, luks, nodes
+from lamella.host.storage.process.core import Core
+from lamella.host.storage.process.disks import SOCKET, drop_nodes, node_names
+from lamella.host.storage.process.qsd import TOP
+from lamella.model.errors import NoRoom, Unavailable, Unsupported
+
+_numbers = itertools.count(1)
+
+
+class _Mapped(msgspec.Struct):
+    """One line of ``qemu-img map --output=json``."""
+
+    start: int
+    length: int
+    zero: bool
+
+
+class _Node(msgspec.Struct):
+    class Image(msgspec.Struct):
+        size: int = msgspec.field(name="virtual-size")
+
+    name: str = msgspec.field(name="node-name")
+    image: Image
+
+
+class Copies:
+    """Verbs of *core* on stacks, open there or not."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def copy(
+        self,
+        source: Stack,
+        target: Stack,
+        told: Told | None = None,
+        *,
+        extents: list[Extent] | None = None,
+        speed: int = 0,
+    ) -> int:
+        live = source.id in self._core.opened and not self._core.opened[source.id].read_only
+        if extents is not None and live:
+            raise Unsupported("parts of a volume that is written cannot be copied", hint="copy from a snapshot of it")
+        plain = source.key != target.key
+        async with self._core.turn(source.id, target.id):
+            async with self._opened(source, plain=plain, read_only=True) as (monitor, origin):
+                async with self._opened(target, plain=plain, read_only=False) as (_, aim):
+                    return await self._copy(monitor, origin, aim, told, extents, speed, plain=plain or not source.key)
+
+    async def _copy(
+        self,
+        monitor: Monitor,
+        origin: str,
+        aim: str,
+        told: Told | None,
+        extents: list[Extent] | None,
+        speed: int,
+        *,
+        plain: bool,
+    ) -> int:
+        size, room = await _size(monitor, origin), await _size(monitor, aim)
+        if room < size:
+            raise NoRoom(f"the target has {room} bytes, the source {size}", hint="make it larger")
+        if extents is None:
+            parts = [(0, size)]
+        else:
+            shift = 0 if plain else luks.OVERHEAD
+            # The header belongs to what is copied as it lies.
+            parts = [] if plain else [(0, shift)]
+            parts += [(extent.offset + shift, extent.length) for extent in extents]
+        total, done = sum(length for _, length in parts), 0
+        for offset, length in parts:
+
+            def tell(now: int, _: int, before: int = done) -> None:
+                if told is not None:
+                    told(before + now, total)
+
+            length = min(length, size - offset)
+            if length > 0:
+                await self._piece(monitor, origin, aim, offset, length, tell, speed, whole=length == size == room)
+            done += length
+        return total
+
+    async def _piece(
+        self,
+        monitor: Monitor,
+        origin: str,
+        aim: str,
+        offset: int,
+        length: int,
+        told: Told,
+        speed: int,
+        *,
+        whole: bool,
+    ) -> None:
+        number = next(_numbers)
+        source, target, made = origin, aim, list[str]()
+        job = f"cpy-{os.getpid()}-{number}"
+        self._core.jobs.add(job)
+        try:
+            if not whole:
+                target = f"cut-{os.getpid()}-{number}-t"
+                await _slice(monitor, target, aim, offset, length)
+                made.append(target)
+                if (offset, length) != (0, await _size(monitor, origin)):
+                    source = f"cut-{os.getpid()}-{number}-s"
+                    await _slice(monitor, source, origin, offset, length, read_only=True)
+                    made.append(source)
+            await jobs.run(
+                monitor,
+                "blockdev-backup",
+                {"job-id": job, "device": source, "target": target, "sync": "full"},
+                told=told,
+                speed=speed or None,
+            )
+        except Refused as error:
+            raise Unavailable(f"the copy cannot be made: {error.reason}") from error
+        finally:
+            self._core.jobs.discard(job)
+            for name in made:
+                with suppress(Refused, Unavailable):
+                    await asyncio.shield(monitor.execute("blockdev-del", {"node-name": name}))
+
+    # --- what is open for this alone
+
+    @asynccontextmanager
+    async def _opened(self, stack: Stack, *, plain: bool, read_only: bool) -> AsyncGenerator[tuple[Monitor, str], None]:
+        """The node of *stack*: with *plain* under its limits in ``doors``, else in ``disks``."""
+        core = self._core
+        known = core.opened.get(stack.id)
+        if known is not None:
+            if not plain:
+                yield core.disks.monitor, await core.disks.standing(stack.id)
+            else:
+                kind = "lks" if known.encrypted else "nbd"
+                yield core.doors.monitor, f"{kind}-{nodes.tag(stack.id)}"
+            return
+        id = f"{stack.id}#{os.getpid()}-{next(_numbers)}"
+        try:
+            await core.disks.open(id, stack.node, read_only=read_only)
+            if not plain:
+                yield core.disks.monitor, await core.disks.standing(id)
+            else:
+                yield core.doors.monitor, await core.doors.bare(id, stack.key, read_only=read_only)
+        finally:
+            await asyncio.shield(self._close(id))
+
+    async def _close(self, id: str) -> None:
+        with suppress(Unavailable):
+            if any(nodes.tag(id) in name for name in await node_names(self._core.doors.monitor)):
+                await drop_nodes(self._core.doors.monitor, nodes.tag(id))
+        with suppress(Unavailable):
+            await self._core.disks.close(id)
+
+    # --- the map
+
+    async def map(self, stack: Stack) -> list[Extent]:
+        core = self._core
+        async with core.turn(stack.id), self._opened(stack, plain=False, read_only=True) as (monitor, node):
+            name = (await core.disks.served(node)).removeprefix("nbd-")
+            del monitor
+            found = await self._map(name)
+        shift = luks.OVERHEAD if stack.key else 0
+        made: list[Extent] = []
+        for part in found:
+            begin, end = max(part.start - shift, 0), part.start + part.length - shift
+            if end > begin:
+                if made and made[-1].zero == part.zero and made[-1].offset + made[-1].length == begin:
+                    last = made.pop()
+                    begin = last.offset
+                made.append(Extent(offset=begin, length=end - begin, zero=part.zero))
+        return made
+
+    async def _map(self, name: str) -> list[_Mapped]:
+        top = os.open(self._core.places.top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        out, theirs = os.pipe()
+        errors, their_errors = os.pipe()
+        path = f"{TOP}/{SOCKET}"
+        node = {"driver": "nbd", "server": {"type": "unix", "path": path}, "export": name}
+        argv = [
+            str(binaries.tool("qemu-img")),
+            "map",
+            "--output=json",
+            "json:" + json.dumps({"driver": "raw", "file": node}),
+        ]
+        try:
+            child = spawn(
+                argv, environment=environment(self._core.home.mark), files={1: theirs, 2: their_errors, 9: top}
+            )
+        finally:
+            for fd in (top, theirs, their_errors):
+                os.close(fd)
+        try:
+            text, said = await asyncio.gather(read_all(out, 1 << 30), read_all(errors))
+            if await child.wait() != 0:
+                raise Unavailable(f"the map cannot be read: {said.decode(errors='replace').strip()[-200:]}")
+            return msgspec.json.decode(text, type=list[_Mapped])
+        finally:
+            await child.end()
+
+
+async def _size(monitor: Monitor, name: str) -> int:
+    for node in await monitor.ask(list[_Node], "query-named-block-nodes", {"flat": True}):
+        if node.name == name:
+            return node.image.size
+    raise Unavailable(f"{name} is not open in the storage process")
+
+
+async def _slice(monitor: Monitor, name: str, of: str, offset: int, length: int, *, read_only: bool = False) -> None:
+    await monitor.execute(
+        "blockdev-add",
+        {
+            "driver": "raw",
+            "node-name": name,
+            "file": of,
+            "offset": offset,
+            "size": length,
+            "read-only": read_only,
+            "discard": "unmap",
+        },
+    )

@@ -1,0 +1,201 @@
+"""Both processes and what is open in them: kept alive, adopted, brought back.
+
+What is open is written down before it is opened and forgotten after it is closed. When one of the two processes ends unasked, it is
+started again and made to be what is written down, with the same ways in; verbs wait for that.
+"""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+import msgspec
+
+from lamella.host.compute.driver import Home
+from lamella.host.linux import binaries
+from lamella.host.storage.process import jobs, nodes
+from lamella.host.storage.process.disks import Disks
+from lamella.host.storage.process.doors import Doors
+from lamella.host.storage.process.qsd import Qsd
+from lamella.host.storage.process.records import Opened, Places
+from lamella.model.errors import LamellaError, NotFound, Unavailable
+
+log = logging.getLogger("lamella.host.storage")
+
+Heard = Callable[[str, str, str], None]
+Keys = Callable[[str], Awaitable[bytes]]
+# Seconds after which starting a process that did not start is tried again.
+_AGAIN = 1.0
+
+
+class Core:
+    """One a layer. *keys* is asked for a volume's key when it has to be opened again by a daemon that was not given it."""
+
+    def __init__(self, home: Home, keys: Keys | None = None) -> None:
+        self.home = home
+        self.places = Places(home)
+        self.disks = Disks(self.places.top, self._process("disks", ["dac_override"]))
+        self.doors = Doors(self.places, self._process("doors", ["sys_admin"]))
+        self.opened: dict[str, Opened] = {}
+        self._keys = keys
+        self.given: dict[str, bytes] = {}
+        self._heard: list[Heard] = []
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._starting = asyncio.Lock()
+        self._revival: asyncio.Task[None] | None = None
+        self._closed = False
+        # Of ours, under way: their own tasks see to them.
+        self.jobs: set[str] = set()
+
+    def _process(self, role: str, capabilities: list[str]) -> Qsd:
+        return Qsd(self.home, self.home.run / "storage", role, capabilities, lambda: self._gone(role))
+
+    # --- its life
+
+    async def open(self) -> str:
+        self._closed = False
+        try:
+            binaries.tool("qemu-storage-daemon")
+            binaries.tool("setpriv")
+        except Unavailable as error:
+            return str(error)
+        await asyncio.to_thread(self.places.prepare)
+        self.opened = await asyncio.to_thread(self.places.read_all)
+        disks, doors = await self.disks.process.adopt(), await self.doors.process.adopt()
+        if self.opened or disks or doors:
+            await self._restore()
+        return ""
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._revival is not None:
+            self._revival.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._revival
+        await self.doors.process.close()
+        await self.disks.process.close()
+
+    async def end_processes(self) -> None:
+        self._closed = True
+        await self.doors.process.end()
+        await self.disks.end()
+
+    def on_event(self, heard: Heard) -> None:
+        self._heard.append(heard)
+
+    def tell(self, kind: str, id: str, sentence: str) -> None:
+        for heard in self._heard:
+            heard(kind, id, sentence)
+
+    # --- when a process is gone
+
+    def _gone(self, role: str) -> None:
+        if self._closed or (not self.opened and role):
+            return
+        self.tell("storage.restarted", "", f"the storage process ({role}) ended; it is started again")
+        if self._revival is None or self._revival.done():
+            self._revival = asyncio.create_task(self._revive(), name="storage revival")
+
+    async def _revive(self) -> None:
+        while True:
+            try:
+                await self._restore()
+                return
+            except LamellaError as error:
+                log.error("the storage process cannot be brought back yet: %s", error)
+                await asyncio.sleep(_AGAIN)
+
+    async def _restore(self) -> None:
+        """Start what does not run, and make it be what is written down."""
+        async with self._starting:
+            await self._start()
+            await self._settle_jobs()
+            for id in list(self.opened):
+                try:
+                    await self._settle(id)
+                    await self.reopen(self.opened[id])
+                except LamellaError as error:
+                    if not (self.disks.process.here and self.doors.process.here):
+                        raise
+                    log.error("volume %s cannot be opened again: %s", id, error)
+                    self.tell("volume.error", id, f"volume {id} cannot be opened again: {error}")
+
+    async def _start(self) -> None:
+        if not self.disks.process.here:
+            await self.disks.start()
+        if not self.doors.process.here:
+            await self.doors.start()
+
+    async def _settle_jobs(self) -> None:
+        """Jobs whose daemon is gone: one whose result is written down already is finished, the others never were."""
+        monitor = self.disks.monitor
+        written = {opened.job for opened in self.opened.values()}
+        for job in await monitor.ask(list[jobs.Job], "query-jobs"):
+            if job.status == "pending" and job.id in written:
+                await monitor.execute("job-finalize", {"id": job.id})
+                await jobs.gone(monitor, job.id)
+            elif job.id not in self.jobs:
+                await jobs.cancel(monitor, job.id)
+        for opened in list(self.opened.values()):
+            if opened.job and opened.job not in self.jobs:
+                await self.write(msgspec.structs.replace(opened, job=""))
+
+    async def _settle(self, id: str) -> None:
+        """A switch was under way when we or ``disks`` ended: find out what became of it."""
+        opened = self.opened[id]
+        if opened.entering is None:
+            return
+        entered = nodes.over(opened.node, opened.entering)
+        try:
+            done = await self.disks.standing(id) == nodes.layer_name(id, nodes.key_of(entered))
+        except LamellaError:
+            # Whether it was written to, nobody can tell any more; an empty layer on top changes nothing.
+            done = opened.entering.path.exists()
+        await self.write(msgspec.structs.replace(opened, node=entered if done else opened.node, entering=None))
+
+    async def reopen(self, opened: Opened) -> None:
+        await self.disks.open(opened.id, opened.node, read_only=opened.read_only)
+        await self.doors.open(opened, await self._key(opened))
+        for door in opened.doors:
+            await self.doors.export(opened, door)
+
+    async def _key(self, opened: Opened) -> bytes:
+        if not opened.encrypted or opened.id in self.given:
+            return self.given.get(opened.id, b"")
+        return await self._keys(opened.id) if self._keys is not None else b""
+
+    # --- for the verbs
+
+    async def ready(self) -> None:
+        """Both processes run.
+
+        :raise Unavailable: when they cannot be started.
+        """
+        async with self._starting:
+            await self._start()
+
+    @asynccontextmanager
+    async def turn(self, *ids: str) -> AsyncGenerator[None, None]:
+        """One verb at a time for each volume."""
+        held: list[asyncio.Lock] = []
+        try:
+            for id in sorted(set(ids)):
+                await self._turns[id].acquire()
+                held.append(self._turns[id])
+            await self.ready()
+            yield
+        finally:
+            for lock in held:
+                lock.release()
+
+    def known(self, id: str) -> Opened:
+        """:raise NotFound: when it is not open."""
+        if id not in self.opened:
+            raise NotFound(f"volume {id} is not open in the storage process")
+        return self.opened[id]
+
+    async def write(self, opened: Opened) -> None:
+        """Note it, durably."""
+        await asyncio.to_thread(self.places.write, opened)
+        self.opened[opened.id] = opened

@@ -1,0 +1,108 @@
+"""LUKS headers and keys. Stretching a key keeps QEMU's main thread busy for seconds, so a process of its own does it, for that alone.
+
+The keys are 32 random bytes, so the stretching is kept short (``iter-time`` 10 ms); ``hash-alg`` is sha512, because with the default
+QEMU 7.2 fails about every other time ("Unable to get accurate CPU usage").
+"""
+
+import itertools
+import json
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from lamella.host.compute.qemu.monitor import Monitor, Refused
+from lamella.host.storage.blocks import Stack
+from lamella.host.storage.process import jobs, nodes
+from lamella.host.storage.process.core import Core
+from lamella.host.storage.process.disks import add_node, translated
+from lamella.host.storage.process.qsd import Qsd
+from lamella.model.errors import Invalid, Unavailable
+
+# The header that QEMU writes for aes-256-xts: a volume's node is larger by so many bytes than what is seen of it.
+OVERHEAD = 2068480
+_ITER_TIME = 10
+_numbers = itertools.count(1)
+
+
+async def make(core: Core, stack: Stack) -> None:
+    """:raise Invalid: without a key, or when the node has no room for the header."""
+    if not stack.key:
+        raise Invalid(f"volume {stack.id} has no key")
+    async with _workshop(core, stack) as (monitor, node):
+        size = await _size(monitor, node)
+        if size <= OVERHEAD:
+            raise Invalid(f"volume {stack.id} has no room for a LUKS header", hint=f"make it {OVERHEAD} bytes larger")
+        await _secret(monitor, "new", stack.key)
+        options = {
+            "driver": "luks",
+            "file": node,
+            "key-secret": "new",
+            "hash-alg": "sha512",
+            "iter-time": _ITER_TIME,
+            "size": size - OVERHEAD,
+        }
+        await jobs.create(monitor, "blockdev-create", {"job-id": "make", "options": options})
+
+
+async def rekey(core: Core, stack: Stack, key: bytes) -> None:
+    """:raise Unavailable: when neither the stack's key nor *key* opens it."""
+    async with _workshop(core, stack) as (monitor, node):
+        await _secret(monitor, "old", stack.key)
+        await _secret(monitor, "new", key)
+        try:
+            await _unlock(monitor, node, "new")
+        except Unavailable:
+            await _unlock(monitor, node, "old")
+            await _amend(monitor, {"state": "active", "new-secret": "new", "iter-time": _ITER_TIME})
+        await _erase(monitor, stack, key)
+
+
+async def _erase(monitor: Monitor, stack: Stack, key: bytes) -> None:
+    if stack.key == key:
+        return
+    try:
+        await _amend(monitor, {"state": "inactive", "old-secret": "old"})
+    except Unavailable as error:
+        if "doesn't match any existing keyslot" not in str(error) and "No keyslots match" not in str(error):
+            raise
+
+
+async def _unlock(monitor: Monitor, node: str, secret: str) -> None:
+    try:
+        await monitor.execute(
+            "blockdev-add", {"driver": "luks", "node-name": "lks", "file": node, "key-secret": secret}
+        )
+    except Refused as error:
+        raise Unavailable(f"the key does not open the volume: {error.reason}") from error
+
+
+async def _amend(monitor: Monitor, change: dict[str, object]) -> None:
+    arguments = {"job-id": "amend", "node-name": "lks", "options": {"driver": "luks", **change}, "force": False}
+    await jobs.create(monitor, "x-blockdev-amend", arguments)
+
+
+async def _secret(monitor: Monitor, id: str, key: bytes) -> None:
+    await monitor.execute("object-add", nodes.secret(id, key))
+
+
+async def _size(monitor: Monitor, name: str) -> int:
+    found = await monitor.execute("query-named-block-nodes", {"flat": True})
+    for node in json.loads(json.dumps(found)):
+        if node["node-name"] == name:
+            return int(node["image"]["virtual-size"])
+    raise Unavailable(f"{name} is not open")
+
+
+@asynccontextmanager
+async def _workshop(core: Core, stack: Stack) -> AsyncGenerator[tuple[Monitor, str], None]:
+    """A process for one thing, with the node of *stack* open in it."""
+    shop = Qsd(core.home, core.places.top, f"shop-{os.getpid()}-{next(_numbers)}", ["dac_override"], lambda: None)
+    await shop.start()
+    try:
+        try:
+            await add_node(shop.monitor, stack.id, stack.node, read_only=False)
+        except Refused as error:
+            raise translated(error, stack.id) from error
+        yield shop.monitor, nodes.layer_name(stack.id, nodes.key_of(stack.node))
+    finally:
+        await shop.end()

@@ -1,0 +1,153 @@
+"""New layers, merges, moves and copies of volumes that are written meanwhile."""
+
+import asyncio
+import base64
+import os
+from pathlib import Path
+
+import pytest
+from process_lab import MIB, Writer, content, lost, overlay, raw, volume
+
+from lamella.host.storage.blocks import Stack
+from lamella.host.storage.driver import Extent, Layer
+from lamella.host.storage.process import nodes
+from lamella.host.storage.process.daemon import QemuStorageDaemon
+from lamella.model.errors import Unavailable
+
+KEY, OTHER = os.urandom(32), os.urandom(32)
+
+
+async def written(daemon: QemuStorageDaemon, stack: Stack, **options: float) -> Writer:
+    await daemon.add(stack)
+    file = (await daemon.export(stack.id)).file
+    assert file is not None
+    writer = Writer(file, **options)  # pyright: ignore[reportArgumentType]
+    await writer.go_on()
+    return writer
+
+
+async def test_layers_come_and_go_under_a_writer(daemon: QemuStorageDaemon, tmp_path: Path) -> None:
+    stacks = [volume(tmp_path, id) for id in ("vol_a", "vol_b")]
+    writers = [await written(daemon, stack) for stack in stacks]
+    bottom = {stack.id: Layer(path=tmp_path / f"{stack.id}.raw", format="raw") for stack in stacks}
+    made = [{stack.id: overlay(tmp_path / f"{stack.id}.{n}", 64 * MIB) for stack in stacks} for n in (1, 2, 3)]
+    pauses: list[float] = []
+    for layers in made:
+        pauses.append(await daemon.switch(layers))
+        assert await daemon.switch(layers) == 0
+        for writer in writers:
+            await writer.go_on()
+    print("pauses", pauses)
+    told: list[tuple[int, int]] = []
+    # One in the middle, the one that is written, and the rest.
+    await daemon.merge("vol_a", made[1]["vol_a"], made[0]["vol_a"], lambda done, total: told.append((done, total)))
+    await daemon.merge("vol_a", made[1]["vol_a"], made[0]["vol_a"])
+    await daemon.merge("vol_a", made[2]["vol_a"], made[0]["vol_a"])
+    await daemon.merge("vol_a", made[0]["vol_a"], bottom["vol_a"])
+    assert told
+    assert nodes.paths(daemon.opened["vol_a"].node) == [str(tmp_path / "vol_a.raw")]
+    for writer in writers:
+        await writer.go_on()
+    acknowledged = [await writer.stop() for writer in writers]
+    ends = [daemon.opened[stack.id].node for stack in stacks]
+    for stack, node, promised in zip(stacks, ends, acknowledged, strict=True):
+        await daemon.remove(stack.id)
+        assert not lost(content(node), promised)
+
+
+@pytest.mark.parametrize("key", [b"", KEY], ids=["plain", "encrypted"])
+async def test_a_volume_moves_under_a_writer(daemon: QemuStorageDaemon, tmp_path: Path, key: bytes) -> None:
+    stack = volume(tmp_path, size=64 * MIB, key=key)
+    target = Stack(id="vol_a", node=raw(tmp_path / "elsewhere.raw", 64 * MIB), key=key)
+    if key:
+        await daemon.make_luks(stack)
+    writer = await written(daemon, stack)
+    await daemon.mirror("vol_a", target, lambda done, total: None)
+    await writer.go_on()
+    acknowledged = await writer.stop()
+    assert await daemon.size("vol_a") == 64 * MIB - (daemon.luks_overhead if key else 0)
+    file = (await daemon.export("vol_a")).file
+    assert file is not None
+    assert not lost(await asyncio.to_thread(file.read_bytes), acknowledged)
+    await daemon.remove("vol_a")
+    if not key:
+        assert not lost(content(target.node), acknowledged)
+
+
+async def test_a_move_that_fails_or_is_cancelled_changes_nothing(daemon: QemuStorageDaemon, tmp_path: Path) -> None:
+    stack = volume(tmp_path)
+    writer = await written(daemon, stack)
+    small = Stack(id="vol_a", node=raw(tmp_path / "small.raw", 4 * MIB))
+    with pytest.raises(Unavailable):
+        await daemon.mirror("vol_a", small)
+    other = Stack(id="vol_a", node=raw(tmp_path / "other.raw", 64 * MIB))
+    moving = asyncio.create_task(daemon.mirror("vol_a", other, speed=MIB))
+    await asyncio.sleep(0.5)
+    moving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await moving
+    await writer.go_on()
+    acknowledged = await writer.stop()
+    await daemon.remove("vol_a")
+    assert not lost(content(stack.node), acknowledged)
+
+
+async def test_copies_are_of_one_instant(daemon: QemuStorageDaemon, tmp_path: Path) -> None:
+    stack = volume(tmp_path)
+    writer = await written(daemon, stack)
+    before = {place: number for number, places, _ in writer.rounds() for place in places}
+    target = Stack(id="vol_c", node=raw(tmp_path / "copy.raw", 96 * MIB))
+    assert await daemon.copy(stack, target, speed=32 * MIB) == 64 * MIB
+    await writer.go_on()
+    await writer.stop()
+    data = content(target.node)
+    assert len(data) == 96 * MIB and not lost(data, before)
+    await daemon.remove("vol_a")
+    assert not list((tmp_path / "home").rglob("*#*"))
+
+
+async def test_parts_are_copied_and_mapped(daemon: QemuStorageDaemon, tmp_path: Path) -> None:
+    stack = volume(tmp_path)
+    with (tmp_path / "vol_a.raw").open("r+b") as file:
+        for place in (0, 8, 40):
+            file.seek(place * MIB)
+            file.write(os.urandom(MIB))
+    mapped = await daemon.map(stack)
+    data = [(extent.offset // MIB, extent.length // MIB) for extent in mapped if not extent.zero]
+    assert data == [(0, 1), (8, 1), (40, 1)] and sum(extent.length for extent in mapped) == 64 * MIB
+    target = Stack(id="vol_c", node=raw(tmp_path / "copy.raw", 64 * MIB))
+    parts = [Extent(offset=8 * MIB, length=MIB), Extent(offset=40 * MIB, length=2 * MIB)]
+    assert await daemon.copy(stack, target, extents=parts) == 3 * MIB
+    origin, copied = content(stack.node), content(target.node)
+    assert copied[8 * MIB : 9 * MIB] == origin[8 * MIB : 9 * MIB] and copied[40 * MIB :] == origin[40 * MIB :]
+    assert not any(copied[: 8 * MIB]) and (tmp_path / "copy.raw").stat().st_blocks * 512 < 4 * MIB
+    await daemon.add(stack)
+    assert await daemon.map(stack) == mapped
+
+
+async def test_keys(daemon: QemuStorageDaemon, tmp_path: Path) -> None:
+    stack = volume(tmp_path, size=64 * MIB, key=KEY)
+    await daemon.make_luks(stack)
+    await daemon.add(stack)
+    file = (await daemon.export("vol_a")).file
+    assert file is not None and file.stat().st_size == 64 * MIB - daemon.luks_overhead
+    secret = b"a secret that is on no disk" * 100
+    await asyncio.to_thread(file.open("r+b").write, secret)
+    copied = Stack(id="vol_c", node=raw(tmp_path / "copy.raw", 64 * MIB), key=OTHER)
+    await daemon.make_luks(copied)
+    await daemon.flush(["vol_a"])
+    await daemon.copy(stack, copied)
+    await daemon.remove("vol_a")
+    assert secret[:27] not in (tmp_path / "vol_a.raw").read_bytes()
+    await daemon.rekey(stack, OTHER)
+    await daemon.rekey(stack, OTHER)
+    with pytest.raises(Unavailable):
+        await daemon.add(stack)
+    for opened in (Stack(id="vol_a", node=stack.node, key=OTHER), copied):
+        await daemon.add(opened)
+        file = (await daemon.export(opened.id)).file
+        assert file is not None
+        assert (await asyncio.to_thread(file.read_bytes))[: len(secret)] == secret
+    secrets = (KEY, KEY.hex().encode(), base64.b64encode(KEY))
+    for path in (*(tmp_path / "home").rglob("*.json"), *(tmp_path / "home").rglob("*.log")):
+        assert not any(secret in path.read_bytes() for secret in secrets)
