@@ -8,11 +8,11 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import containers, density, house, images, incus, microvm, unikernel, vm, wasm
+from benchmarks import clone, containers, density, house, images, incus, microvm, unikernel, vm, wasm
 from benchmarks.measure import Row, table
 from tests import debian
 
-GROUPS = ("containers", "microvm", "unikernel", "density", "wasm", "images", "build", "vm")
+GROUPS = ("containers", "microvm", "unikernel", "density", "wasm", "images", "build", "vm", "clone")
 
 
 def machine() -> str:
@@ -54,6 +54,8 @@ def main() -> int:
             with tempfile.TemporaryDirectory(prefix="lamella-bench-", dir="/var/tmp") as scratch:
                 built = debian.build(Path(scratch) / "images", packages=[])
                 rows += vm.rows(layer, built.disk.path, args.runs)
+    if "clone" in chosen:
+        rows += clone.rows(args.runs)
     if "build" in chosen:
         rows += images.build_rows(max(2, args.runs // 7))
     print(f"{datetime.now(UTC):%Y-%m-%d}, {machine()}\n")
