@@ -20,6 +20,7 @@ MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 AT_FDCWD, AT_EMPTY_PATH = -100, 0x1000
 MOVE_MOUNT_F_EMPTY_PATH = 4
+_STATX_FORCE_SYNC, _STATX_SIZE = 0x2000, 0x200
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NODEV, MOUNT_ATTR_IDMAP = 1, 4, 0x00100000
 
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
@@ -54,6 +55,13 @@ def umount(target: str, flags: int = MNT_DETACH | UMOUNT_NOFOLLOW) -> None:
 def syncfs(fd: int) -> None:
     """syncfs(2): what was written to the filesystem of *fd* is on its disk."""
     _check(_libc.syncfs(fd), "syncfs")
+
+
+def size_now(path: str) -> int:
+    """The size of a file as its filesystem says, whatever the kernel remembers of it (statx(2), AT_STATX_FORCE_SYNC)."""
+    found = ctypes.create_string_buffer(256)
+    _check(_libc.statx(AT_FDCWD, os.fsencode(path), _STATX_FORCE_SYNC, _STATX_SIZE, found), path)
+    return int(struct.unpack_from("=Q", found, 40)[0])
 
 
 def setns(fd: int, kind: int) -> None:

@@ -144,7 +144,7 @@ class Attaching:
         if not running and isinstance(pool, Fences):
             await pool.fence(volume.id)
         try:
-            await daemon.add(await self._parts.stacks.of(volume))
+            await self._parts.add(volume)
         except Unavailable:
             # Its key may be locked away again, while the storage process still has it.
             if not running:

@@ -49,7 +49,7 @@ class KeyRing:
     def __init__(self, home: Home, tpm: Tpm | None = None) -> None:
         self._place = home.state / "keys"
         self._tpm = tpm or Tpm(home)
-        self._unlocked: dict[str, bytes] = {}
+        self._unlocked: dict[tuple[str, str], bytes] = {}
 
     async def wrap(self, volume_id: str, key: bytes, method: KeyWrap, passphrase: str = "") -> str:
         """*key* for this volume as text that may be shown to anybody.
@@ -69,9 +69,10 @@ class KeyRing:
         else:
             wrapped.file, outer = await blocking(self._key_file)
         wrapped.text = AESGCM(outer).encrypt(nonce, key, _bound_to(volume_id, wrapped))
+        text = base64.b64encode(msgspec.json.encode(wrapped)).decode()
         if method is KeyWrap.PASSPHRASE:
-            self._unlocked[volume_id] = key
-        return base64.b64encode(msgspec.json.encode(wrapped)).decode()
+            self._unlocked[volume_id, text] = key
+        return text
 
     async def unwrap(self, volume_id: str, text: str, passphrase: str = "") -> bytes:
         """The key.
@@ -82,8 +83,8 @@ class KeyRing:
         wrapped = parse(text)
         if wrapped.method is KeyWrap.PASSPHRASE:
             if not passphrase:
-                if volume_id in self._unlocked:
-                    return self._unlocked[volume_id]
+                if (volume_id, text) in self._unlocked:
+                    return self._unlocked[volume_id, text]
                 raise Unavailable(
                     f"the key of volume {volume_id} is locked away behind its passphrase",
                     hint="lamella volume unlock brings it",
@@ -109,10 +110,10 @@ class KeyRing:
 
     async def unlock(self, volume_id: str, text: str, passphrase: str) -> None:
         """Keep what *passphrase* unwraps. Raises what :meth:`unwrap` does."""
-        self._unlocked[volume_id] = await self.unwrap(volume_id, text, passphrase)
+        self._unlocked[volume_id, text] = await self.unwrap(volume_id, text, passphrase)
 
     def forget(self, volume_id: str) -> None:
-        self._unlocked.pop(volume_id, None)
+        self._unlocked = {known: key for known, key in self._unlocked.items() if known[0] != volume_id}
 
     def _key_file(self) -> tuple[str, bytes]:
         """The host's key, made when there is none: its name and its bytes."""

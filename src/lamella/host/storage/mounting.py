@@ -75,6 +75,8 @@ class Mounts:
         device = await blocking(self.device, id)
         if device is None:
             return
+        # It remembers the file's size for a while.
+        await blocking(syscalls.size_now, str(file))
         await blocking(loop.refresh, device)
         seen = await blocking(ext4.read, file)
         if seen is not None and await blocking(_smaller_than, seen, file):
@@ -179,4 +181,4 @@ class Mounts:
 
 def _smaller_than(seen: ext4.Superblock, file: Path) -> bool:
     # A filesystem is whole blocks, and a group of less than a few is left out.
-    return file.stat().st_size - seen.size >= 1 << 20
+    return syscalls.size_now(str(file)) - seen.size >= 1 << 20

@@ -6,7 +6,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from lamella.host.compute.driver import Home
+from lamella.host.linux.blocking import blocking
 from lamella.host.storage.blocks import BlockDaemon
 from lamella.host.storage.opened import OpenTable
 from lamella.host.storage.pools import Pools
@@ -14,7 +17,7 @@ from lamella.host.storage.records import Records
 from lamella.host.storage.requests import Requests
 from lamella.host.storage.stacks import Stacks
 from lamella.host.storage.wing import Heard, Writers
-from lamella.model.errors import Conflict, Internal
+from lamella.model.errors import Conflict, Internal, LamellaError
 from lamella.model.instance import Phase
 from lamella.model.storage import Volume, VolumeForm
 
@@ -75,10 +78,25 @@ class Parts:
     # Asked before a volume is opened for an instance; they raise Conflict when it may not be.
     may_open: list[Callable[[Volume], None]] = field(default_factory=list[Callable[[Volume], None]])
 
+    async def add(self, volume: Volume, *, passphrase: str = "") -> None:
+        """Open a block volume in the storage process; the same again is fine. One whose key was being changed when a daemon ended opens
+        with either key."""
+        stack = await self.stacks.of(volume, passphrase=passphrase)
+        try:
+            await self.daemon.add(stack)
+        except LamellaError:
+            made = self.stacks.made(volume.id)
+            if not made.next_key:
+                raise
+            key = await self.stacks.keys.unwrap(volume.id, made.next_key, passphrase)
+            await self.daemon.add(msgspec.structs.replace(stack, key=key))
+            made.key, made.next_key = made.next_key, ""
+            await blocking(self.records.made.write, volume.id, made)
+
     @asynccontextmanager
     async def disk(self, volume: Volume, *, passphrase: str = "") -> AsyncGenerator[Path]:
         """The file of a block volume that nobody has open, for as long as the context lasts."""
-        await self.daemon.add(await self.stacks.of(volume, passphrase=passphrase))
+        await self.add(volume, passphrase=passphrase)
         try:
             ways = await self.daemon.export(volume.id)
             if ways.file is None:
