@@ -121,6 +121,9 @@ async def add_node(monitor: Monitor, id: str, node: Node, *, read_only: bool) ->
 
     :raise Conflict: when another process has it open. :raise Unavailable: when it cannot be opened.
     """
+    for secret in nodes.secret_files(node):
+        with suppress(Refused):  # there from another volume of its pool
+            await monitor.execute("object-add", secret)
     failed: Refused | None = None
     for cache in nodes.CACHES:
         try:

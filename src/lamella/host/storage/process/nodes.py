@@ -89,12 +89,32 @@ def _plain(node: Node, cache: Node) -> Node:
     made: Node = {key: value for key, value in node.items() if not (isinstance(value, dict) and "driver" in value)}
     for key in ("read-only", "auto-read-only"):
         made.pop(key, None)
+    for key in _secret_keys(node):
+        made[key] = _secret_name(str(node[key]))
     return made | (cache if node["driver"] in _FILES else {})
 
 
 def secret(id: str, key: bytes) -> dict[str, object]:
     """The object that holds *key*. A LUKS passphrase has to be text (UTF-8) for QEMU: it is the key in base 64."""
     return {"qom-type": "secret", "id": id, "format": "raw", "data": b64encode(key).decode()}
+
+
+def secret_files(node: Node) -> Iterator[dict[str, object]]:
+    """The objects that hold what a driver's node names by files (:data:`Node`)."""
+    for key in _secret_keys(node):
+        path = str(node[key])
+        yield {"qom-type": "secret", "id": _secret_name(path), "format": "raw", "file": path}
+    for value in node.values():
+        if isinstance(value, dict):
+            yield from secret_files(cast("Node", value))
+
+
+def _secret_keys(node: Node) -> list[str]:
+    return [key for key in node if key.endswith("-secret")]
+
+
+def _secret_name(path: str) -> str:
+    return f"sec-{digest(path, 12)}"
 
 
 def names(id: str, node: Node) -> set[str]:
