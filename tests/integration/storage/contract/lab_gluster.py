@@ -31,9 +31,9 @@ def lab(scratch: Path) -> Iterator[Lab]:
                 path=source,
                 scratch=scratch,
                 options={"mount": str(point)},
-                foreign_volumes=50,
+                foreign_volumes=20,
                 depth=6,
-                cuts=3,
+                cuts=2,
             )
         finally:
             syscalls.umount(str(point))

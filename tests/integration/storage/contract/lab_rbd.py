@@ -21,9 +21,9 @@ def lab(scratch: Path) -> Iterator[Lab]:
             scratch=scratch,
             options={"conf": str(ceph.conf)},
             environment={"CEPH_CONF": str(ceph.conf)},
-            foreign_volumes=40,
-            depth=8,
-            cuts=3,
+            foreign_volumes=20,
+            depth=5,
+            cuts=1,
             clone_bytes=4 << 20,
             refuses_second_writer=False,
         )

@@ -139,6 +139,24 @@ class Cluster:
             )
         return said.out
 
+    async def ceph_all(self, *questions: str) -> list[bytes]:
+        """The answers to several of ``ceph``'s commands, asked by one process: starting it is most of what they take.
+
+        :raise Unavailable: when the cluster does not answer or refuses one.
+        """
+        argv = [str(_tool("ceph")), *self._where, "--connect-timeout", "10", "--format", "json"]
+        try:
+            said = await command.run(argv, timeout=SOON, stdin="\n".join([*questions, ""]).encode())
+        except DeadlineExceeded as error:
+            raise Unavailable("Ceph did not answer", hint="is a monitor up?") from error
+        answers = [line for line in said.out.splitlines() if line.startswith((b"{", b"["))]
+        if len(answers) != len(questions):
+            raise Unavailable(
+                f"Ceph refused to tell of pool {self.pool}: {_last_line(said)}",
+                hint=f"may client.{self.user} see that? its monitor capability has to be 'profile rbd, allow r'",
+            )
+        return answers
+
     async def rados(self, *words: str, timeout: float = SOON) -> bytes:
         """:raise Unavailable: when the cluster does not answer or refuses."""
         said = await command.run([str(_tool("rados")), *self._where, *words, "--format", "json"], timeout=timeout)

@@ -85,12 +85,7 @@ async def pool_status(cluster: Cluster) -> tuple[frozenset[Feature], PoolStatus]
 
     :raise Unavailable: when the cluster does not answer or has no such pool.
     """
-    pools, room, health, osds = await asyncio.gather(
-        cluster.ceph("osd", "pool", "ls", "detail"),
-        cluster.ceph("df"),
-        cluster.ceph("health"),
-        cluster.ceph("osd", "metadata"),
-    )
+    pools, room, health, osds = await cluster.ceph_all("osd pool ls detail", "df", "health", "osd metadata")
     pool = next((pool for pool in decode(pools, list[_Detail]) if pool.pool_name == cluster.pool), None)
     if pool is None:
         raise Unavailable(f"Ceph has no pool {cluster.pool}", hint=f"ceph osd pool create {cluster.pool}")
