@@ -1,5 +1,6 @@
 """The planner of asynchronous replication, carried out on a small world that is cut off at every line."""
 
+import itertools
 import random
 from datetime import UTC, datetime, timedelta
 
@@ -7,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.host.storage.replication.journal import Journal
-from lamella.host.storage.replication.plan import Step, due_in, next_step, status_of
+from lamella.host.storage.driver import Extent
+from lamella.host.storage.replication.plan import Step, due_in, joined, next_step, status_of
 from lamella.model.replication import ReplicationPhase, ReplicationSpec, ReplicationStatus
 from lamella.model.resource import new_resource
 from lamella.model.storage import VolumeSpec, VolumeStatus
@@ -66,23 +68,23 @@ class World:
                 return
             act()
 
-    def make(self):  # noqa: ANN201
+    def make(self):
         yield lambda: setattr(self, "target", [0] * self.BLOCKS)
         yield lambda: setattr(self.journal, "made", True)
 
-    def take(self):  # noqa: ANN201
+    def take(self):
         if not self.journal.next:
             self.number += 1
             name = f"snap{self.number}"
             yield lambda: (setattr(self.journal, "next", name), setattr(self.journal, "next_at", self.now))
         yield lambda: self.kept.setdefault(self.journal.next, list(self.source))
 
-    def rewind(self):  # noqa: ANN201
+    def rewind(self):
         base = self.sealed.get(self.journal.base, [0] * self.BLOCKS)
         yield lambda: setattr(self, "target", list(base))
         yield lambda: setattr(self.journal, "dirty", False)
 
-    def copy(self):  # noqa: ANN201
+    def copy(self):
         yield lambda: setattr(self.journal, "dirty", True)
         old = self.kept.get(self.journal.base, [0] * self.BLOCKS)
         new = self.kept[self.journal.next]
@@ -92,7 +94,7 @@ class World:
                 yield lambda place=place: self.target.__setitem__(place, new[place])
         yield lambda: setattr(self, "copied", self.journal.next)
 
-    def seal(self):  # noqa: ANN201
+    def seal(self):
         name = self.journal.next
         assert self.target is not None
         yield lambda: self.sealed.setdefault(name, list(self.target or []))
@@ -104,13 +106,13 @@ class World:
 
         yield written
 
-    def drop(self):  # noqa: ANN201
+    def drop(self):
         for name in self.journal.stale:
             yield lambda name=name: self.kept.pop(name, None)
             yield lambda name=name: self.sealed.pop(name, None)
         yield lambda: setattr(self.journal, "stale", [])
 
-    def rest(self):  # noqa: ANN201
+    def rest(self):
         yield lambda: setattr(self, "now", self.now + timedelta(seconds=31))
 
     def check(self) -> None:
@@ -163,3 +165,25 @@ def test_the_worst_of_the_day_is_never_forgotten(ages: list[float]) -> None:
         known.remember(BEGIN + timedelta(seconds=number), age)
     assert max(one.oldest for one in known.ages) == max(ages)
     assert len(known.ages) <= 2001
+
+
+@given(
+    parts=st.lists(st.tuples(st.integers(0, 100), st.integers(1, 50), st.booleans()), max_size=60),
+    most=st.integers(1, 20),
+)
+def test_pieces_hold_everything_that_changed(parts: list[tuple[int, int, bool]], most: int) -> None:
+    at, extents = 0, list[Extent]()
+    for gap, length, zero in parts:
+        extents.append(Extent(offset=at + gap, length=length, zero=zero))
+        at += gap + length
+    made = joined(extents, most)
+    assert len(made) <= max(most, 0) or len(made) == len(extents)
+    for extent in extents:
+        holding = [
+            one
+            for one in made
+            if one.offset <= extent.offset and extent.offset + extent.length <= one.offset + one.length
+        ]
+        assert len(holding) == 1
+        assert extent.zero or not holding[0].zero, "data is never taken for zeros"
+    assert all(a.offset + a.length <= b.offset for a, b in itertools.pairwise(made))

@@ -1,12 +1,14 @@
 """Where a volume should lie, from how it is used; and how use is added up over restarts."""
 
+import itertools
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.control.tiering import WORK, decide
-from lamella.host.storage.tiering import Counted, added
+from lamella.host.storage.blocks import Counted
+from lamella.host.storage.tiering import added
 from lamella.model.replication import TieringPolicy, TierState, VolumeAccess
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -41,7 +43,8 @@ def test_one_that_lies_elsewhere_goes_to_the_hot_pool() -> None:
 
 
 @given(
-    uses=st.lists(st.tuples(st.floats(0.01, 30), st.integers(0, 2000)), max_size=60), after=st.integers(3600, 30 * 86400)
+    uses=st.lists(st.tuples(st.floats(0.01, 30), st.integers(0, 2000)), max_size=60),
+    after=st.integers(3600, 30 * 86400),
 )
 def test_no_volume_goes_back_and_forth(uses: list[tuple[float, int]], after: int) -> None:
     policy = TieringPolicy(hot="fast", cold="archive", after=after)
@@ -58,7 +61,7 @@ def test_no_volume_goes_back_and_forth(uses: list[tuple[float, int]], after: int
             pool, state = wanted, TierState(at=at, operations=access.operations)
             moves.append(at)
     rest = min(0.25 * after, 86400)
-    assert all((b - a).total_seconds() >= rest for a, b in zip(moves, moves[1:], strict=False))
+    assert all((b - a).total_seconds() >= rest for a, b in itertools.pairwise(moves))
 
 
 def test_counters_that_begin_anew_lose_nothing_that_was_seen() -> None:

@@ -36,6 +36,13 @@ class Ways(msgspec.Struct, kw_only=True, frozen=True):
     socket: Path | None = None
 
 
+class Counted(msgspec.Struct, kw_only=True, frozen=True):
+    """What went through an open volume since it was opened, reads and writes together."""
+
+    bytes: int
+    operations: int
+
+
 class BlockDaemon(Protocol):
     """One storage process, which outlives the daemon. Every verb may raise :class:`Unavailable` when it is gone; it is started again
     at once then, and everything that was open is open again, with the same ways in."""
@@ -119,8 +126,15 @@ class BlockDaemon(Protocol):
         synced, when this returns."""
         ...
 
-    async def stay(self, id: str) -> None:
-        """Whatever a mirror of *id* that nobody waits for any more does is ended, and *id* stays on what it was opened with."""
+    async def node(self, id: str) -> Node:
+        """What the open volume *id* stands on.
+
+        :raise NotFound: when it is not open.
+        """
+        ...
+
+    async def counted(self) -> dict[str, Counted]:
+        """How open volumes were used since they were opened, by id, where that can be told."""
         ...
 
     async def copy(

@@ -100,7 +100,8 @@ class Moving:
 
         node = await target.node(volume.id)
         if volume.id in self._parts.opened:
-            await daemon.mirror(volume.id, Stack(id=volume.id, node=node), told, speed=speed, same=same)
+            key = await self._parts.stacks.key(volume)
+            await daemon.mirror(volume.id, Stack(id=volume.id, node=node, key=key), told, speed=speed, same=same)
         else:
             origin = Stack(id=volume.id, node=await source.node(volume.id), read_only=True)
             await daemon.copy(origin, Stack(id=f"{volume.id}+new", node=node), told, speed=speed)
@@ -129,8 +130,11 @@ class Moving:
         for id, note in (await blocking(self._notes.all, Move)).items():
             try:
                 async with self._parts.locks.of([id]):
-                    if not note.moved and id in self._parts.opened:
-                        await self._parts.daemon.stay(id)
+                    if id in await self._parts.daemon.inventory():
+                        # Whoever has it open knows: both sides were the same when it was written down.
+                        there = await self._parts.pools.get(note.target).node(id)
+                        note.moved = await self._parts.daemon.node(id) == there
+                        await blocking(self._notes.write, id, note)
                     await self._end(note)
             except LamellaError as error:
                 log.warning("volume %s is half moved: %s", id, error)

@@ -5,11 +5,11 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
-from typing import Protocol, runtime_checkable
 
 import msgspec
 
 from lamella.host.linux.blocking import blocking
+from lamella.host.storage.blocks import Counted
 from lamella.host.storage.parts import Parts
 from lamella.host.storage.records import Folder
 from lamella.host.storage.requests import Tell
@@ -23,20 +23,6 @@ log = logging.getLogger("lamella.host.storage")
 
 # Seconds between two looks.
 EVERY = 20.0
-
-
-class Counted(msgspec.Struct, kw_only=True, frozen=True):
-    """What the storage process counted of one open volume since it was opened."""
-
-    bytes: int
-    operations: int
-
-
-@runtime_checkable
-class Counts(Protocol):
-    """A storage process that counts what goes through each volume."""
-
-    async def counted(self) -> dict[str, Counted]: ...
 
 
 class _Kept(msgspec.Struct, kw_only=True):
@@ -88,11 +74,8 @@ class Access:
 
     async def look(self) -> None:
         """Add up what was counted since the last look, and write down what changed."""
-        daemon = self._parts.daemon
-        if not isinstance(daemon, Counts):
-            return
         at = self._clock()
-        for id, seen in (await daemon.counted()).items():
+        for id, seen in (await self._parts.daemon.counted()).items():
             kept = self._known.setdefault(id, _Kept(access=VolumeAccess(since=at)))
             if seen == kept.seen:
                 continue

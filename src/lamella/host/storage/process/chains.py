@@ -6,6 +6,7 @@ switch (an empty layer changes nothing), and between the last byte of a job and 
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import msgspec
@@ -15,9 +16,11 @@ from lamella.host.storage.blocks import Stack, Told
 from lamella.host.storage.driver import Layer, Node
 from lamella.host.storage.process import jobs, nodes
 from lamella.host.storage.process.core import Core
-from lamella.host.storage.process.disks import add_node, node_names, translated
+from lamella.host.storage.process.disks import add_node, drop_nodes, node_names, translated
 from lamella.host.storage.process.records import Opened
 from lamella.model.errors import Conflict, Invalid, LamellaError
+
+Settle = Callable[[], Awaitable[None]]
 
 
 class Chains:
@@ -88,7 +91,7 @@ class Chains:
             after = nodes.without(opened.node, upper.path)
             await self._run("block-commit", arguments, opened, after, told, speed)
 
-    async def mirror(self, id: str, target: Stack, told: Told | None = None, *, speed: int = 0) -> None:
+    async def mirror(self, id: str, target: Stack, told: Told | None, speed: int, same: Settle | None) -> None:
         async with self._core.turn(id):
             opened = self._core.known(id)
             if bool(target.key) != opened.encrypted:
@@ -109,18 +112,52 @@ class Chains:
                 # What is written meanwhile goes to both, so it ends, however much is written.
                 "copy-mode": "write-blocking",
             }
-            await self._run("blockdev-mirror", arguments, opened, target.node, told, speed)
+            await self._run("blockdev-mirror", arguments, opened, target.node, told, speed, same)
+
+    async def follow(self, id: str, target: Stack, told: Told | None, speed: int) -> None:
+        async with self._core.turn(id):
+            opened = self._core.known(id)
+            job = f"fol-{nodes.tag(id)}"
+            await drop_nodes(self._monitor, nodes.tag(target.id))
+            await add_node(self._monitor, target.id, target.node, read_only=False)
+            arguments: dict[str, object] = {
+                "job-id": job,
+                "device": await self._core.disks.standing(id),
+                "target": nodes.layer_name(target.id, nodes.key_of(target.node)),
+                "sync": "full",
+                "copy-mode": "write-blocking",
+            }
+            self._core.jobs.add(job)
+            try:
+                await jobs.run(self._monitor, "blockdev-mirror", arguments, told=told, speed=speed, stay=True)
+            except Refused as error:
+                raise translated(error, opened.id) from error
+            finally:
+                self._core.jobs.discard(job)
+                with suppress(LamellaError):
+                    await asyncio.shield(drop_nodes(self._monitor, nodes.tag(target.id)))
 
     async def _run(
-        self, command: str, arguments: dict[str, object], opened: Opened, after: Node, told: Told | None, speed: int
+        self,
+        command: str,
+        arguments: dict[str, object],
+        opened: Opened,
+        after: Node,
+        told: Told | None,
+        speed: int,
+        same: Settle | None = None,
     ) -> None:
         # Limits and ways in cannot change meanwhile: it is this volume's turn.
         done = msgspec.structs.replace(opened, node=after, job=str(arguments["job-id"]))
         self._core.jobs.add(done.job)
+
+        async def settle() -> None:
+            if same is not None:
+                await same()
+            await self._core.write(done)
+
         try:
-            await jobs.run(
-                self._monitor, command, arguments, told=told, speed=speed, settle=lambda: self._core.write(done)
-            )
+            await jobs.run(self._monitor, command, arguments, told=told, speed=speed, settle=settle)
         except Refused as error:
             await self._prune(opened)
             raise translated(error, opened.id) from error

@@ -8,10 +8,10 @@ import msgspec
 from lamella.host.compute.driver import Home
 from lamella.host.compute.qemu.places import boot_id
 from lamella.host.linux.cgroup import ROOT, Cgroups
-from lamella.host.storage.blocks import Stack, Told, Ways
-from lamella.host.storage.driver import Extent, Layer
-from lamella.host.storage.process import luks
-from lamella.host.storage.process.chains import Chains
+from lamella.host.storage.blocks import Counted, Stack, Told, Ways
+from lamella.host.storage.driver import Extent, Layer, Node
+from lamella.host.storage.process import counting, luks, nodes
+from lamella.host.storage.process.chains import Chains, Settle
 from lamella.host.storage.process.copies import Copies
 from lamella.host.storage.process.core import Core, Keys
 from lamella.host.storage.process.qsd import GROUP
@@ -157,8 +157,34 @@ class QemuStorageDaemon(Core):
     async def merge(self, id: str, upper: Layer, lower: Layer, told: Told | None = None, *, speed: int = 0) -> None:
         await self._chains.merge(id, upper, lower, told, speed=speed)
 
-    async def mirror(self, id: str, target: Stack, told: Told | None = None, *, speed: int = 0) -> None:
-        await self._chains.mirror(id, target, told, speed=speed)
+    async def mirror(
+        self,
+        id: str,
+        target: Stack,
+        told: Told | None = None,
+        *,
+        speed: int = 0,
+        same: Settle | None = None,
+    ) -> None:
+        await self._chains.mirror(id, target, told, speed, same)
+
+    async def follow(self, id: str, target: Stack, told: Told | None = None, *, speed: int = 0) -> None:
+        await self._chains.follow(id, target, told, speed)
+
+    async def node(self, id: str) -> Node:
+        return self.known(id).node
+
+    async def counted(self) -> dict[str, Counted]:
+        """What went through the file of each open volume since it was opened."""
+        await self.ready()
+        process, threads = self.doors.process.pid, await self.doors.threads()
+        found: dict[str, Counted] = {}
+        for id in list(self.opened):
+            thread = threads.get(f"iot-{nodes.tag(id)}")
+            seen = await asyncio.to_thread(counting.read, process, thread) if process and thread else None
+            if seen is not None:
+                found[id] = seen
+        return found
 
     async def copy(
         self,

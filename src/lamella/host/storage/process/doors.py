@@ -36,6 +36,11 @@ class _Image(msgspec.Struct):
     size: int = msgspec.field(name="virtual-size")
 
 
+class _Thread(msgspec.Struct):
+    id: str
+    thread: int = msgspec.field(name="thread-id")
+
+
 class _Node(msgspec.Struct):
     name: str = msgspec.field(name="node-name")
     image: _Image
@@ -223,6 +228,10 @@ class Doors:
             if node.name == name:
                 return node.image.size
         raise Unavailable(f"volume {id} is not open")
+
+    async def threads(self) -> dict[str, int]:
+        """The thread of each volume, by the name of its ``iothread``."""
+        return {item.id: item.thread for item in await self.monitor.ask(list[_Thread], "query-iothreads")}
 
     async def resized(self, opened: Opened, size: int) -> None:
         """``disks`` made it *size* bytes (what is seen on top): see that too, on every way in."""

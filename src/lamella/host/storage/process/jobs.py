@@ -42,9 +42,12 @@ async def run(
     told: Told | None = None,
     speed: int | None = None,
     settle: Callable[[], Awaitable[None]] = _nothing,
+    stay: bool = False,
 ) -> int:
     """Run the job to its end; returns the bytes that it worked on. ``speed`` is bytes a second, 0 leaves the writer its share, ``None``
     is no limit. *settle* is awaited when all is done but the change of the graph, which cannot fail any more; writers wait meanwhile.
+
+    With *stay* a mirror ends when both sides are the same, and the graph stays.
 
     Cancelled, or when *settle* raises, the job is cancelled, and the graph is as it was.
 
@@ -55,14 +58,20 @@ async def run(
     first = {"speed": speed} if speed else {}
     await monitor.execute(command, {**arguments, **first, "auto-finalize": False, "auto-dismiss": False})
     try:
-        return await _follow(monitor, id, told, pace, settle)
+        return await _follow(monitor, id, told, pace, settle, stay=stay)
     except BaseException:
         await asyncio.shield(cancel(monitor, id))
         raise
 
 
 async def _follow(
-    monitor: Monitor, id: str, told: Told | None, pace: "_Pace | None", settle: Callable[[], Awaitable[None]]
+    monitor: Monitor,
+    id: str,
+    told: Told | None,
+    pace: "_Pace | None",
+    settle: Callable[[], Awaitable[None]],
+    *,
+    stay: bool = False,
 ) -> int:
     asked = finalized = False
     while True:
@@ -74,7 +83,11 @@ async def _follow(
         match job.status:
             case "ready" if not asked:
                 asked = True
-                await monitor.execute("job-complete", {"id": id})
+                if stay:
+                    # Of a mirror that is ready this is no failure: it ends when what is in flight is on both sides.
+                    await monitor.execute("block-job-cancel", {"device": id})
+                else:
+                    await monitor.execute("job-complete", {"id": id})
                 continue
             case "pending" if not finalized:
                 finalized = True

@@ -14,7 +14,7 @@ from lamella.host.storage.driver import Extent
 from lamella.host.storage.parts import Parts
 from lamella.host.storage.records import BegunSnapshot
 from lamella.host.storage.replication.journal import Journal, Journals
-from lamella.host.storage.replication.plan import Step, due_in, next_step
+from lamella.host.storage.replication.plan import Step, due_in, joined, next_step
 from lamella.host.storage.snapshots import Snapshots
 from lamella.host.storage.stacks import opened_as
 from lamella.model.errors import LamellaError, NotFound, Unsupported
@@ -166,7 +166,8 @@ class Cycles:
                 extents = await parts.daemon.map(origin)
         goal = Stack(id=journal.target.id, node=await target.node(journal.target.id))
         if extents is None or extents:
-            journal.moved = await parts.daemon.copy(origin, goal, None, extents=extents)
+            pieces = joined(extents) if extents is not None else None
+            journal.moved = await parts.daemon.copy(origin, goal, None, extents=pieces)
         else:
             journal.moved = 0
         journal.took = time.monotonic() - began

@@ -14,7 +14,6 @@ import asyncio
 import json
 import os
 import socket
-from contextlib import suppress
 from pathlib import Path
 
 from lamella.host.compute.driver import Limits
@@ -89,16 +88,8 @@ class Server:
 
     async def ended(self) -> None:
         """Wait until the process is gone."""
-        while self._child is not None and _alive(self._child):
-            try:
-                watched = self._child.watch()
-            except ProcessLookupError:
-                return
-            try:
-                await first_readable([watched])
-            finally:
-                os.close(watched)
-            await asyncio.sleep(0)
+        if self._child is not None:
+            await _ended(self._child)
 
     async def serve(self, node: Node, role: str) -> None:
         """Have *node* answer, as *role*; whoever answered before is gone first.
@@ -166,12 +157,22 @@ class Server:
         child, self._child, self.role = self._child, None, ""
         if child is not None:
             child.kill()
-            with suppress(ChildProcessError):
-                while _alive(child):
-                    await asyncio.sleep(0.005)
+            await _ended(child)
             child.release()
         (self._place / "nbd").unlink(missing_ok=True)
         self._pid_file.unlink(missing_ok=True)
+
+
+async def _ended(child: Child) -> None:
+    try:
+        watched = child.watch()
+    except ProcessLookupError:
+        return
+    try:
+        await first_readable([watched])
+    finally:
+        os.close(watched)
+    _alive(child)
 
 
 def _alive(child: Child) -> bool:
