@@ -1,4 +1,4 @@
-"""``./dev bench [containers|microvm|unikernel|density|wasm|images|build|vm …]``: measure, and print the tables of SPECIFICATION.md."""
+"""``./dev bench [containers|microvm|unikernel|density|wasm|images|build|vm|disk …]``: measure, and print the tables of SPECIFICATION.md."""
 
 import argparse
 import os
@@ -56,6 +56,8 @@ def main() -> int:
                 rows += vm.rows(layer, built.disk.path, args.runs)
     if "clone" in chosen:
         rows += clone.rows(args.runs)
+    if "disk" in chosen:
+        rows += guest_disk.rows(max(5, args.runs // 3))
     if "build" in chosen:
         rows += images.build_rows(max(2, args.runs // 7))
     print(f"{datetime.now(UTC):%Y-%m-%d}, {machine()}\n")

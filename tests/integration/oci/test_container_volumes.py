@@ -69,7 +69,9 @@ async def test_a_volume_is_the_containers_own(lab: Lab, driver: OciDriver, disk:
     assert [entry.point for entry in mounts.below(lab.home.run / "oci" / machine.id / "volumes")] == []
 
     # Root inside owns it, and so does 0 on the disk: another level finds the same.
-    code, text = await said(driver, machine.id, "echo hi >/srv/file && chown ann /srv/file && stat -c '%u %g' /srv /srv/file")
+    code, text = await said(
+        driver, machine.id, "echo hi >/srv/file && chown ann /srv/file && stat -c '%u %g' /srv /srv/file"
+    )
     assert (code, text) == (0, "0 0\n1000 0\n")
     assert ((disk / "file").stat().st_uid, (disk / "file").stat().st_gid) == (1000, 0)
     assert (disk / "file").read_text() == "hi\n"
