@@ -8,11 +8,11 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import clone, containers, density, house, images, incus, microvm, unikernel, vm, wasm
+from benchmarks import clone, containers, density, guest_disk, house, images, incus, microvm, unikernel, vm, wasm
 from benchmarks.measure import Row, table
 from tests import debian
 
-GROUPS = ("containers", "microvm", "unikernel", "density", "wasm", "images", "build", "vm", "clone")
+GROUPS = ("containers", "microvm", "unikernel", "density", "wasm", "images", "build", "vm", "clone", "disk")
 
 
 def machine() -> str:
