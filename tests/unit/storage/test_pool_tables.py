@@ -84,7 +84,10 @@ def test_what_zfs_says_is_read() -> None:
 
 
 def test_an_rbd_difference_joins_neighbours() -> None:
-    text = b'[{"offset":4096,"length":4096,"exists":"true"},{"offset":0,"length":4096,"exists":true},{"offset":8192,"length":1,"exists":"false"}]'
+    text = (
+        b'[{"offset":4096,"length":4096,"exists":"true"},{"offset":0,"length":4096,"exists":true},'
+        b'{"offset":8192,"length":1,"exists":"false"}]'
+    )
     assert extents(text) == [Extent(offset=0, length=8192), Extent(offset=8192, length=1, zero=True)]
 
 
@@ -100,5 +103,5 @@ async def test_a_kernel_without_it_is_told(driver: object) -> None:
     if not reason:
         pytest.skip("this kernel has it")
     make = getattr(driver, "LvmDriver", None) or driver.ZfsDriver  # type: ignore[attr-defined]
-    with pytest.raises(Unsupported, match="this kernel has no|not installed"):
+    with pytest.raises(Unsupported, match=r"this kernel has no|not installed"):
         await make(Path("tank/lamella")).open()

@@ -24,15 +24,16 @@ from lamella.model.storage_requests import StorageFinding
 
 DEFAULT_BLOCK_SIZE = 8 << 30
 _SOON = 60.0
-_MAPPER = Path("/dev/mapper/control")
+_DEVICES = Path("/proc/misc")
 # Of a thin pool, in percent: above it a snapshot or a new volume is refused, for a full pool stops every writer at once.
 _METADATA_FULL = 95.0
 
 
 def missing() -> str:
     """Why this host can have no thin pool, or nothing."""
-    if not _MAPPER.exists():
-        return f"this kernel has no device mapper: there is no {_MAPPER}"
+    # The node under /dev/mapper may be there without a driver behind it.
+    if "device-mapper" not in _DEVICES.read_text():
+        return f"this kernel has no device mapper: {_DEVICES} does not name it"
     for tool in ("lvs", "lvcreate", "thin_delta"):
         try:
             binaries.tool(tool)
