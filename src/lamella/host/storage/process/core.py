@@ -35,7 +35,8 @@ class Core:
     def __init__(self, home: Home, keys: Keys | None = None) -> None:
         self.home = home
         self.places = Places(home)
-        self.disks = Disks(self.places.top, self._process("disks", ["dac_override"]))
+        rights = ["dac_override"]
+        self.disks = Disks(self.places.top, self._process("disks", rights), self._process("spare", rights))
         self.doors = Doors(self.places, self._process("doors", ["sys_admin"]))
         self.opened: dict[str, Opened] = {}
         self._keys = keys
@@ -63,6 +64,7 @@ class Core:
         await asyncio.to_thread(self.places.prepare)
         self.opened = await asyncio.to_thread(self.places.read_all)
         disks, doors = await self.disks.process.adopt(), await self.doors.process.adopt()
+        await self.disks.spare.adopt()
         if self.opened or disks or doors:
             await self._restore()
         return ""
@@ -75,6 +77,7 @@ class Core:
                 await self._revival
         await self.doors.process.close()
         await self.disks.process.close()
+        await self.disks.spare.close()
 
     async def end_processes(self) -> None:
         self._closed = True
@@ -91,7 +94,7 @@ class Core:
     # --- when a process is gone
 
     def _gone(self, role: str) -> None:
-        if self._closed or (not self.opened and role):
+        if self._closed or not self.opened or role == "spare":
             return
         self.tell("storage.restarted", "", f"the storage process ({role}) ended; it is started again")
         if self._revival is None or self._revival.done():
@@ -120,6 +123,14 @@ class Core:
                         raise
                     log.error("volume %s cannot be opened again: %s", id, error)
                     self.tell("volume.error", id, f"volume {id} cannot be opened again: {error}")
+            await self._start_spare()
+
+    async def _start_spare(self) -> None:
+        if not self.disks.spare.here:
+            try:
+                await self.disks.spare.start()
+            except LamellaError as error:
+                log.warning("there is no spare storage process: %s", error)
 
     async def _start(self) -> None:
         if not self.disks.process.here:
@@ -165,6 +176,12 @@ class Core:
             return self.given.get(opened.id, b"")
         return await self._keys(opened.id) if self._keys is not None else b""
 
+    @property
+    def revived(self) -> bool:
+        """Nothing is being brought back at the moment."""
+        here = all(process.here and process.pid for process in (self.disks.process, self.doors.process))
+        return here and (self._revival is None or self._revival.done())
+
     # --- for the verbs
 
     async def ready(self) -> None:
@@ -172,8 +189,11 @@ class Core:
 
         :raise Unavailable: when they cannot be started.
         """
+        while self._revival is not None and not self._revival.done():
+            await asyncio.wait([self._revival])
         async with self._starting:
             await self._start()
+            await self._start_spare()
 
     @asynccontextmanager
     async def turn(self, *ids: str) -> AsyncGenerator[None, None]:

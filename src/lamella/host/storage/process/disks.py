@@ -37,7 +37,8 @@ class Export(msgspec.Struct):
 class Disks:
     """Verbs of one process. They raise :class:`Unavailable` while it does not run."""
 
-    def __init__(self, top: Path, process: Qsd) -> None:
+    def __init__(self, top: Path, process: Qsd, spare: Qsd) -> None:
+        self.spare = spare
         self._top = top
         self.process = process
 
@@ -46,14 +47,22 @@ class Disks:
         return self.process.monitor
 
     async def start(self) -> None:
-        """Start the process, with its NBD server."""
+        """Start the process, with its NBD server: the spare one, if there is one.
+
+        A program that is started closes what its parent had open, and a descriptor of a volume's file closes only when ``disks``
+        answers: with one open here, starting ``disks`` would wait for ``disks``. So another waits, started in good times.
+        """
         (self._top / SOCKET).unlink(missing_ok=True)
-        await self.process.start()
+        if self.spare.here:
+            await self.process.take(self.spare)
+        else:
+            await self.process.start()
         address = {"type": "unix", "data": {"path": f"{TOP}/{SOCKET}"}}
         await self.monitor.execute("nbd-server-start", {"addr": address, "max-connections": 0})
 
     async def end(self) -> None:
         """Let the process write everything out and end."""
+        await self.spare.end()
         await self.process.end()
         (self._top / SOCKET).unlink(missing_ok=True)
 

@@ -164,6 +164,18 @@ class Qsd:
     def here(self) -> bool:
         return self._monitor is not None
 
+    async def take(self, spare: "Qsd") -> None:
+        """Become the process *spare*, which runs and has nothing open."""
+        if spare._watch is not None:
+            spare._watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await spare._watch
+        self._monitor, self._pidfd, self._child = spare._monitor, spare._pidfd, spare._child
+        spare._monitor, spare._pidfd, spare._child, spare._watch = None, -1, None, None
+        for name in ("log", "monitor", "json"):
+            (self._top / f"{spare.role}.{name}").replace(self._top / f"{self.role}.{name}")
+        self._watch = asyncio.create_task(self._wait(self._pidfd), name=f"storage {self.role}")
+
     def last_words(self) -> str:
         try:
             return (self._top / f"{self.role}.log").read_text(errors="replace").strip()[-300:]

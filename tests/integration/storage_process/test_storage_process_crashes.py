@@ -1,0 +1,178 @@
+"""Processes killed at random moments: nothing that was acknowledged is lost, and everything is open again with the same ways in."""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from process_lab import MIB, Writer, content, lost, overlay, raw, volume
+
+from lamella.host.compute.driver import Home
+from lamella.host.linux.processes import marked
+from lamella.host.storage.blocks import Stack
+from lamella.host.storage.driver import Layer
+from lamella.host.storage.process.daemon import QemuStorageDaemon
+from lamella.model.errors import LamellaError
+
+CUTS = 12
+
+
+async def settled(daemon: QemuStorageDaemon) -> None:
+    end = time.monotonic() + 20
+    while True:
+        try:
+            await daemon.ready()
+            if daemon.revived:
+                return
+        except LamellaError:
+            pass
+        assert time.monotonic() < end, "it was not brought back"
+        await asyncio.sleep(0.02)
+
+
+def kill(pid: int | None) -> None:
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+
+async def test_a_crash_below_is_a_pause(daemon: QemuStorageDaemon, tmp_path: Path) -> None:
+    """A writer on ext4 on a loop device over the file does not notice that ``disks`` was killed three times."""
+    heard: list[str] = []
+    daemon.on_event(lambda kind, id, text: heard.append(kind))
+    stack = volume(tmp_path, size=128 * MIB)
+    await daemon.add(stack)
+    file = (await daemon.export("vol_a")).file
+    assert file is not None
+    point = tmp_path / "mnt"
+    point.mkdir()
+    await asyncio.to_thread(subprocess.run, ["mkfs.ext4", "-q", "-F", str(file)], check=True)
+    await asyncio.to_thread(subprocess.run, ["mount", "-o", "loop", str(file), str(point)], check=True)
+    try:
+        (point / "data").write_bytes(b"")
+        os.truncate(point / "data", 16 * MIB)
+        writer = Writer(point / "data")
+        await writer.go_on()
+        for _ in range(3):
+            kill(daemon.disks.process.pid)
+            await settled(daemon)
+            await writer.go_on(30)
+        slowest = max(seconds for _, _, seconds in writer.rounds())
+        acknowledged = await writer.stop()
+        print("slowest round", slowest)
+        assert not lost((point / "data").read_bytes(), acknowledged)
+    finally:
+        await asyncio.to_thread(subprocess.run, ["umount", str(point)], check=True)
+    assert heard.count("storage.restarted") == 3
+
+
+async def test_a_crash_above_gives_the_same_ways_in(daemon: QemuStorageDaemon, tmp_path: Path) -> None:
+    """Who has a descriptor of the file gets errors then; whoever opens it again finds all that was acknowledged."""
+    stack = volume(tmp_path)
+    await daemon.add(stack)
+    file = (await daemon.export("vol_a")).file
+    socket = (await daemon.export("vol_a", socket_owner=4242)).socket
+    assert file is not None and socket is not None
+    promised: dict[int, int] = {}
+    for seed in range(3):
+        writer = Writer(file, seed=seed)
+        await writer.go_on()
+        kill(daemon.doors.process.pid)
+        await asyncio.to_thread(writer.process.wait, 20)
+        await settled(daemon)
+        assert socket.is_socket() and socket.stat().st_uid == 4242
+        acknowledged = await writer.stop()
+        assert not lost(await asyncio.to_thread(file.read_bytes), acknowledged)
+        promised = acknowledged
+    assert promised
+
+
+async def test_the_owner_dies_and_the_next_adopts(home: Home, tmp_path: Path) -> None:
+    first = QemuStorageDaemon(home)
+    await first.open()
+    stack = volume(tmp_path)
+    await first.add(stack)
+    file = (await first.export("vol_a")).file
+    assert file is not None
+    writer = Writer(file)
+    await writer.go_on()
+    pids = marked(home.mark)
+    # What SIGKILL leaves: nobody said good-bye, and something half done is written down.
+    await first.close()
+    second = QemuStorageDaemon(home)
+    await second.open()
+    try:
+        assert await second.inventory() == {"vol_a"} and marked(home.mark) == pids
+        assert (await second.export("vol_a")).file == file
+        await writer.go_on()
+        acknowledged = await writer.stop()
+        kill(second.disks.process.pid)
+        await settled(second)
+        assert not lost(await asyncio.to_thread(file.read_bytes), acknowledged)
+    finally:
+        await second.end()
+
+
+@pytest.mark.parametrize("who", ["disks", "owner"])
+async def test_cuts(home: Home, tmp_path: Path, who: str) -> None:
+    """Switch, merge and move in turn, each cut at a random moment: ``disks`` is killed, or the daemon forgets what it was doing."""
+    chance = random.Random(who)
+    daemon = QemuStorageDaemon(home)
+    await daemon.open()
+    stack = volume(tmp_path)
+    await daemon.add(stack)
+    file = (await daemon.export("vol_a")).file
+    assert file is not None
+    writer = Writer(file, pause=0.002)
+    await writer.go_on()
+    finished = 0
+    try:
+        for cut in range(CUTS):
+            verb = ("switch", "switch", "merge", "mirror")[cut % 4]
+            task = asyncio.create_task(_begin(daemon, verb, tmp_path, cut))
+            await asyncio.sleep(chance.uniform(0, {"switch": 0.02, "merge": 0.15, "mirror": 0.3}[verb]))
+            if who == "disks":
+                kill(daemon.disks.process.pid)
+                finished += await _outcome(task)
+                await settled(daemon)
+            else:
+                # As if it had been killed: what it would still do does not happen.
+                await daemon.close()
+                finished += await _outcome(task)
+                daemon = QemuStorageDaemon(home)
+                await daemon.open()
+            await writer.go_on(10)
+        acknowledged = await writer.stop()
+        assert not lost(await asyncio.to_thread(file.read_bytes), acknowledged)
+        node = daemon.opened["vol_a"].node
+        await daemon.remove("vol_a")
+        assert not lost(content(node), acknowledged)
+        print(f"{CUTS} cuts, {finished} verbs had finished before")
+    finally:
+        if writer.process.poll() is None:
+            await writer.stop()
+        await daemon.end()
+
+
+async def _begin(daemon: QemuStorageDaemon, verb: str, directory: Path, number: int) -> None:
+    known = daemon.opened["vol_a"].node
+    match verb:
+        case "switch":
+            await daemon.switch({"vol_a": overlay(directory / f"layer{number}", 64 * MIB)})
+        case "merge" if "backing" in known:
+            files = [(layer["file"]["filename"], layer["driver"]) for layer in (known, known["backing"])]
+            upper, lower = (Layer(path=Path(path), format=format) for path, format in files)
+            await daemon.merge("vol_a", upper, lower)
+        case _:
+            await daemon.mirror("vol_a", Stack(id="vol_a", node=raw(directory / f"moved{number}", 64 * MIB)))
+
+
+async def _outcome(task: "asyncio.Task[None]") -> int:
+    try:
+        await asyncio.wait_for(task, 30)
+        return 1
+    except LamellaError:
+        return 0
