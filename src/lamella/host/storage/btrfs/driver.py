@@ -19,7 +19,7 @@ from pathlib import Path
 from lamella.host.storage.btrfs import extents
 from lamella.host.storage.btrfs.image import Image
 from lamella.host.storage.btrfs.subvolumes import Subvolumes
-from lamella.host.storage.directory.driver import FilePool, room_of
+from lamella.host.storage.directory.pool import FilePool, room_of
 from lamella.host.storage.directory.trees import run
 from lamella.host.storage.driver import Extent
 from lamella.model.errors import Conflict, Invalid, LamellaError, Unavailable
