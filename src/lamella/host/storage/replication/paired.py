@@ -153,11 +153,16 @@ class Pair:
                 journal.seeded = False
                 await self.seed()
             return
+        revived = False
         async with self._turn:
             if not self.server.alive:
                 await self._revive()
+                revived = True
             elif self.server.role == REPLICA and await self._must_end():
                 await self._alone("its pool is full, or it was paused")
+        if revived:
+            # A storage process that died as well could not be brought back while nobody answered here.
+            await self._parts.daemon.add(await self._parts.stacks.of(journal.source))
         if journal.degraded_since is not None and not journal.replication.spec.paused:
             await self._resync()
 
