@@ -1,4 +1,4 @@
-"""The iscsi driver on a real target with a dozen LUNs."""
+"""The iscsi driver on a real target with a dozen LUNs of several sizes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,14 +14,15 @@ def lab(scratch: Path) -> Iterator[Lab]:
     if reason := missing():
         pytest.skip(reason)
     with small_tgt(scratch / "tgt") as tgt:
-        for number in range(1, 13):
-            tgt.lun(number, 512 << 20 if number < 3 else 80 << 20)
+        # A volume takes a whole LUN, so there are small ones too.
+        for number, size in enumerate([512, 80, 80, 80, 40, 40, 10, 10, 10, 10, 10, 10], start=1):
+            tgt.lun(number, size << 20)
         yield Lab(
             name="iscsi",
             driver="lamella.host.storage.iscsi:IscsiDriver",
             path=tgt.path,
             scratch=scratch,
-            foreign_volumes=20,
-            cuts=2,
+            foreign_volumes=8,
+            cuts=1,
             refuses_second_writer=False,
         )
