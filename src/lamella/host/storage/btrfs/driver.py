@@ -16,16 +16,14 @@ import os
 import re
 from pathlib import Path
 
-from lamella.host.storage.btrfs import extents
 from lamella.host.storage.btrfs.image import Image
 from lamella.host.storage.btrfs.subvolumes import Subvolumes
 from lamella.host.storage.directory.pool import FilePool, room_of
 from lamella.host.storage.directory.trees import run
-from lamella.host.storage.driver import Extent
 from lamella.model.errors import Conflict, Invalid, LamellaError, Unavailable
 from lamella.model.quantity import parse_size
 from lamella.model.resource import Condition
-from lamella.model.storage import Feature, PoolStatus, VolumeForm
+from lamella.model.storage import Feature, PoolStatus
 from lamella.model.storage_requests import StorageFinding
 
 # BTRFS_IOC_FS_INFO: any other filesystem refuses it.
@@ -140,19 +138,6 @@ class BtrfsDriver(FilePool):
         await super().delete(id, shred=shred)
         if counted:
             await self._subvolumes.forget_stale(self.path)
-
-    async def delta(self, id: str, since: str, until: str | None = None) -> list[Extent] | None:
-        record = await asyncio.to_thread(self.ground.read, id)
-        if record.form is VolumeForm.BLOCK:
-            old = self.blocks.taken(id, record, since)
-            new = self.blocks.taken(id, record, until) if until else None
-            name, size = (new.layer, new.size) if new else (record.top, record.size)
-            chains = [self.blocks.layers(id, record, each)[0] for each in (old.layer, name)]
-            if all(len(chain) == 1 and chain[0].format == "raw" for chain in chains):
-                before, now = [await asyncio.to_thread(extents.runs, chain[0].path) for chain in chains]
-                return await asyncio.to_thread(extents.changed, before, now, old.size, size)
-            return None
-        return await super().delta(id, since, until)
 
     async def scrub(self, *, repair: bool) -> tuple[int, list[StorageFinding]]:
         """All data and tables of the whole filesystem, against their checksums (btrfs-scrub(8)); what is stored twice is mended with

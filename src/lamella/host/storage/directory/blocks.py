@@ -13,9 +13,9 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from lamella.host.storage import qemu_img, reflink
+from lamella.host.storage.directory import extents, scrubbing
 from lamella.host.storage.directory import ground as grounds
 from lamella.host.storage.directory import record as records
-from lamella.host.storage.directory import scrubbing
 from lamella.host.storage.directory.ground import Ground
 from lamella.host.storage.directory.record import LayerRecord, Record, SnapshotRecord
 from lamella.host.storage.driver import Base, Extent, Layer
@@ -263,7 +263,7 @@ class Blocks:
         layers, base = await asyncio.to_thread(self.layers, id, record, end)
         names = [layer.name for layer in records.line(record, end)]
         if start.layer not in names:
-            return None
+            return await self._unshared(id, record, start, layers, record.snapshot(until or ""))
         newer = names.index(start.layer)
         if not newer:
             return []
@@ -275,6 +275,16 @@ class Blocks:
             if first < extent.start + extent.length:
                 found.append(Extent(offset=first, length=extent.start + extent.length - first, zero=extent.zero))
         return found
+
+    async def _unshared(
+        self, id: str, record: Record, start: SnapshotRecord, layers: list[Layer], end: SnapshotRecord | None
+    ) -> list[Extent] | None:
+        """Of two raw files that share blocks."""
+        older, _ = await asyncio.to_thread(self.layers, id, record, start.layer)
+        if not self.shares or [layer.format for layer in (*older, *layers)] != ["raw", "raw"]:
+            return None
+        before, now = [await asyncio.to_thread(extents.runs, layer.path) for layer in (*older, *layers)]
+        return extents.changed(before, now, start.size, end.size if end else record.size)
 
     def closed(self, id: str, record: Record) -> None:
         """:raise Conflict: when somebody writes it."""
