@@ -15,7 +15,7 @@ def lab(scratch: Path) -> Iterator[Lab]:
         pytest.skip(reason)
     with small_tgt(scratch / "tgt") as tgt:
         # A volume takes a whole LUN, so there are small ones too.
-        for number, size in enumerate([512, 80, 80, 80, 40, 40, 10, 10, 10, 10, 10, 10], start=1):
+        for number, size in enumerate([512, 80, 80, 80, 40, 40, 20, 20, 20, 20, 20, 20], start=1):
             tgt.lun(number, size << 20)
         yield Lab(
             name="iscsi",

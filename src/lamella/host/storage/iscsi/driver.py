@@ -146,8 +146,8 @@ class IscsiDriver:
         return _data(self.target.node(lun.number), label.size)
 
     async def used(self, id: str) -> int:
-        """The whole LUN: nobody else can have what is left of it."""
-        return (await self._find(id))[0].capacity
+        """Volume and label. What is left of its LUN nobody else can have either: see :meth:`status`."""
+        return (await self._find(id))[1].size + DATA
 
     async def resize(self, id: str, size: int) -> VolumeHandle:
         """Within its LUN. What a shrunken one loses is zeroed."""
