@@ -6,6 +6,7 @@ started again and made to be what is written down, with the same ways in; verbs 
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -19,7 +20,7 @@ from lamella.host.storage.process.disks import Disks
 from lamella.host.storage.process.doors import Doors
 from lamella.host.storage.process.qsd import Qsd
 from lamella.host.storage.process.records import Opened, Places
-from lamella.model.errors import LamellaError, NotFound, Unavailable
+from lamella.model.errors import Conflict, LamellaError, NotFound, Unavailable
 
 log = logging.getLogger("lamella.host.storage")
 
@@ -27,6 +28,8 @@ Heard = Callable[[str, str, str], None]
 Keys = Callable[[str], Awaitable[bytes]]
 # Seconds after which starting a process that did not start is tried again.
 _AGAIN = 1.0
+# Seconds for which the locks of a process that was killed may outlive it.
+_LOCKS = 20.0
 
 
 class Core:
@@ -117,13 +120,25 @@ class Core:
             for id in list(self.opened):
                 try:
                     await self._settle(id)
-                    await self.reopen(self.opened[id])
+                    await self._reopen_after(id)
                 except LamellaError as error:
                     if not (self.disks.process.here and self.doors.process.here):
                         raise
                     log.error("volume %s cannot be opened again: %s", id, error)
                     self.tell("volume.error", id, f"volume {id} cannot be opened again: {error}")
             await self._start_spare()
+
+    async def _reopen_after(self, id: str) -> None:
+        """The kernel may hold the locks of a killed process for a moment more: what was under way in io_uring has to end first."""
+        end = time.monotonic() + _LOCKS
+        while True:
+            try:
+                await self.reopen(self.opened[id])
+                return
+            except Conflict:
+                if time.monotonic() > end:
+                    raise
+                await asyncio.sleep(0.05)
 
     async def _start_spare(self) -> None:
         if not self.disks.spare.here:
