@@ -1,4 +1,4 @@
-"""A volume that a storage process serves through the machine's memory: found without a serial number, and what its crash is to the guest."""
+"""A volume served through the machine's memory: found without a serial number, and what a crash of its server is to the guest."""
 
 import asyncio
 import os

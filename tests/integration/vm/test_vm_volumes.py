@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-
 import msgspec
 import pytest
 from tests import linux_guest

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.host.storage.replication.journal import Journal
 from lamella.host.storage.driver import Extent
+from lamella.host.storage.replication.journal import Journal
 from lamella.host.storage.replication.plan import Step, due_in, joined, next_step, status_of
 from lamella.model.replication import ReplicationPhase, ReplicationSpec, ReplicationStatus
 from lamella.model.resource import new_resource

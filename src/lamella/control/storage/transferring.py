@@ -1,4 +1,4 @@
-"""Volumes brought in from files, taken out as files, and moved to other pools. Each long verb is an operation that goes on after a restart."""
+"""Volumes brought in from files, taken out as files, moved to other pools: operations that go on after a restart."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing

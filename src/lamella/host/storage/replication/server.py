@@ -104,7 +104,7 @@ class Server:
         address = f"addr.type=unix,addr.path={self.path},max-connections=0"
         export = f"type=nbd,id=replica,node-name={EXPORT},name={EXPORT},writable=on,writethrough=on"
         argv = [
-            binaries.tool("qemu-storage-daemon"),
+            str(binaries.tool("qemu-storage-daemon")),
             "--blockdev",
             blockdev,
             "--nbd-server",
