@@ -385,7 +385,7 @@ async def test_cancelled_pull_leaves_only_what_it_can_take_up(
     tarballs.layout(tmp_path / "layout", [tar(member("noise", os.urandom(8 << 20)))])
     put(host, "cancelled", "1", tmp_path / "layout")
     pull = asyncio.create_task(library.pull(f"docker://{host}/cancelled:1", report))
-    while not any((tmp_path / "images/partial").iterdir()):  # noqa: ASYNC110  the file system tells no event
+    while not any((tmp_path / "images/partial").iterdir()):
         await asyncio.sleep(0.001)
     pull.cancel()
     with pytest.raises(asyncio.CancelledError):

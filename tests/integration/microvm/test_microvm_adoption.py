@@ -91,7 +91,7 @@ async def test_what_died_with_nobody_there_is_stopped(lab: Lab, driver: MicrovmD
     assert pid is not None
     await driver.close()
     os.kill(pid, signal.SIGKILL)
-    while Path(f"/proc/{pid}/stat").exists() and b") Z " not in Path(f"/proc/{pid}/stat").read_bytes():  # noqa: ASYNC110
+    while Path(f"/proc/{pid}/stat").exists() and b") Z " not in Path(f"/proc/{pid}/stat").read_bytes():
         await asyncio.sleep(0.01)
     seen = await driver.observe(machine.id)
     assert seen is not None and seen.phase is Phase.STOPPED and seen.exit_code == 137
@@ -110,7 +110,7 @@ async def test_a_half_made_one_is_made_again(lab: Lab, driver: MicrovmDriver) ->
     machine = lab.machine("/bin/sh", "-c", "echo made; exit 4")
     creating = asyncio.create_task(driver.create(machine))
     path = lab.home.state / "microvm" / machine.id / "process.json"
-    while not path.exists():  # noqa: ASYNC110
+    while not path.exists():
         await asyncio.sleep(0.005)
     description = path.read_bytes()
     creating.cancel()

@@ -38,7 +38,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 async def until(driver: MicrovmDriver, id: str, phase: Phase) -> None:
     async with asyncio.timeout(30):
-        while (seen := await driver.observe(id)) is None or seen.phase is not phase:  # noqa: ASYNC110
+        while (seen := await driver.observe(id)) is None or seen.phase is not phase:
             await asyncio.sleep(0.05)
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.root
 
 async def gone(pid: int) -> None:
     async with asyncio.timeout(20):
-        while start_time(pid) is not None:  # noqa: ASYNC110 - nobody tells when a stranger's process ends
+        while start_time(pid) is not None:
             await asyncio.sleep(0.02)
 
 

@@ -68,7 +68,7 @@ async def run(driver: VmDriver, id: str, command: str) -> tuple[int, str]:
 async def until(driver: VmDriver, id: str, name: str, words: str) -> None:
     """Wait until a mechanism says *words*."""
     async with asyncio.timeout(60):
-        while not any(one.name == name and words in one.value for one in await driver.mechanisms(id)):  # noqa: ASYNC110
+        while not any(one.name == name and words in one.value for one in await driver.mechanisms(id)):
             await asyncio.sleep(0.2)
 
 
