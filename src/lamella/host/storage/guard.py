@@ -8,6 +8,7 @@ there is room for twice the floor again.
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 import msgspec
 
@@ -61,10 +62,14 @@ def overcommitted(status: PoolStatus, promised: int) -> Condition | None:
 
 
 class Guard:
-    """Watches the pools of what is open. What it holds after a crash of the daemon it releases or holds again at its first look."""
+    """Watches the pools of what is open. What it holds after a crash of the daemon it releases or holds again at its first look.
 
-    def __init__(self, parts: Parts) -> None:
+    *roomy* is told of a pool that was full and has room.
+    """
+
+    def __init__(self, parts: Parts, roomy: Callable[[str], None]) -> None:
         self._parts = parts
+        self._roomy = roomy
         self._task: asyncio.Task[None] | None = None
         self._low: set[str] = set()
         self._full: dict[str, set[str]] = {}
@@ -135,6 +140,7 @@ class Guard:
             await self._parts.daemon.release(sorted(held & ids))
             del self._full[name]
             self._parts.tell("pool.room", name, f"pool {name} has room again: its writers go on")
+            self._roomy(name)
         await self._slow(ids, allowed(status, len(ids)))
         return status.free < floor + FASTEST * CALM
 

@@ -15,6 +15,7 @@ from lamella.host.storage.checking import Checking
 from lamella.host.storage.creating import Creating
 from lamella.host.storage.driver import StorageDriver, VolumeHandle
 from lamella.host.storage.guard import Guard
+from lamella.host.storage.healing import Healing
 from lamella.host.storage.keys import KeyRing
 from lamella.host.storage.opened import OpenTable
 from lamella.host.storage.parts import Parts
@@ -64,7 +65,8 @@ class Volumes:
         Checking(self.parts, self.attaching)
         self._pooling = Pooling(self.parts)
         self.carrying = Carrying(self.parts, creating, self._snapshots)
-        self._guard = Guard(self.parts)
+        self._healing = Healing(self.parts, self.attaching)
+        self._guard = Guard(self.parts, self._healing.roomy)
         self._backups = Backups(self.parts)
         self._exporter: Exporter | None = self.carrying.transfer.export
         self._tasks: set[asyncio.Task[None]] = set()
@@ -83,6 +85,7 @@ class Volumes:
         self._guard.start()
         # It may have to ask instances, which are adopted after storage.
         self._do(self._snapshots.recover())
+        self._healing.restarted()
         await self.carrying.start()
         return [Capability(name="storage.process", available=not reason, reason=reason)]
 
@@ -90,6 +93,7 @@ class Volumes:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._healing.close()
         await self.carrying.close()
         await self.parts.requests.close()
         await self._guard.close()
@@ -172,6 +176,7 @@ class Volumes:
         self.parts.tell(type, id, message)
         self._guard.look_now()
         if type == "storage.restarted":
+            self._healing.restarted()
             for open in self.parts.opened.all:
                 self._do(self.attaching.reopened(open))
 
