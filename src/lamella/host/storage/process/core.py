@@ -15,10 +15,10 @@ import msgspec
 
 from lamella.host.compute.driver import Home
 from lamella.host.linux import binaries
-from lamella.host.storage.process import jobs, nodes
+from lamella.host.storage.process import jobs, nodes, strays
 from lamella.host.storage.process.disks import Disks
 from lamella.host.storage.process.doors import Doors
-from lamella.host.storage.process.qsd import Qsd
+from lamella.host.storage.process.qsd import Qsd, kill, running
 from lamella.host.storage.process.records import Opened, Places
 from lamella.model.errors import Conflict, LamellaError, NotFound, Unavailable
 
@@ -68,9 +68,18 @@ class Core:
         self.opened = await asyncio.to_thread(self.places.read_all)
         disks, doors = await self.disks.process.adopt(), await self.doors.process.adopt()
         await self.disks.spare.adopt()
+        await self._end_strays()
         if self.opened or disks or doors:
-            await self._restore()
+            await self._restore(adopted=True)
         return ""
+
+    async def _end_strays(self) -> None:
+        """What a killed daemon started for one thing (luks.py) still has its volume open."""
+        ours = {self.disks.process.pid, self.doors.process.pid, self.disks.spare.pid}
+        for pid in await asyncio.to_thread(running, self.home.mark) - ours:
+            log.warning("a storage process (%d) that nobody waits for is ended", pid)
+            await asyncio.to_thread(kill, pid)
+        await asyncio.to_thread(self.places.forget_shops)
 
     async def close(self) -> None:
         self._closed = True
@@ -112,14 +121,18 @@ class Core:
                 log.error("the storage process cannot be brought back yet: %s", error)
                 await asyncio.sleep(_AGAIN)
 
-    async def _restore(self) -> None:
-        """Start what does not run, and make it be what is written down."""
+    async def _restore(self, *, adopted: bool = False) -> None:
+        """Start what does not run, and make it be what is written down. Only when it is *adopted*, nothing of ours is under way."""
         async with self._starting:
             await self._start()
             await self._settle_jobs()
             for id in list(self.opened):
+                await self._settle(id)
+            if adopted:
+                for monitor in (self.doors.monitor, self.disks.monitor):
+                    await strays.drop(monitor, self.opened.values())
+            for id in list(self.opened):
                 try:
-                    await self._settle(id)
                     await self._reopen_after(id)
                 except LamellaError as error:
                     if not (self.disks.process.here and self.doors.process.here):
@@ -163,6 +176,9 @@ class Core:
                 await jobs.gone(monitor, job.id)
             elif job.id not in self.jobs:
                 await jobs.cancel(monitor, job.id)
+        for job in await self.doors.monitor.ask(list[jobs.Job], "query-jobs"):
+            if job.id not in self.jobs:
+                await jobs.cancel(self.doors.monitor, job.id)
         for opened in list(self.opened.values()):
             if opened.job and opened.job not in self.jobs:
                 await self.write(msgspec.structs.replace(opened, job=""))

@@ -4,9 +4,11 @@ The keys are 32 random bytes, so the stretching is kept short (``iter-time`` 10 
 QEMU 7.2 fails about every other time ("Unable to get accurate CPU usage").
 """
 
+import asyncio
 import itertools
 import json
 import os
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -16,11 +18,14 @@ from lamella.host.storage.process import jobs, nodes
 from lamella.host.storage.process.core import Core
 from lamella.host.storage.process.disks import add_node, translated
 from lamella.host.storage.process.qsd import Qsd
-from lamella.model.errors import Invalid, Unavailable
+from lamella.host.storage.process.records import SHOP
+from lamella.model.errors import Conflict, Invalid, Unavailable
 
 # The header that QEMU writes for aes-256-xts: a volume's node is larger by so many bytes than what is seen of it.
 OVERHEAD = 2068480
 _ITER_TIME = 10
+# Seconds for which the locks of a process that was killed may outlive it.
+_LOCKS = 5.0
 _numbers = itertools.count(1)
 
 
@@ -96,13 +101,24 @@ async def _size(monitor: Monitor, name: str) -> int:
 @asynccontextmanager
 async def _workshop(core: Core, stack: Stack) -> AsyncGenerator[tuple[Monitor, str], None]:
     """A process for one thing, with the node of *stack* open in it."""
-    shop = Qsd(core.home, core.places.top, f"shop-{os.getpid()}-{next(_numbers)}", ["dac_override"], lambda: None)
+    shop = Qsd(core.home, core.places.top, f"{SHOP}-{os.getpid()}-{next(_numbers)}", ["dac_override"], lambda: None)
     await shop.start()
     try:
-        try:
-            await add_node(shop.monitor, stack.id, stack.node, read_only=False)
-        except Refused as error:
-            raise translated(error, stack.id) from error
+        await _open(shop.monitor, stack)
         yield shop.monitor, nodes.layer_name(stack.id, nodes.key_of(stack.node))
     finally:
         await shop.end()
+
+
+async def _open(monitor: Monitor, stack: Stack) -> None:
+    """The locks of a process that was killed may outlive it for a moment."""
+    end = time.monotonic() + _LOCKS
+    while True:
+        try:
+            await add_node(monitor, stack.id, stack.node, read_only=False)
+            return
+        except Refused as error:
+            failure = translated(error, stack.id)
+            if not isinstance(failure, Conflict) or time.monotonic() > end:
+                raise failure from error
+        await asyncio.sleep(0.05)

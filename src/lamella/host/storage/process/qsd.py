@@ -8,6 +8,7 @@ program has no seccomp sandbox of its own (QEMU's ``-sandbox`` is not in it).
 import asyncio
 import logging
 import os
+import select
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,7 +22,7 @@ from lamella.host.compute.qemu.monitor import Monitor
 from lamella.host.compute.qemu.places import boot_id, write_durably
 from lamella.host.linux import binaries
 from lamella.host.linux.cgroup import ROOT, Cgroups
-from lamella.host.linux.processes import Child, bears_mark, environment, readable, spawn, start_time
+from lamella.host.linux.processes import Child, bears_mark, environment, marked, readable, spawn, start_time
 from lamella.model.errors import Unavailable
 
 log = logging.getLogger("lamella.host.storage")
@@ -30,6 +31,30 @@ GROUP = "storage"
 # Where the process finds <run>/storage.
 _TOP, _MONITOR = 9, 10
 TOP = f"/proc/self/fd/{_TOP}"
+
+_PROGRAM = "qemu-storage-daemon"
+
+
+def running(mark: str) -> set[int]:
+    """Every process of this program that bears *mark*."""
+    found: set[int] = set()
+    for pid in marked(mark):
+        with suppress(OSError):
+            # Its first words are those of setpriv, until that has become it.
+            if f"/{_PROGRAM}\0".encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.add(pid)
+    return found
+
+
+def kill(pid: int) -> None:
+    """Kill it and wait until it is gone, for 5 s at most."""
+    with suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            select.select([pidfd], [], [], 5)
+        finally:
+            os.close(pidfd)
 
 
 class _Running(msgspec.Struct, kw_only=True, frozen=True):
@@ -100,7 +125,7 @@ class Qsd:
             "--inh-caps=-all",
             "--ambient-caps=-all",
             "--no-new-privs",
-            str(binaries.tool("qemu-storage-daemon")),
+            str(binaries.tool(_PROGRAM)),
             *("--chardev", f"socket,id=monitor,fd={_MONITOR},server=on,wait=off"),
             *("--monitor", "chardev=monitor"),
         ]

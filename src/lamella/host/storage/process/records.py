@@ -12,6 +12,9 @@ from lamella.host.compute.qemu.places import boot_id, write_durably
 from lamella.host.storage.driver import Layer, Node
 from lamella.model.storage import IoLimits
 
+# How the roles of processes begin that are started for one thing.
+SHOP = "shop"
+
 
 class Door(msgspec.Struct, kw_only=True, frozen=True):
     """A way in: a file, or a socket for the user *owner*."""
@@ -54,6 +57,11 @@ class Places:
         # Machines' users walk through to the socket that is theirs; none can list what is here.
         self.top.chmod(0o711)
         self.sockets.chmod(0o711)
+
+    def forget_shops(self) -> None:
+        """What processes for one thing left behind that were killed."""
+        for path in self.top.glob(f"{SHOP}-*"):
+            path.unlink(missing_ok=True)
 
     def file(self, id: str) -> Path:
         return self.files / id
