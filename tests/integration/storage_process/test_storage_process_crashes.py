@@ -16,6 +16,8 @@ from lamella.host.linux.processes import marked
 from lamella.host.storage.blocks import Stack
 from lamella.host.storage.driver import Layer
 from lamella.host.storage.process.daemon import QemuStorageDaemon
+from lamella.host.storage.process.disks import node_names
+from lamella.host.storage.process.nodes import tag
 from lamella.model.errors import LamellaError
 
 CUTS = 12
@@ -176,3 +178,44 @@ async def _outcome(task: "asyncio.Task[None]") -> int:
         return 1
     except LamellaError:
         return 0
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_what_a_killed_daemon_was_copying_is_closed_by_the_next(home: Home, tmp_path: Path, plain: bool) -> None:
+    """Else its files stay locked for ever. What is open stays open, with its ways in and its writer."""
+    first = QemuStorageDaemon(home)
+    await first.open()
+    await first.add(volume(tmp_path))
+    file = (await first.export("vol_a")).file
+    assert file is not None
+    writer = Writer(file)
+    await writer.go_on()
+    source, target = volume(tmp_path, "vol_b"), volume(tmp_path, "vol_c", key=b"k" * 32 if plain else b"")
+    if plain:
+        await first.make_luks(target)
+        target = Stack(id="vol_c", node=raw(tmp_path / "vol_c.raw", 96 * MIB), key=target.key)
+    (tmp_path / "vol_b.raw").write_bytes(os.urandom(64 * MIB))
+    task = asyncio.create_task(first.copy(source, target, speed=4 * MIB))
+    monitor = first.doors.monitor if plain else first.disks.monitor
+    async with asyncio.timeout(20):
+        while not await monitor.ask(list[object], "query-jobs"):
+            await asyncio.sleep(0.01)
+    await first.close()
+    assert await _outcome(task) == 0
+    second = QemuStorageDaemon(home)
+    await second.open()
+    try:
+        for process, kinds in ((second.disks, {"fmt", "own", "prt"}), (second.doors, {"nbd", "top"})):
+            left = {name for name in await node_names(process.monitor) if not name.startswith("#")}
+            assert left == {name for name in left if tag("vol_a") in name}
+            assert {name[:3] for name in left} == kinds
+            assert not await process.monitor.ask(list[object], "query-jobs")
+        for path in ("vol_b.raw", "vol_c.raw"):
+            # With the lock: nobody has it open.
+            argv = ["qemu-io", "-f", "raw", "-c", "write 0 512", str(tmp_path / path)]
+            await asyncio.to_thread(subprocess.run, argv, check=True, timeout=20)
+        await writer.go_on()
+        acknowledged = await writer.stop()
+        assert not lost(await asyncio.to_thread(file.read_bytes), acknowledged)
+    finally:
+        await second.end()
