@@ -125,6 +125,40 @@ async def test_parts_are_copied_and_mapped(daemon: QemuStorageDaemon, tmp_path: 
     assert await daemon.map(stack) == mapped
 
 
+@pytest.mark.parametrize("key", [b"", KEY], ids=["plain", "luks"])
+async def test_holes_stay_holes(daemon: QemuStorageDaemon, tmp_path: Path, key: bytes) -> None:
+    """In a new target, in one that is full of something else, where they have to be zeros, and when an open volume moves."""
+    size = 96 * MIB
+    stack = volume(tmp_path, size=size, key=key)
+    if key:
+        await daemon.make_luks(stack)
+    with (tmp_path / "vol_a.raw").open("r+b") as file:
+        for place in (4, 50, 95):
+            file.seek(place * MIB)
+            file.write(os.urandom(MIB))
+    fresh = Stack(id="vol_c", node=raw(tmp_path / "fresh.raw", size), key=key)
+    used = Stack(id="vol_d", node=raw(tmp_path / "used.raw", size), key=key)
+    with (tmp_path / "used.raw").open("r+b") as file:
+        for _ in range(32):
+            file.write(os.urandom(MIB))
+    larger = Stack(id="vol_e", node=raw(tmp_path / "larger.raw", 2 * size), key=key)
+    for target, name in ((fresh, "fresh"), (used, "used"), (larger, "larger")):
+        assert await daemon.copy(stack, target) == size
+        assert _taken(tmp_path / f"{name}.raw") < 8 * MIB, name
+        assert content(target.node)[:size] == content(stack.node), name
+    await daemon.add(stack)
+    assert (await daemon.export("vol_a")).file
+    moved = Stack(id="vol_a", node=raw(tmp_path / "moved.raw", size), key=key)
+    await daemon.mirror("vol_a", moved)
+    await daemon.remove("vol_a")
+    assert _taken(tmp_path / "moved.raw") < 8 * MIB
+    assert content(moved.node) == content(stack.node)
+
+
+def _taken(path: Path) -> int:
+    return path.stat().st_blocks * 512
+
+
 async def test_keys(daemon: QemuStorageDaemon, tmp_path: Path) -> None:
     stack = volume(tmp_path, size=64 * MIB, key=KEY)
     await daemon.make_luks(stack)

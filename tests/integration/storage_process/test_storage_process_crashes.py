@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from process_lab import MIB, Writer, content, lost, overlay, raw, volume
@@ -172,7 +173,7 @@ async def _begin(daemon: QemuStorageDaemon, verb: str, directory: Path, number: 
             await daemon.mirror("vol_a", Stack(id="vol_a", node=raw(directory / f"moved{number}", 64 * MIB)))
 
 
-async def _outcome(task: "asyncio.Task[None]") -> int:
+async def _outcome(task: "asyncio.Task[Any]") -> int:
     try:
         await asyncio.wait_for(task, 30)
         return 1

@@ -1,7 +1,10 @@
 """Copies of whole volumes and of parts, and the map of what holds data. What is not open is opened for this alone.
 
 Two stacks with the same key (or none) are copied as they lie, ciphertext and header, so that holes stay holes; others from plain text to
-plain text, over ``doors``.
+plain text, over ``doors``, where holes of what is encrypted are noise, which is copied.
+
+QEMU's backup writes a hole as zeros that take room in a raw file, its mirror lets go of them. So only a source that is written, and has
+to be copied as it is at one instant, is backed up, and to a target that is open. Such a copy takes its whole size in a raw file.
 """
 
 import asyncio
@@ -20,7 +23,7 @@ from lamella.host.storage.blocks import Stack, Told
 from lamella.host.storage.driver import Extent
 from lamella.host.storage.process import jobs, luks, nodes
 from lamella.host.storage.process.core import Core
-from lamella.host.storage.process.disks import SOCKET, drop_nodes, node_names
+from lamella.host.storage.process.disks import SOCKET, add_node, drop_nodes, node_names
 from lamella.host.storage.process.qsd import TOP
 from lamella.model.errors import NoRoom, Unavailable, Unsupported
 
@@ -41,6 +44,54 @@ class _Node(msgspec.Struct):
 
     name: str = msgspec.field(name="node-name")
     image: Image
+
+
+class _Pieces:
+    """Pieces of the node *origin* copied to the same places of *aim*, both open in the process of *monitor*."""
+
+    def __init__(self, core: Core, monitor: Monitor, origin: str, aim: str, speed: int, *, backup: bool) -> None:
+        self._core = core
+        self._monitor = monitor
+        self._origin = origin
+        self._aim = aim
+        self._speed = speed
+        self._backup = backup
+
+    async def sizes(self) -> tuple[int, int]:
+        return await _size(self._monitor, self._origin), await _size(self._monitor, self._aim)
+
+    async def copy(self, offset: int, length: int, told: Told) -> None:
+        """:raise Unavailable: when it cannot be copied. :raise NoRoom: when the target is full."""
+        name = f"{os.getpid()}-{next(_numbers)}"
+        job, made = f"cpy-{name}", list[str]()
+        self._core.jobs.add(job)
+        try:
+            size, room = await self.sizes()
+            source, target = self._origin, self._aim
+            if not self._backup or length != size:
+                # A mirror starts on what nothing else stands on.
+                source = f"cut-{name}-s"
+                await _slice(self._monitor, source, self._origin, offset, length, read_only=True)
+                made.append(source)
+            if length != room:
+                target = f"cut-{name}-t"
+                await _slice(self._monitor, target, self._aim, offset, length)
+                made.append(target)
+            await jobs.run(
+                self._monitor,
+                "blockdev-backup" if self._backup else "blockdev-mirror",
+                {"job-id": job, "device": source, "target": target, "sync": "full"},
+                told=told,
+                speed=self._speed or None,
+                stay=not self._backup,
+            )
+        except Refused as error:
+            raise Unavailable(f"the copy cannot be made: {error.reason}") from error
+        finally:
+            self._core.jobs.discard(job)
+            for node in made:
+                with suppress(Refused, Unavailable):
+                    await asyncio.shield(self._monitor.execute("blockdev-del", {"node-name": node}))
 
 
 class Copies:
@@ -65,20 +116,12 @@ class Copies:
         async with self._core.turn(source.id, target.id):
             async with self._opened(source, plain=plain, read_only=True) as (monitor, origin):
                 async with self._opened(target, plain=plain, read_only=False) as (_, aim):
-                    return await self._copy(monitor, origin, aim, told, extents, speed, plain=plain or not source.key)
+                    backup = live or target.id in self._core.opened
+                    pieces = _Pieces(self._core, monitor, origin, aim, speed, backup=backup)
+                    return await self._copy(pieces, told, extents, plain=plain or not source.key)
 
-    async def _copy(
-        self,
-        monitor: Monitor,
-        origin: str,
-        aim: str,
-        told: Told | None,
-        extents: list[Extent] | None,
-        speed: int,
-        *,
-        plain: bool,
-    ) -> int:
-        size, room = await _size(monitor, origin), await _size(monitor, aim)
+    async def _copy(self, pieces: "_Pieces", told: Told | None, extents: list[Extent] | None, *, plain: bool) -> int:
+        size, room = await pieces.sizes()
         if room < size:
             raise NoRoom(f"the target has {room} bytes, the source {size}", hint="make it larger")
         if extents is None:
@@ -95,51 +138,10 @@ class Copies:
                 if told is not None:
                     told(before + now, total)
 
-            length = min(length, size - offset)
-            if length > 0:
-                await self._piece(monitor, origin, aim, offset, length, tell, speed, whole=length == size == room)
-            done += length
+            if (here := min(length, size - offset)) > 0:
+                await pieces.copy(offset, here, tell)
+            done += here
         return total
-
-    async def _piece(
-        self,
-        monitor: Monitor,
-        origin: str,
-        aim: str,
-        offset: int,
-        length: int,
-        told: Told,
-        speed: int,
-        *,
-        whole: bool,
-    ) -> None:
-        number = next(_numbers)
-        source, target, made = origin, aim, list[str]()
-        job = f"cpy-{os.getpid()}-{number}"
-        self._core.jobs.add(job)
-        try:
-            if not whole:
-                target = f"cut-{os.getpid()}-{number}-t"
-                await _slice(monitor, target, aim, offset, length)
-                made.append(target)
-                if (offset, length) != (0, await _size(monitor, origin)):
-                    source = f"cut-{os.getpid()}-{number}-s"
-                    await _slice(monitor, source, origin, offset, length, read_only=True)
-                    made.append(source)
-            await jobs.run(
-                monitor,
-                "blockdev-backup",
-                {"job-id": job, "device": source, "target": target, "sync": "full"},
-                told=told,
-                speed=speed or None,
-            )
-        except Refused as error:
-            raise Unavailable(f"the copy cannot be made: {error.reason}") from error
-        finally:
-            self._core.jobs.discard(job)
-            for name in made:
-                with suppress(Refused, Unavailable):
-                    await asyncio.shield(monitor.execute("blockdev-del", {"node-name": name}))
 
     # --- what is open for this alone
 
@@ -157,6 +159,11 @@ class Copies:
             return
         id = f"{stack.id}#{os.getpid()}-{next(_numbers)}"
         try:
+            if not plain and not read_only:
+                # A mirror's target is written by nobody else, so it is not served.
+                await add_node(core.disks.monitor, id, stack.node, read_only=False)
+                yield core.disks.monitor, nodes.layer_name(id, nodes.key_of(stack.node))
+                return
             await core.disks.open(id, stack.node, read_only=read_only)
             if not plain:
                 yield core.disks.monitor, await core.disks.standing(id)
