@@ -5,7 +5,7 @@ import os
 import random
 
 import pytest
-from carry_lab import CarryLab, Child, Writer, instant, numbers
+from carry_lab import BLOCK, SIZE, CarryLab, Child, Writer, instant, numbers
 
 from lamella.model.errors import Conflict
 from lamella.model.storage import Volume, VolumeStatus
@@ -38,7 +38,9 @@ async def test_a_closed_volume_moves(lab: CarryLab) -> None:
     await only_in(lab, volume, "far")
     assert instant(numbers(await lab.content("far", volume.id))) == last
     again = MoveVolume(volume=volume, pool=lab.far)
-    assert (await lab.ask(again, VolumeStatus)).size == volume.spec.size, "asked again it is there"
+    status = await lab.ask(again, VolumeStatus)
+    assert status.size == volume.spec.size, "asked again it is there"
+    assert 200 * BLOCK <= status.used < SIZE // 4, "holes stayed holes"
 
 
 async def test_a_volume_moves_under_its_writer(lab: CarryLab) -> None:

@@ -2,13 +2,16 @@
 
 import asyncio
 import os
+import signal
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 from process_lab import MIB, Writer, content, lost, volume
 
 from lamella.host.compute.driver import Home
+from lamella.host.storage.blocks import Counted
 from lamella.host.storage.process.daemon import QemuStorageDaemon
 from lamella.model.errors import Conflict, NotFound
 from lamella.model.storage import IoLimits
@@ -139,3 +142,58 @@ async def test_two_cannot_open_one_file(daemon: QemuStorageDaemon, tmp_path: Pat
         await second.disks.end()
     with pytest.raises(NotFound):
         await daemon.export("vol_b")
+
+
+async def test_use_is_counted(home: Home, tmp_path: Path) -> None:
+    """What is read and written, of each volume by itself; after the daemon and after the process ended, too."""
+    daemon = QemuStorageDaemon(home)
+    await daemon.open()
+    # At once, as after a start: whose thread is whose has to be told all the same.
+    ids = [f"vol_{letter}" for letter in "abcdef"]
+    await asyncio.gather(*(daemon.add(volume(tmp_path, id)) for id in ids))
+    files = {id: (await daemon.export(id)).file for id in ids}
+    before = await daemon.counted()
+    assert set(before) == set(ids)
+
+    async def used(number: int) -> None:
+        for place, id in enumerate(ids):
+            argv = [
+                "dd",
+                "if=/dev/urandom",
+                f"of={files[id]}",
+                "bs=1M",
+                f"count={place * number}",
+                "conv=notrunc,fsync",
+            ]
+            await asyncio.to_thread(subprocess.run, argv, check=True, timeout=30, capture_output=True)
+
+    def grown(seen: dict[str, Counted], since: dict[str, Counted]) -> list[int]:
+        return [round((seen[id].bytes - (since[id].bytes if id in since else 0)) / MIB) for id in ids]
+
+    try:
+        await used(1)
+        seen = await daemon.counted()
+        assert grown(seen, before) == [0, 1, 2, 3, 4, 5]
+        assert seen["vol_f"].operations > before["vol_f"].operations
+        argv = ["dd", f"if={files['vol_a']}", "of=/dev/null", "bs=1M", "count=7", "iflag=direct"]
+        await asyncio.to_thread(subprocess.run, argv, check=True, timeout=30, capture_output=True)
+        after = await daemon.counted()
+        assert grown(after, seen) == [7, 0, 0, 0, 0, 0]
+        await daemon.close()
+        daemon = QemuStorageDaemon(home)
+        await daemon.open()
+        assert await daemon.counted() == after
+        await used(2)
+        assert grown(await daemon.counted(), after) == [0, 2, 4, 6, 8, 10]
+        pid = daemon.doors.process.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(20):
+            while daemon.doors.process.pid in (None, pid) or not daemon.revived:
+                await asyncio.sleep(0.02)
+        fresh = await daemon.counted()
+        assert set(fresh) == set(ids) and grown(fresh, {}) == [0, 0, 0, 0, 0, 0]
+        await used(1)
+        assert grown(await daemon.counted(), fresh) == [0, 1, 2, 3, 4, 5]
+    finally:
+        await daemon.end()

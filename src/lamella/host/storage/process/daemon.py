@@ -10,7 +10,7 @@ from lamella.host.compute.qemu.places import boot_id
 from lamella.host.linux.cgroup import ROOT, Cgroups
 from lamella.host.storage.blocks import Counted, Stack, Told, Ways
 from lamella.host.storage.driver import Extent, Layer, Node
-from lamella.host.storage.process import counting, luks, nodes
+from lamella.host.storage.process import counting, luks
 from lamella.host.storage.process.chains import Chains, Settle
 from lamella.host.storage.process.copies import Copies
 from lamella.host.storage.process.core import Core, Keys
@@ -175,13 +175,10 @@ class QemuStorageDaemon(Core):
         return self.known(id).node
 
     async def counted(self) -> dict[str, Counted]:
-        """What went through the file of each open volume since it was opened."""
-        await self.ready()
-        process, threads = self.doors.process.pid, await self.doors.threads()
+        """What went through the file of each open volume since it was opened, or the process started again."""
         found: dict[str, Counted] = {}
         for id in list(self.opened):
-            thread = threads.get(f"iot-{nodes.tag(id)}")
-            seen = await asyncio.to_thread(counting.read, process, thread) if process and thread else None
+            seen = await asyncio.to_thread(counting.read, self.places.thread(id))
             if seen is not None:
                 found[id] = seen
         return found

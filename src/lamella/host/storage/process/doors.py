@@ -7,11 +7,12 @@ of its own (``iothread``): a write to a FUSE export holds up its thread until it
 import asyncio
 import os
 from contextlib import suppress
+from functools import partial
 
 import msgspec
 
 from lamella.host.compute.qemu.monitor import Monitor, Refused
-from lamella.host.storage.process import fuse, nodes
+from lamella.host.storage.process import counting, fuse, nodes
 from lamella.host.storage.process.disks import (
     SOCKET,
     drop_nodes,
@@ -36,11 +37,6 @@ class _Image(msgspec.Struct):
     size: int = msgspec.field(name="virtual-size")
 
 
-class _Thread(msgspec.Struct):
-    id: str
-    thread: int = msgspec.field(name="thread-id")
-
-
 class _Node(msgspec.Struct):
     name: str = msgspec.field(name="node-name")
     image: _Image
@@ -52,6 +48,8 @@ class Doors:
     def __init__(self, places: Places, process: Qsd) -> None:
         self._places = places
         self.process = process
+        # One is made at a time, so that it is known which one it is.
+        self._threads = asyncio.Lock()
 
     @property
     def monitor(self) -> Monitor:
@@ -69,7 +67,7 @@ class Doors:
         """
         mark = nodes.tag(opened.id)
         there = await node_names(self.monitor)
-        await self._make({"qom-type": "iothread", "id": f"iot-{mark}"})
+        await self._start_thread(opened.id)
         await self._make({"qom-type": "throttle-group", "id": f"hld-{mark}", "limits": _HELD})
         try:
             below = f"nbd-{mark}"
@@ -229,9 +227,15 @@ class Doors:
                 return node.image.size
         raise Unavailable(f"volume {id} is not open")
 
-    async def threads(self) -> dict[str, int]:
-        """The thread of each volume, by the name of its ``iothread``."""
-        return {item.id: item.thread for item in await self.monitor.ask(list[_Thread], "query-iothreads")}
+    async def _start_thread(self, id: str) -> None:
+        """One that is there stays; a new one is written down for :mod:`.counting`."""
+        mark, place = nodes.tag(id), self._places.thread(id)
+        async with self._threads:
+            process = self.process.pid
+            make = partial(self._make, {"qom-type": "iothread", "id": f"iot-{mark}"})
+            served = await counting.born(process, make) if process else None
+            if served is not None:
+                await asyncio.to_thread(counting.write, place, served)
 
     async def resized(self, opened: Opened, size: int) -> None:
         """``disks`` made it *size* bytes (what is seen on top): see that too, on every way in."""

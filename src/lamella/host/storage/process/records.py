@@ -69,6 +69,10 @@ class Places:
     def socket(self, id: str) -> Path:
         return self.sockets / id / "disk"
 
+    def thread(self, id: str) -> Path:
+        """What is known of the thread that serves its file."""
+        return self.open / f"{id}.thread"
+
     # --- records
 
     def read_all(self) -> dict[str, Opened]:
@@ -90,6 +94,7 @@ class Places:
 
     def forget(self, id: str) -> None:
         (self.open / f"{id}.json").unlink(missing_ok=True)
+        self.thread(id).unlink(missing_ok=True)
         self.file(id).unlink(missing_ok=True)
         self.socket(id).unlink(missing_ok=True)
         if self.socket(id).parent.exists():
