@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from volumes_lab import MIB, VolumesLab, directory_volume, ext4_volume, new_volume
+from volumes_lab import MIB, VolumesLab, directory_volume, ext4_volume, guest_of, new_volume
 
 from lamella.host.linux import mounts
 from lamella.model.errors import Conflict, Corrupt, NotFound, Unsupported
@@ -117,13 +117,16 @@ async def test_what_is_attached_is_found_again_after_the_daemon_was_killed(lab: 
     mounted = await lab.attach(held, "inst_one")
     disk = await lab.attach(machine, "inst_vm", Isolation.VM)
     await lab.attach(tree, "inst_one")
-    with (mounted.path / "log").open("wb", buffering=0) as file, disk.path.open("r+b", buffering=0) as raw:
+    async with guest_of(disk.path) as guest:
+        file = (mounted.path / "log").open("wb", buffering=0)
         file.write(b"before")
-        raw.write(b"before")
+        await guest.write(b"before")
         await lab.restart()
         # Nobody noticed.
         file.write(b" and after")
-        raw.write(b" and after")
+        file.close()
+        await guest.write(b" and after", 6)
+        assert await guest.read(16) == b"before and after"
         assert await lab.wing.attached() == {"inst_one": {held.id, tree.id}, "inst_vm": {machine.id}}
         assert await lab.attach(held, "inst_one") == mounted
         assert await lab.attach(machine, "inst_vm", Isolation.VM) == disk

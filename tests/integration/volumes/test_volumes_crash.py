@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import msgspec
+import pytest
 import pytest_asyncio
 from volumes_child import Order
 from volumes_lab import MIB, VolumesLab, ext4_volume, new_snapshot, problems
@@ -51,11 +52,11 @@ class Killer:
         assert self._child.stdout is not None
         return (await asyncio.wait_for(self._child.stdout.readline(), 60)).decode().strip()
 
-    async def cut(self, request: AnyStorageRequest, share: float, *, everything: bool) -> None:
-        """Kill it after *share* of the time that such a request took last."""
+    async def cut(self, request: AnyStorageRequest, share: float, *, everything: bool, of: str = "") -> None:
+        """Kill it after *share* of the time that such a request *of* this kind took; the first is let through to be timed."""
         assert self._child.stdin is not None
         await self._lab.wing.close()
-        kind = type(request).__name__
+        kind = f"{type(request).__name__} {of}"
         order = Order(path=str(self._lab.home.path), mark=self._lab.home.mark, request=request)
         self._child.stdin.write(msgspec.json.encode(order) + b"\n")
         pid = 0
@@ -65,11 +66,12 @@ class Killer:
                 pid = int(line[4:])
         began = time.monotonic()
         with suppress(TimeoutError):
-            line = await asyncio.wait_for(self._line(), share * self.took.get(kind, 0.05))
+            line = await asyncio.wait_for(self._line(), share * self.took[kind] if kind in self.took else 30)
         if line == "begun":
             os.kill(pid, signal.SIGKILL)
             if everything:
                 await asyncio.to_thread(kill_marked, self._lab.home.mark)
+            self.cuts += 1
         else:
             assert line == "done", line
             self.took[kind] = time.monotonic() - began
@@ -77,9 +79,7 @@ class Killer:
             line = await self._line()
             if line == "done":
                 # It was faster than the signal.
-                self.took[kind] = time.monotonic() - began
-        self.took.setdefault(kind, 0.05)
-        self.cuts += 1
+                self.cuts -= 1
         await self._lab.reopen()
 
 
@@ -96,7 +96,8 @@ async def killer(lab: VolumesLab) -> AsyncIterator[Killer]:
     assert child.stdin is not None
     child.stdin.close()
     await asyncio.wait_for(child.wait(), 20)
-    print(f"{killer.cuts} cuts")
+    print(f"{killer.cuts} cuts, {', '.join(f'{kind} {took:.2f} s' for kind, took in killer.took.items())}")
+    assert killer.cuts
 
 
 async def sound(lab: VolumesLab, volumes: list[Volume], snapshots: list[Snapshot]) -> None:
@@ -119,15 +120,18 @@ def write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def cuts() -> list[tuple[float, bool]]:
-    """(share of the time, whether everything is killed): the first is let through to be timed."""
+def cuts(count: int = CUTS) -> list[tuple[float, bool]]:
+    """(share of the time, whether everything is killed), once more than *count*: the first is timed."""
     chance = random.Random(SEED)
-    return [(40.0, False), *((chance.uniform(0.02, 0.98), bool(turn % 2)) for turn in range(CUTS))]
+    return [(chance.uniform(0.02, 0.98), not turn % 2) for turn in range(count + 1)]
 
 
-async def test_cut_while_a_volume_is_made_and_removed(lab: VolumesLab, killer: Killer) -> None:
-    for share, everything in cuts():
-        volume = ext4_volume("made", 32 * MIB, encryption=KeyWrap.KEY_FILE)
+@pytest.mark.parametrize(("encryption", "count"), [(None, CUTS), (KeyWrap.KEY_FILE, CUTS // 4)])
+async def test_cut_while_a_volume_is_made_and_removed(
+    lab: VolumesLab, killer: Killer, encryption: KeyWrap | None, count: int
+) -> None:
+    for share, everything in cuts(count):
+        volume = ext4_volume("made", 32 * MIB, encryption=encryption)
         create = CreateVolume(volume=volume)
         await killer.cut(create, share, everything=everything)
         volume.status = await lab.ask(create, VolumeStatus)
@@ -175,7 +179,9 @@ async def test_cut_while_a_volume_is_resized_and_restored(lab: VolumesLab, kille
         if open_:
             await lab.attach(data, "inst_vm", Isolation.VM)
             size = data.status.size + 16 * MIB
-        await killer.cut(ResizeVolume(volume=data, size=size), share, everything=everything)
+        await killer.cut(
+            ResizeVolume(volume=data, size=size), share, everything=everything, of="an open one" if open_ else ""
+        )
         data = await lab.resize(data, size)
         assert data.status.size == size
         await lab.wing.detach("inst_vm")

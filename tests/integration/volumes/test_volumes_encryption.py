@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from volumes_lab import MIB, VolumesLab, ext4_volume, new_volume, problems
 
+from lamella.host.storage.keys import new_key
 from lamella.model.errors import Conflict, Forbidden, LamellaError, Unavailable
 from lamella.model.instance import Isolation
 from lamella.model.storage import KeyWrap, VolumeStatus
@@ -60,9 +61,8 @@ async def test_a_passphrase_is_needed_after_a_restart_and_the_right_one(lab: Vol
 
 async def test_another_volumes_wrapped_key_is_refused(lab: VolumesLab) -> None:
     one = await lab.create(new_volume("one", 16 * MIB, encryption=KeyWrap.KEY_FILE))
-    two = await lab.create(new_volume("two", 16 * MIB, encryption=KeyWrap.KEY_FILE))
     lab.wing.parts.records.made.forget(one.id)
-    one.status.key = two.status.key
+    one.status.key = await lab.wing.parts.stacks.keys.wrap("vol_of_another", new_key(), KeyWrap.KEY_FILE)
     with pytest.raises(LamellaError, match="not one of volume"):
         await lab.attach(one, "inst_vm", Isolation.VM)
 
@@ -125,7 +125,7 @@ async def test_growing_an_encrypted_volume_open_and_closed(lab: VolumesLab) -> N
 
 async def test_a_corrupted_header_is_named_and_nothing_else_suffers(lab: VolumesLab) -> None:
     broken = await lab.create(ext4_volume("broken", encryption=KeyWrap.KEY_FILE))
-    whole = await lab.create(ext4_volume("whole", encryption=KeyWrap.KEY_FILE))
+    whole = await lab.create(ext4_volume("whole"))
     [disk] = list((lab.pool / "volumes" / broken.id).glob("disk.*"))
 
     def tear() -> None:

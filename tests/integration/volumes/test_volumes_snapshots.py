@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from volumes_lab import MIB, VolumesLab, directory_volume, ext4_volume, new_snapshot, new_volume
+from volumes_lab import MIB, VolumesLab, directory_volume, ext4_volume, guest_of, new_snapshot, new_volume
 
 from lamella.host.compute.driver import MountedVolume
 from lamella.host.storage.blocks import Told
@@ -145,46 +145,32 @@ async def test_a_guest_that_does_not_stand_still_leaves_nothing_half_made(
     data = await lab.create(new_volume())
     disk = await lab.attach(data, "inst_vm", Isolation.VM)
     lab.wing.use_writers(instances)
-    with disk.path.open("r+b", buffering=0) as file:
-        file.write(b"before")
+    async with guest_of(disk.path) as guest:
+        await guest.write(b"before")
         snapshot = new_snapshot(data, consistent=True)
         with pytest.raises(error):
             await lab.take(data, snapshot=snapshot)
-        file.write(b" and after")
+        await guest.write(b" and after", 6)
     assert await lab.wing.pool("default").snapshots(data.id) == []
     assert not list((lab.home.state / "storage" / "snapshots").glob("*.json"))
     await lab.wing.detach("inst_vm")
     disk = await lab.attach(data, "inst_vm", Isolation.VM)
-    with disk.path.open("rb") as file:
-        assert file.read(16) == b"before and after"
+    async with guest_of(disk.path) as guest:
+        assert await guest.read(16) == b"before and after"
 
 
 async def test_several_volumes_are_of_one_instant(lab: VolumesLab) -> None:
     """One writer numbers its blocks in turn over three disks; in every snapshot, no disk is ahead of the others by more than a block."""
     disks = [await lab.create(new_volume(f"disk{n}", 16 * MIB)) for n in range(3)]
-    files = [(await lab.attach(disk, "inst_vm", Isolation.VM)).path.open("r+b", buffering=0) for disk in disks]
-    stop = False
-
-    def write() -> int:
-        number = 0
-        while not stop:
-            number += 1
-            for file in files:
-                os.pwrite(file.fileno(), struct.pack("<Q", number) * 512, 4096 * (number % 1024))
-                os.pwrite(file.fileno(), struct.pack("<Q", number) * 512, 8 * MIB)
-        return number
-
-    writer = asyncio.ensure_future(asyncio.to_thread(write))
+    files = [(await lab.attach(disk, "inst_vm", Isolation.VM)).path for disk in disks]
     taken: list[Snapshot] = []
-    try:
+    async with guest_of(*files) as guest:
+        await guest.say("number")
         for _ in range(5):
             await asyncio.sleep(0.15)
             taken.append(await lab.take(*disks))
-    finally:
-        stop = True
-        last = await writer
-    for file in files:
-        file.close()
+        await guest.say("enough")
+        last = int(await guest.hear())
     assert last > 100
     for turn, snapshot in enumerate(taken):
         numbers: list[int] = []

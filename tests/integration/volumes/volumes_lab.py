@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import os
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -156,6 +157,50 @@ class VolumesLab:
         with contextlib.suppress(LamellaError, OSError):
             Cgroups(ROOT, self.home.mark).remove()
         shutil.rmtree(self.home.path, ignore_errors=True)
+
+
+class Guest:
+    """A process that has files of the storage process open, as a machine does (volumes_guest.py)."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def say(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n".encode())
+        await self._process.stdin.drain()
+
+    async def hear(self) -> str:
+        assert self._process.stdout is not None
+        return (await asyncio.wait_for(self._process.stdout.readline(), 30)).decode().strip()
+
+    async def write(self, content: bytes, offset: int = 0, file: int = 0) -> None:
+        await self.say(f"write {file} {offset} {content.hex()}")
+        assert await self.hear() == "written"
+
+    async def read(self, size: int, offset: int = 0, file: int = 0) -> bytes:
+        await self.say(f"read {file} {offset} {size}")
+        return bytes.fromhex(await self.hear())
+
+
+@contextlib.asynccontextmanager
+async def guest_of(*paths: Path) -> AsyncIterator[Guest]:
+    """A guest with these disks; it is gone afterwards."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(Path(__file__).parent / "volumes_guest.py"),
+        *map(str, paths),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    guest = Guest(process)
+    try:
+        assert await guest.hear() == "ready"
+        yield guest
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await asyncio.wait_for(process.wait(), 20)
 
 
 def new_volume(name: str = "data", size: int = 64 * MIB, **spec: Any) -> Volume:
