@@ -3,6 +3,7 @@
 No key is in it: :class:`Opened` says only that there is one.
 """
 
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -61,7 +62,10 @@ class Places:
     def forget_shops(self) -> None:
         """What processes for one thing left behind that were killed."""
         for path in self.top.glob(f"{SHOP}-*"):
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def file(self, id: str) -> Path:
         return self.files / id
