@@ -184,7 +184,7 @@ async def drop_nodes(monitor: Monitor, mark: str) -> None:
     deadline = time.monotonic() + _PATIENCE
     refused: Refused | None = None
     while there := {name for name in await node_names(monitor) if mark in name}:
-        for name in sorted(there, key=lambda name: (name[:3] != "top", name[:3] != "lks", name)):
+        for name in sorted(there, key=lambda name: (name[:3] != "hol", name[:3] != "top", name[:3] != "lks", name)):
             try:
                 await monitor.execute("blockdev-del", {"node-name": name})
             except Refused as error:

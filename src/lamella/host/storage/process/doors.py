@@ -5,6 +5,7 @@ of its own (``iothread``): a write to a FUSE export holds up its thread until it
 """
 
 import asyncio
+import errno
 import os
 from contextlib import suppress
 from functools import partial
@@ -178,7 +179,7 @@ class Doors:
             {
                 "type": "fuse",
                 "id": f"fus-{mark}",
-                "node-name": f"top-{mark}",
+                "node-name": await self._without_holes(mark),
                 "mountpoint": str(file),
                 "writable": door.writable and not opened.read_only,
                 "growable": False,
@@ -194,6 +195,28 @@ class Doors:
         except Unavailable:
             await remove_exports(self.monitor, {f"fus-{mark}"})
             raise
+
+    async def _without_holes(self, mark: str) -> str:
+        """The node of a file: one that refuses discards.
+
+        QEMU 7.2 makes a discard of a hole that is punched into the file, and says that it is done: through LUKS nothing is, and in a
+        qcow2 only what fills its clusters, so what has to be zeros would be what was there before, or noise. Whoever is refused with this
+        error writes zeros instead (file-posix.c, ``translate_err``; blkdev_issue_zeroout of Linux).
+        """
+        name = f"hol-{mark}"
+        if name not in await node_names(self.monitor):
+            refusal = {"event": "none", "iotype": "discard", "errno": errno.ENODEV, "immediately": True}
+            await self.monitor.execute(
+                "blockdev-add",
+                {
+                    "driver": "blkdebug",
+                    "node-name": name,
+                    "image": f"top-{mark}",
+                    "discard": "unmap",
+                    "inject-error": [refusal],
+                },
+            )
+        return name
 
     async def _export_socket(self, opened: Opened, owner: int, *, writable: bool) -> None:
         mark, socket = nodes.tag(opened.id), self._places.socket(opened.id)
@@ -244,12 +267,14 @@ class Doors:
         file = self._places.file(opened.id)
         if not shown:
             await self._export_file(opened, Door(), there=False)
+        # A filter that is made larger makes what it stands on larger.
+        seen = (await query_exports(self.monitor))[f"fus-{mark}"].node
         try:
             for left in reversed(range(_TRIES)):
                 # A request that has to go down: a client that was cut off connects again for it, and learns the size.
                 await asyncio.to_thread(fuse.touch, file)
                 try:
-                    await self.monitor.execute("block_resize", {"node-name": f"top-{mark}", "size": size})
+                    await self.monitor.execute("block_resize", {"node-name": seen, "size": size})
                     break
                 except Refused as error:
                     if not left:

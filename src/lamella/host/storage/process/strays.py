@@ -58,6 +58,6 @@ def _stray(name: str, layers: dict[str, set[str]]) -> bool:
 
 def _height(name: str) -> tuple[int, str]:
     """Those that stand on others first."""
-    order = ("cpy", "cut", "top", "lks", "nbd", "fmt", "own", "prt")
+    order = ("cpy", "cut", "hol", "top", "lks", "nbd", "fmt", "own", "prt")
     kind = name[:3]
     return (order.index(kind) if kind in order else len(order), name)
