@@ -37,7 +37,12 @@ from lamella.model.storage_requests import CreateVolume, ImportVolume
 
 RAW = "raw"
 # force_size: without it a VHD is rounded to what cylinders, heads and sectors can say.
-OUTPUTS = {**FORMATS, "vhd": ["-O", "vpc", "-o", "subformat=dynamic,force_size=on"]}
+# block_size: a VHDX takes room in blocks of 8 MiB and more, if nobody says (1 MiB is what Hyper-V's pages recommend for Linux).
+OUTPUTS = {
+    **FORMATS,
+    "vhd": ["-O", "vpc", "-o", "subformat=dynamic,force_size=on"],
+    "vhdx": ["-O", "vhdx", "-o", "subformat=dynamic,block_size=1M"],
+}
 # What QEMU calls what people call otherwise.
 _CALLED = {"vpc": "vhd", "vhdx": "vhdx"}
 _PIECE = 1 << 20
