@@ -179,7 +179,7 @@ class Doors:
             {
                 "type": "fuse",
                 "id": f"fus-{mark}",
-                "node-name": await self._without_holes(mark),
+                "node-name": await self._seen_as(opened, mark),
                 "mountpoint": str(file),
                 "writable": door.writable and not opened.read_only,
                 "growable": False,
@@ -196,13 +196,15 @@ class Doors:
             await remove_exports(self.monitor, {f"fus-{mark}"})
             raise
 
-    async def _without_holes(self, mark: str) -> str:
-        """The node of a file: one that refuses discards.
+    async def _seen_as(self, opened: Opened, mark: str) -> str:
+        """The node of a file: one that refuses discards, if the volume is not plain and raw.
 
         QEMU 7.2 makes a discard of a hole that is punched into the file, and says that it is done: through LUKS nothing is, and in a
         qcow2 only what fills its clusters, so what has to be zeros would be what was there before, or noise. Whoever is refused with this
         error writes zeros instead (file-posix.c, ``translate_err``; blkdev_issue_zeroout of Linux).
         """
+        if opened.node["driver"] == "raw" and not opened.encrypted:
+            return f"top-{mark}"
         name = f"hol-{mark}"
         if name not in await node_names(self.monitor):
             refusal = {"event": "none", "iotype": "discard", "errno": errno.ENODEV, "immediately": True}
