@@ -76,7 +76,7 @@ class Core:
     async def _end_strays(self) -> None:
         """What a killed daemon started for one thing (luks.py) still has its volume open."""
         ours = {self.disks.process.pid, self.doors.process.pid, self.disks.spare.pid}
-        for pid in await asyncio.to_thread(running, self.home.mark) - ours:
+        for pid in await asyncio.to_thread(running, self.home.mark, self.places.top) - ours:
             log.warning("a storage process (%d) that nobody waits for is ended", pid)
             await asyncio.to_thread(kill, pid)
         await asyncio.to_thread(self.places.forget_shops)

@@ -35,13 +35,14 @@ TOP = f"/proc/self/fd/{_TOP}"
 _PROGRAM = "qemu-storage-daemon"
 
 
-def running(mark: str) -> set[int]:
-    """Every process of this program that bears *mark*."""
+def running(mark: str, top: Path) -> set[int]:
+    """Every process of this program that bears *mark* and was given the directory *top*."""
     found: set[int] = set()
     for pid in marked(mark):
         with suppress(OSError):
             # Its first words are those of setpriv, until that has become it.
-            if f"/{_PROGRAM}\0".encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            named = f"/{_PROGRAM}\0".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+            if named and Path(f"/proc/{pid}/fd/{_TOP}").samefile(top):
                 found.add(pid)
     return found
 
