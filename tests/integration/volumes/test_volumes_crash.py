@@ -126,7 +126,7 @@ def cuts(count: int = CUTS) -> list[tuple[float, bool]]:
     return [(chance.uniform(0.02, 0.98), not turn % 2) for turn in range(count + 1)]
 
 
-@pytest.mark.parametrize(("encryption", "count"), [(None, CUTS), (KeyWrap.KEY_FILE, CUTS // 4)])
+@pytest.mark.parametrize(("encryption", "count"), [(None, CUTS), (KeyWrap.KEY_FILE, CUTS)])
 async def test_cut_while_a_volume_is_made_and_removed(
     lab: VolumesLab, killer: Killer, encryption: KeyWrap | None, count: int
 ) -> None:
