@@ -112,13 +112,14 @@ def test_what_is_encrypted_cannot_be_read_in_the_pool(layer: LayerUnderTest) -> 
         run(layer, name, "echo needle-in-the-haystack > /data/x && sync")
         assert run(layer, name, "cat /data/x") == "needle-in-the-haystack\n"
     pool = layer.home / "state" / "pools" / "default"
+    ids = {name: shown(layer, "volume", name)["id"] for name in ("secret", "plain")}
     found = {
         volume: any(
             b"needle-in-the-haystack" in file.read_bytes()
             for file in pool.rglob("*")
-            if file.is_file() and shown(layer, "volume", volume)["id"] in str(file)
+            if file.is_file() and id in str(file)
         )
-        for volume in ("secret", "plain")
+        for volume, id in ids.items()
     }
     assert found == {"secret": False, "plain": True}
     layer.lamella("volume", "rm", "plain", "secret")
