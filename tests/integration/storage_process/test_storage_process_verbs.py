@@ -200,7 +200,7 @@ async def test_use_is_counted(home: Home, tmp_path: Path) -> None:
         await daemon.end()
 
 
-@pytest.mark.parametrize("kind", ["raw", "luks", "qcow2"])
+@pytest.mark.parametrize("kind", ["raw", "luks", "qcow2", "layered"])
 async def test_zeros_are_zeros(daemon: QemuStorageDaemon, tmp_path: Path, kind: str) -> None:
     """A hole punched into the file is one or is refused; it is never what was there before, through a cipher or in a part of a cluster."""
     stack = volume(tmp_path, key=b"k" * 32 if kind == "luks" else b"")
@@ -211,6 +211,8 @@ async def test_zeros_are_zeros(daemon: QemuStorageDaemon, tmp_path: Path, kind: 
         stack = Stack(id="vol_a", node={"driver": "qcow2", "file": {"driver": "file", "filename": str(path)}})
     await daemon.add(stack)
     file = (await daemon.export("vol_a")).file
+    if kind == "layered":  # raw when the file appeared, and a snapshot since
+        await daemon.switch({"vol_a": overlay(tmp_path / "layer", 64 * MIB)})
     said = ["qemu-io", "-f", "raw", "-d", "unmap", "-n", "-c", "write -P 65 0 1M"]
     for offset, length in ((4096, 4096), (65536, 262144), (1 << 19, 4096)):
         said += ["-c", f"write -z -u {offset} {length}", "-c", f"read -P 0 {offset} {length}"]

@@ -46,8 +46,6 @@ class Attaching:
         async with parts.locks.of([volume.id]):
             for check in parts.may_open:
                 check(volume)
-            for ask in parts.may_open:
-                ask(volume)
             known = asked.user in parts.opened.users(volume.id)
             parts.opened.enter(volume, way, asked.user, read_only=asked.mount.read_only)
             try:
@@ -196,7 +194,7 @@ def _way(asked: Attachment) -> str:
         if level not in _DIRECTORIES:
             raise Unsupported(
                 f"volume {asked.volume.name} is a directory, and a {level} takes disks",
-                hint="create one of form block, with --filesystem ext4",
+                hint="create one of form block, which every level takes",
             )
         return TREE
     if level not in _DIRECTORIES:

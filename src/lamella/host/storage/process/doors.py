@@ -197,13 +197,13 @@ class Doors:
             raise
 
     async def _seen_as(self, opened: Opened, mark: str) -> str:
-        """The node of a file: one that refuses discards, if the volume is not plain and raw.
+        """The node of a file: one that refuses discards, unless the volume is plain, raw, and no file that may get a layer above it.
 
         QEMU 7.2 makes a discard of a hole that is punched into the file, and says that it is done: through LUKS nothing is, and in a
         qcow2 only what fills its clusters, so what has to be zeros would be what was there before, or noise. Whoever is refused with this
         error writes zeros instead (file-posix.c, ``translate_err``; blkdev_issue_zeroout of Linux).
         """
-        if opened.node["driver"] == "raw" and not opened.encrypted:
+        if not opened.encrypted and nodes.stays_raw(opened.node):
             return f"top-{mark}"
         name = f"hol-{mark}"
         if name not in await node_names(self.monitor):

@@ -166,3 +166,13 @@ def files(node: Node) -> Iterator[Path]:
             yield Path(str(value))
         elif isinstance(value, dict):
             yield from files(cast("Node", value))
+
+
+def stays_raw(node: Node) -> bool:
+    """Whether what lies below is raw, and will be while it is open: over a file a snapshot may put a layer at any moment."""
+    while node["driver"] in ("raw", "blkdebug"):
+        below = node.get("file", node.get("image"))
+        if not isinstance(below, dict):
+            return False
+        node = cast("Node", below)
+    return node["driver"] not in ("file", "qcow2")
