@@ -23,7 +23,7 @@ from lamella.model.errors import Conflict, Corrupt, Invalid, NotFound, Unsupport
 from lamella.model.storage import StoragePhase, Volume, VolumeForm, VolumeStatus
 
 _PUNCH = 1 << 30
-_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+_KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -68,14 +68,18 @@ class Restoring:
     async def _block(self, engine: Engine, request: RestoreBackup, note: BackupNote, tell: Tell) -> None:
         parts, volume = self._parts, request.volume
         pool = parts.pools.get(volume.spec.pool)
+        fresh = True
         with suppress(NotFound):
-            if (await pool.handle(volume.id)).size != note.size:
+            handle = await pool.handle(volume.id)
+            fresh = False
+            if handle.size != note.size:
                 await self._fit(volume, note.size)
         await pool.create(volume.id, VolumeForm.BLOCK, note.size)
         async with block(parts, volume, None, request.backup.id) as content:
             if content.size != note.size:
                 raise Conflict(f"volume {volume.name} is {content.size} bytes large, its backup {note.size}")
-            await blocking(punch, content.path, note.size)
+            if not fresh:
+                await blocking(clear, content.path, note.size)
             point = parts.home.run / "backup" / request.backup.id
             async with view.fill(note.piece, note.size, content.path, point, parts.home.mark):
                 await engine.restore(
@@ -113,14 +117,16 @@ def note_of(request: RestoreBackup) -> BackupNote:
     return note
 
 
-def punch(path: Path, size: int) -> None:
-    """All of the file reads as zeros, and takes no room (fallocate(2))."""
+def clear(path: Path, size: int) -> None:
+    """All of the file reads as zeros, and takes no room where that can be had (fallocate(2))."""
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         for start in range(0, size, _PUNCH):
             length = min(_PUNCH, size - start)
-            mode = _KEEP_SIZE | _PUNCH_HOLE
-            if _libc.fallocate(descriptor, mode, ctypes.c_long(start), ctypes.c_long(length)):
+            for mode in (_PUNCH_HOLE, _ZERO_RANGE):
+                if not _libc.fallocate(descriptor, _KEEP_SIZE | mode, ctypes.c_long(start), ctypes.c_long(length)):
+                    break
+            else:
                 number = ctypes.get_errno()
                 raise OSError(number, os.strerror(number), str(path))
     finally:
