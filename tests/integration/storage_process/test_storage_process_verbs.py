@@ -219,3 +219,9 @@ async def test_zeros_are_zeros(daemon: QemuStorageDaemon, tmp_path: Path, kind: 
     argv = [*said, "-c", "read -P 65 0 4096", str(file)]
     done = await asyncio.to_thread(subprocess.run, argv, check=True, timeout=30, capture_output=True, text=True)
     assert "fail" not in done.stdout.lower(), done.stdout
+    # What may not be punched may be zeroed.
+    zero = ["fallocate", "--zero-range", "--keep-size", "--offset", "700000", "--length", "70000", str(file)]
+    await asyncio.to_thread(subprocess.run, zero, check=True, timeout=30)
+    look = [*said[:3], "-c", "read -P 0 700000 70000", "-c", "read -P 65 770000 4096", str(file)]
+    done = await asyncio.to_thread(subprocess.run, look, check=True, timeout=30, capture_output=True, text=True)
+    assert "fail" not in done.stdout.lower(), done.stdout
