@@ -206,7 +206,7 @@ async def test_what_a_killed_daemon_was_copying_is_closed_by_the_next(home: Home
     second = QemuStorageDaemon(home)
     await second.open()
     try:
-        for process, kinds in ((second.disks, {"fmt", "own", "prt"}), (second.doors, {"nbd", "top"})):
+        for process, kinds in ((second.disks, {"fmt", "own", "prt"}), (second.doors, {"hol", "nbd", "top"})):
             left = {name for name in await node_names(process.monitor) if not name.startswith("#")}
             assert left == {name for name in left if tag("vol_a") in name}
             assert {name[:3] for name in left} == kinds

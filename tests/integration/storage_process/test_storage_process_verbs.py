@@ -79,7 +79,7 @@ async def test_resize_is_seen_by_who_has_it(daemon: QemuStorageDaemon, tmp_path:
     await writer.go_on()
     await daemon.resize("vol_a", 96 * MIB)
     assert await daemon.size("vol_a") == 96 * MIB == (tmp_path / "vol_a.raw").stat().st_size
-    for _ in range(100):
+    for _ in range(400):
         if file.stat().st_size == 96 * MIB:
             break
         await asyncio.sleep(0.05)

@@ -12,7 +12,12 @@ from lamella.host.storage.driver import StorageDriver
 from lamella.model.storage import Feature
 
 HERE = Path(__file__).parent
-LABS = sorted(path.stem.removeprefix("lab_") for path in HERE.glob("lab_*.py"))
+# Their own tests are in tests/integration/pools; the contract takes long on them, and is not steady there yet.
+EXTENDED = {"iscsi", "rbd"}
+LABS = [
+    pytest.param(name, marks=pytest.mark.extended) if name in EXTENDED else name
+    for name in sorted(path.stem.removeprefix("lab_") for path in HERE.glob("lab_*.py"))
+]
 
 
 @pytest.fixture(scope="session", params=LABS)
