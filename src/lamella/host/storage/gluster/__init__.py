@@ -7,9 +7,10 @@ Source: glusterfs(8), https://docs.gluster.org/en/latest/Administrator-Guide/Set
 
 import asyncio
 import os
+from contextlib import suppress
 from pathlib import Path
 
-from lamella.host.linux import binaries
+from lamella.host.linux import binaries, syscalls
 from lamella.host.linux.processes import MARK
 from lamella.host.storage import command
 from lamella.host.storage.over import MountedDirectory
@@ -45,6 +46,9 @@ class GlusterDriver(MountedDirectory):
         said = await command.run(argv, timeout=_DEADLINE, environment={MARK: self.mark} if self.mark else None)
         if said.code or not await asyncio.to_thread(os.path.ismount, point):
             text = (await asyncio.to_thread(_last_error, log)) or said.error or f"exit code {said.code}"
+            # A client that gives up may have mounted before.
+            with suppress(OSError):
+                await asyncio.to_thread(syscalls.umount, str(point))
             raise Unavailable(
                 f"GlusterFS volume {self.source} cannot be mounted: {text[-300:]}",
                 hint="is the volume started, and does the server answer on port 24007?",
