@@ -106,33 +106,32 @@ class MicrovmDriver(FreezeVerbs[Session]):
             accelerator_reason=record.accelerator_reason,
         )
 
-    async def create(self, machine: Machine) -> None:
-        async with self._lock(machine.id):
-            await self._clear(machine.id)
-            host = self._ready()
-            wanted = size.size_of(machine.limits)
-            volumes.check(machine)
-            image, _ = await asyncio.gather(
-                self.block_images.ensure(machine.rootfs),
-                disk.format_once(machine.volume, self._environment, self._home.run),
-            )
-            places = self._places(machine.id)
-            log = self._log(machine.id)
+    async def _create(self, machine: Machine) -> None:
+        await self._clear(machine.id)
+        host = self._ready()
+        wanted = size.size_of(machine.limits)
+        volumes.check(machine)
+        image, _ = await asyncio.gather(
+            self.block_images.ensure(machine.rootfs),
+            disk.format_once(machine.volume, self._environment, self._home.run),
+        )
+        places = self._places(machine.id)
+        log = self._log(machine.id)
 
-            def prepare() -> None:
-                places.prepare()
-                places.write(machine)
-                log.open()
+        def prepare() -> None:
+            places.prepare()
+            places.write(machine)
+            log.open()
 
-            await asyncio.to_thread(prepare)
-            log.begin()
-            try:
-                session = await self._boot(host, places, machine, wanted, image)
-                await session.configure(lambda: _setup(machine))
-                await volumes.mount(await session.guest(), machine)
-            except BaseException:
-                await asyncio.shield(self._clear(machine.id))
-                raise
+        await asyncio.to_thread(prepare)
+        log.begin()
+        try:
+            session = await self._boot(host, places, machine, wanted, image)
+            await session.configure(lambda: _setup(machine))
+            await volumes.mount(await session.guest(), machine)
+        except BaseException:
+            await asyncio.shield(self._clear(machine.id))
+            raise
 
     async def start(self, id: str) -> None:
         async with self._lock(id):

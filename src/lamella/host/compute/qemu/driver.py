@@ -3,7 +3,7 @@
 import asyncio
 from typing import ClassVar, Generic, TypeVar
 
-from lamella.host.compute.driver import Changed, Home, Observed
+from lamella.host.compute.driver import Changed, Home, Machine, Observed
 from lamella.host.compute.qemu import places
 from lamella.host.compute.qemu.log import Log
 from lamella.host.compute.qemu.places import Places, ProcessRecord
@@ -11,6 +11,9 @@ from lamella.host.compute.qemu.process import QemuProcess, died
 from lamella.host.linux.cgroup import ROOT, Cgroup, Cgroups
 from lamella.model.errors import Conflict, NotFound, Unavailable
 from lamella.model.instance import Phase
+
+# Seconds between tries of what finds a disk locked.
+_LOCKED = (0.1, 0.2, 0.4, 0.8, 1.6)
 
 S = TypeVar("S", bound=QemuProcess)
 
@@ -46,6 +49,24 @@ class QemuDriver(Generic[S]):
                 log.close()
             await asyncio.to_thread(self._places(id).remove)
         self._verbs.pop(id, None)
+
+    async def create(self, machine: Machine) -> None:
+        """Made anew a few times while a disk is locked: who had it open may have ended a moment ago, and let go a moment from now."""
+        async with self._lock(machine.id):
+            for wait in _LOCKED:
+                try:
+                    await self._create(machine)
+                except Unavailable as error:
+                    if "lock" not in f"{error.message} {error.hint}":
+                        raise
+                    await asyncio.sleep(wait)
+                else:
+                    return
+            await self._create(machine)
+
+    async def _create(self, machine: Machine) -> None:
+        """:meth:`~lamella.host.compute.driver.ComputeDriver.create`, once."""
+        raise NotImplementedError
 
     async def _adopted(self, session: S) -> None:
         """Another daemon's machine was taken hold of: what a level needs of it before its verbs."""

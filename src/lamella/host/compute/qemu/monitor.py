@@ -113,7 +113,10 @@ class Monitor:
         client = QMPClient()
         # Only what is subscribed to is kept: a guest could make QEMU send events without end.
         client.events.event_filter = lambda _: False
-        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise Unavailable(f"QEMU is gone, and its monitor with it: {error.strerror}") from error
         try:
             async with asyncio.timeout(PATIENCE):
                 await client.connect(f"/proc/self/fd/{directory}/{path.name}")

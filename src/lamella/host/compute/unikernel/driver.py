@@ -94,49 +94,48 @@ class UnikernelDriver(DiskVerbs[Session]):
             board_type=record.board_type,
         )
 
-    async def create(self, machine: Machine) -> None:
-        async with self._lock(machine.id):
-            await self._clear(machine.id)
-            host = self._ready()
-            admission.check(machine)
-            kernel, initrd = admission.files_of(machine.rootfs)
-            wanted = size.size_of(machine.limits)
-            line = command_line(machine)
-            places = self._places(machine.id)
-            log = self._log(machine.id)
+    async def _create(self, machine: Machine) -> None:
+        await self._clear(machine.id)
+        host = self._ready()
+        admission.check(machine)
+        kernel, initrd = admission.files_of(machine.rootfs)
+        wanted = size.size_of(machine.limits)
+        line = command_line(machine)
+        places = self._places(machine.id)
+        log = self._log(machine.id)
 
-            def prepare() -> None:
-                with kernel.open("rb") as file:
+        def prepare() -> None:
+            with kernel.open("rb") as file:
 
-                    def read(offset: int, length: int) -> bytes:
-                        return os.pread(file.fileno(), length, offset)
+                def read(offset: int, length: int) -> bytes:
+                    return os.pread(file.fileno(), length, offset)
 
-                    recognize(read)
-                places.prepare()
-                log.open()
+                recognize(read)
+            places.prepare()
+            log.open()
 
-            # What is made durable is made so while QEMU starts; until all of it is, there is nothing here but what a create clears.
-            try:
-                async with self._adoption(machine.id):
-                    await asyncio.to_thread(prepare)
-                    log.begin()
-                    starting = boot(
-                        self._home,
-                        host,
-                        places,
-                        self._group(machine.id),
-                        machine,
-                        size=wanted,
-                        command_line=line,
-                        kernel=kernel,
-                        initrd=initrd,
-                        open_tap=self._open_tap,
-                    )
-                    record, _ = await _both(starting, asyncio.to_thread(places.write, machine))
-                    await _both(self._new_session(places, record), asyncio.to_thread(places.write, record))
-            except BaseException:
-                await asyncio.shield(self._clear(machine.id))
-                raise
+        # What is made durable is made so while QEMU starts; until all of it is, there is nothing here but what a create clears.
+        try:
+            async with self._adoption(machine.id):
+                await asyncio.to_thread(prepare)
+                log.begin()
+                starting = boot(
+                    self._home,
+                    host,
+                    places,
+                    self._group(machine.id),
+                    machine,
+                    size=wanted,
+                    command_line=line,
+                    kernel=kernel,
+                    initrd=initrd,
+                    open_tap=self._open_tap,
+                )
+                record, _ = await _both(starting, asyncio.to_thread(places.write, machine))
+                await _both(self._new_session(places, record), asyncio.to_thread(places.write, record))
+        except BaseException:
+            await asyncio.shield(self._clear(machine.id))
+            raise
 
     async def start(self, id: str) -> None:
         async with self._lock(id):

@@ -111,49 +111,48 @@ class VmDriver(FreezeVerbs[Session]):
             board_type=record.board_type,
         )
 
-    async def create(self, machine: Machine) -> None:
-        async with self._lock(machine.id):
-            await self._clear(machine.id)
-            host = self._ready()
-            plan = self.plan(host, machine)
-            places = self._places(machine.id)
-            log = self._log(machine.id)
+    async def _create(self, machine: Machine) -> None:
+        await self._clear(machine.id)
+        host = self._ready()
+        plan = self.plan(host, machine)
+        places = self._places(machine.id)
+        log = self._log(machine.id)
 
-            def prepare() -> None:
-                places.prepare()
-                places.write(machine)
-                memory.forget_half_written(places.state)
-                log.open()
+        def prepare() -> None:
+            places.prepare()
+            places.write(machine)
+            memory.forget_half_written(places.state)
+            log.open()
 
-            await asyncio.to_thread(prepare)
-            log.begin()
+        await asyncio.to_thread(prepare)
+        log.begin()
+        try:
+            # Whoever looks meanwhile must not adopt it as the work of another daemon.
+            async with self._adoption(machine.id):
+                record = await launching.start(
+                    host,
+                    plan,
+                    places,
+                    machine,
+                    group=self._group(machine.id),
+                    open_tap=self._open_tap,
+                    mark=self._home.mark,
+                )
+                session = await self._new_session(places, record)
             try:
-                # Whoever looks meanwhile must not adopt it as the work of another daemon.
-                async with self._adoption(machine.id):
-                    record = await launching.start(
-                        host,
-                        plan,
-                        places,
-                        machine,
-                        group=self._group(machine.id),
-                        open_tap=self._open_tap,
-                        mark=self._home.mark,
-                    )
-                    session = await self._new_session(places, record)
-                try:
-                    monitor = await session.monitor()
-                except LamellaError as error:
-                    raise Unavailable(f"QEMU did not start: {session.last_words() or error.message}") from error
-                await hotplug.rewire(monitor, machine, self._open_tap, reaches=_reach(session))
-                # The firmware reads the boot order when it starts, and was told of what was plugged in since.
-                if self.resettable:
-                    await monitor.execute("system_reset")
-                async with asyncio.timeout(CONSOLE_DEADLINE):
-                    await session.console.ready()
-                await session.write(ready=True)
-            except BaseException:
-                await asyncio.shield(self._clear(machine.id))
-                raise
+                monitor = await session.monitor()
+            except LamellaError as error:
+                raise Unavailable(f"QEMU did not start: {session.last_words() or error.message}") from error
+            await hotplug.rewire(monitor, machine, self._open_tap, reaches=_reach(session))
+            # The firmware reads the boot order when it starts, and was told of what was plugged in since.
+            if self.resettable:
+                await monitor.execute("system_reset")
+            async with asyncio.timeout(CONSOLE_DEADLINE):
+                await session.console.ready()
+            await session.write(ready=True)
+        except BaseException:
+            await asyncio.shield(self._clear(machine.id))
+            raise
 
     async def start(self, id: str) -> None:
         async with self._lock(id):
