@@ -123,8 +123,8 @@ class Monitor:
                     await client.connect(f"/proc/self/fd/{directory}/{path.name}")
                 break
             except (ConnectError, TimeoutError) as error:
-                # An answer that was meant for whoever was connected before is taken for ours by the library (seen).
-                if last or not (isinstance(error, ConnectError) and isinstance(error.exc, AssertionError)):
+                # One that has only just started may say something else before it answers, which the library does not bear (seen).
+                if last or not isinstance(error, ConnectError) or isinstance(error.exc, OSError):
                     raise Unavailable(f"QEMU does not answer on its monitor: {error}") from error
                 await asyncio.sleep(0.05)
             finally:
