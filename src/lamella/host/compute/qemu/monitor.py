@@ -122,9 +122,12 @@ class Monitor:
                 async with asyncio.timeout(PATIENCE):
                     await client.connect(f"/proc/self/fd/{directory}/{path.name}")
                 break
-            except (ConnectError, TimeoutError) as error:
+            except (ConnectError, TimeoutError, AssertionError) as error:
                 # One that has only just started may say something else before it answers, which the library does not bear (seen).
-                if last or not isinstance(error, ConnectError) or isinstance(error.exc, OSError):
+                gone = isinstance(error, TimeoutError) or (
+                    isinstance(error, ConnectError) and isinstance(error.exc, OSError)
+                )
+                if last or gone:
                     raise Unavailable(f"QEMU does not answer on its monitor: {error}") from error
                 await asyncio.sleep(0.05)
             finally:
