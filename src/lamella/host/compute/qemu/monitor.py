@@ -110,28 +110,20 @@ class Monitor:
 
         :raise Unavailable: when nobody answers there.
         """
-        for last in (False, False, True):
-            client = QMPClient()
-            # Only what is subscribed to is kept: a guest could make QEMU send events without end.
-            client.events.event_filter = lambda _: False
-            try:
-                directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            except OSError as error:
-                raise Unavailable(f"QEMU is gone, and its monitor with it: {error.strerror}") from error
-            try:
-                async with asyncio.timeout(PATIENCE):
-                    await client.connect(f"/proc/self/fd/{directory}/{path.name}")
-                break
-            except (ConnectError, TimeoutError, AssertionError) as error:
-                # One that has only just started may say something else before it answers, which the library does not bear (seen).
-                gone = isinstance(error, TimeoutError) or (
-                    isinstance(error, ConnectError) and isinstance(error.exc, OSError)
-                )
-                if last or gone:
-                    raise Unavailable(f"QEMU does not answer on its monitor: {error}") from error
-                await asyncio.sleep(0.05)
-            finally:
-                os.close(directory)
+        client = QMPClient()
+        # Only what is subscribed to is kept: a guest could make QEMU send events without end.
+        client.events.event_filter = lambda _: False
+        try:
+            directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise Unavailable(f"QEMU is gone, and its monitor with it: {error.strerror}") from error
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await client.connect(f"/proc/self/fd/{directory}/{path.name}")
+        except (ConnectError, TimeoutError) as error:
+            raise Unavailable(f"QEMU does not answer on its monitor: {error}") from error
+        finally:
+            os.close(directory)
         return cls(client)
 
     # --- any command

@@ -18,7 +18,7 @@ import msgspec
 
 from lamella.host.compute.driver import Home, Limits
 from lamella.host.compute.qemu.launch import listening
-from lamella.host.compute.qemu.monitor import Monitor
+from lamella.host.compute.qemu.monitor import PATIENCE, Monitor
 from lamella.host.compute.qemu.places import boot_id, write_durably
 from lamella.host.linux import binaries
 from lamella.host.linux.cgroup import ROOT, Cgroups
@@ -56,6 +56,27 @@ def kill(pid: int) -> None:
             select.select([pidfd], [], [], 5)
         finally:
             os.close(pidfd)
+
+
+async def _greeted(monitor: Path) -> None:
+    """Have the process greet somebody who says nothing, once. Its monitor takes up its work in a thread of its own, and whoever is
+    connected at that moment may be greeted twice, or not heard (monitor/qmp.c, ``monitor_qmp_setup_handlers_bh``).
+
+    :raise Unavailable: when no greeting comes.
+    """
+    top = os.open(monitor.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            reader, writer = await asyncio.open_unix_connection(f"/proc/self/fd/{top}/{monitor.name}")
+            try:
+                if not await reader.readline():
+                    raise Unavailable("the storage process ended before it said anything")
+            finally:
+                writer.close()
+    except (OSError, TimeoutError) as error:
+        raise Unavailable("the storage process does not greet") from error
+    finally:
+        os.close(top)
 
 
 class _Running(msgspec.Struct, kw_only=True, frozen=True):
@@ -109,6 +130,7 @@ class Qsd:
         await asyncio.to_thread(self._spawn)
         assert self._child is not None
         try:
+            await _greeted(self._top / f"{self.role}.monitor")
             await self._hold(self._child.pid)
         except (Unavailable, OSError) as error:
             await self._child.end()
