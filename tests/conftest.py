@@ -67,16 +67,3 @@ def debian(tmp_path_factory: pytest.TempPathFactory) -> Built:
 def debian_disk(debian: Built) -> Path:
     """Its raw disk; never written."""
     return debian.disk.path
-
-
-# These start the storage process, whose first words over QMP are sometimes not understood (one start in some fifty): until that is
-# traced they run when they are asked for, by `./dev test -m extended`.
-UNSTEADY = ("storage_process", "volumes", "replication", "transfer", "backup", "test_volumes_", "test_pools_served")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        where = item.path.relative_to(Path(__file__).parent).parts
-        if where[0] == "integration" and any(part.startswith(UNSTEADY) for part in where[1:]):
-            item.add_marker(pytest.mark.extended)
