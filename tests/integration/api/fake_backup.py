@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fake_storage import _Part
+from fake_part import Part
 
 from lamella.model.backup import BackupSpec, BackupStatus, PolicySpec, PolicyStatus, RepositorySpec, RepositoryStatus
 from lamella.model.backup_bodies import BackupMounted, RepositoryCreated
@@ -20,7 +20,7 @@ class FakeBackup:
         self.policies = Policies(layer)
 
 
-class Repositories(_Part):
+class Repositories(Part):
     async def create(self, who: Any, project: str, body: Any) -> Any:
         check_name(body.name)
         spec, status = RepositorySpec(url=body.url, host=body.host), RepositoryStatus(phase=StoragePhase.READY)
@@ -36,7 +36,7 @@ class Repositories(_Part):
         return self.operation(who, project, "prune", f"repository/{name}")
 
 
-class Backups(_Part):
+class Backups(Part):
     async def create(self, who: Any, project: str, body: Any, *, wait: float) -> Any:
         if body.volume and body.instance:
             raise Invalid("a backup is of a volume, or of an instance", field="volume")
@@ -58,7 +58,7 @@ class Backups(_Part):
         self.layer._find(project, "backup", name)
 
 
-class Policies(_Part):
+class Policies(Part):
     async def put(self, who: Any, project: str, body: Any) -> Any:
         name = body.volume or "layer"
         check_name(name)

@@ -3,17 +3,17 @@
 from typing import Any
 
 import msgspec
+from fake_part import Part
+from fake_transfer import Replications, Tiering, Transferring
 
 from lamella.model.errors import Conflict, Invalid, NotFound
 from lamella.model.ids import check_name
-from lamella.model.operation import OperationPhase, OperationSpec, OperationStatus
-from lamella.model.resource import new_resource
 from lamella.model.storage import PoolStatus, SnapshotSpec, SnapshotStatus, StoragePhase, VolumeStatus
 from lamella.model.storage_report import Report, StorageFinding
 
 
 class FakeStorage:
-    """All five parts of the face at once; *layer* is where the rows are."""
+    """All parts of the face at once; *layer* is where the rows are."""
 
     def __init__(self, layer: Any) -> None:
         self.layer = layer
@@ -21,27 +21,12 @@ class FakeStorage:
         self.volumes = self.keys = Volumes(layer)
         self.snapshots = Snapshots(layer)
         self.inspection = Inspection(layer)
+        self.transferring = Transferring(layer)
+        self.tiering = Tiering(layer)
+        self.replications = Replications(layer)
 
 
-class _Part:
-    def __init__(self, layer: Any) -> None:
-        self.layer = layer
-
-    def new(self, kind: str, name: str, spec: Any, status: Any, project: str, labels: dict[str, str]) -> Any:
-        if any((row.project, row.kind, row.name) == (project, kind, name) for row in self.layer.rows.values()):
-            raise Conflict(f"there is a {kind} {name!r} already", hint="choose another name", field="name")
-        return self.layer._put(new_resource(kind, name, spec, status, project=project, labels=labels))
-
-    def operation(self, who: Any, project: str, verb: str, subject: str, report: Report | None = None) -> Any:
-        spec = OperationSpec(verb=verb, subject=subject, principal=who.name)
-        status = OperationStatus(phase=OperationPhase.DONE, report=report)
-        return self.layer._put(new_resource("operation", f"op-{self.layer.revision}", spec, status, project=project))
-
-    def changed(self, row: Any, **changes: Any) -> Any:
-        return self.layer._put(msgspec.structs.replace(row, **changes), "updated")
-
-
-class Pools(_Part):
+class Pools(Part):
     async def create(self, who: Any, project: str, body: Any, *, wait: float) -> Any:
         check_name(body.name)
         if project != "default":
@@ -53,7 +38,7 @@ class Pools(_Part):
         return self.operation(who, project, "scrub", f"pool/{name}", Report(checked=1, bytes=2))
 
 
-class Volumes(_Part):
+class Volumes(Part):
     async def create(self, who: Any, project: str, body: Any, *, wait: float, idempotency_key: str | None) -> Any:
         check_name(body.name)
         if body.source:
@@ -91,7 +76,7 @@ class Volumes(_Part):
         return self.layer._find(project, "volume", name)
 
 
-class Snapshots(_Part):
+class Snapshots(Part):
     async def create(self, who: Any, project: str, body: Any, *, wait: float, idempotency_key: str | None) -> Any:
         check_name(body.name)
         if bool(body.volume) == bool(body.instance):
@@ -105,7 +90,7 @@ class Snapshots(_Part):
         return self.operation(who, project, "restore", f"snapshot/{name}")
 
 
-class Inspection(_Part):
+class Inspection(Part):
     async def check(self, who: Any, body: Any, *, wait: float) -> Any:
         finding = StorageFinding(subject="volume data", problem="it is in memory", mended=body.repair)
         return self.operation(who, "default", "fsck", "storage", Report(checked=1, findings=[finding]))
