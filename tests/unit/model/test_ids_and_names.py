@@ -64,12 +64,16 @@ def test_errors_are_found_by_their_code() -> None:
     assert error_for("never heard of") is errors.Internal
 
 
-@pytest.mark.parametrize(("text", "number"), [("TERM", 15), ("sigkill", 9), ("1", 1), ("RTMIN+1", 35)])
+@pytest.mark.parametrize(
+    ("text", "number"), [("TERM", 15), ("sigkill", 9), ("1", 1), ("HUP", 1), ("RTMIN+1", 35), ("SIGRTMAX-1", 63)]
+)
 def test_signals(text: str, number: int) -> None:
     assert signal_number(text) == number
 
 
-@pytest.mark.parametrize("text", ["", "0", "65", "9999999", "TERMINATE", "RTMIN+", "RTMIN+99", "-1"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "65", "9999999", "TERMINATE", "RTMIN+", "RTMIN+99", "RTMAX+9", "TERM+x", "SIG", "-1"]
+)
 def test_what_is_no_signal(text: str) -> None:
     with pytest.raises(Invalid):
         signal_number(text)

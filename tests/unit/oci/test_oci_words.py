@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from lamella.host.compute.driver import Home
 from lamella.host.compute.oci import logs, shim
-from lamella.host.compute.oci.driver import signal_number
 from lamella.host.compute.oci.identity import Identity, look_up, resolve
 from lamella.host.compute.oci.layout import LOG_BOUND, Places
 from lamella.host.compute.oci.mechanisms import capability_names
@@ -120,19 +119,6 @@ def test_the_runtimes_complaints(said: str, code: int | None) -> None:
 
 def test_a_working_directory_is_named() -> None:
     assert shim.refusal("chdir `/nope`: No such file or directory").field == "working_directory"
-
-
-@pytest.mark.parametrize(
-    ("name", "number"), [("SIGTERM", 15), ("term", 15), ("9", 9), ("RTMIN+3", 37), ("SIGRTMAX-1", 63), ("HUP", 1)]
-)
-def test_signals(name: str, number: int) -> None:
-    assert signal_number(name) == number
-
-
-@pytest.mark.parametrize("name", ["", "0", "65", "NOPE", "TERM+x", "RTMAX+9", "SIG"])
-def test_what_is_no_signal(name: str) -> None:
-    with pytest.raises(Invalid):
-        signal_number(name)
 
 
 @pytest.mark.parametrize(("terminal", "stdin"), [(False, False), (False, True), (True, False), (True, True)])

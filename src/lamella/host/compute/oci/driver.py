@@ -10,16 +10,15 @@ import os
 import shutil
 import signal as signals
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-import msgspec
-
 from lamella.host.compute.driver import Changed, Home, Limits, Machine, Observed
 from lamella.host.compute.guest.client import GuestClient
 from lamella.host.compute.oci import (
+    building,
     bundle,
     execution,
     files,
@@ -33,24 +32,25 @@ from lamella.host.compute.oci import (
     volumes,
 )
 from lamella.host.compute.oci.attach import AttachStream
-from lamella.host.compute.oci.layout import LOG_BOUND, Place, Places
+from lamella.host.compute.oci.layout import Place, Places
 from lamella.host.compute.oci.namespaces import NamespacePool
 from lamella.host.compute.oci.seccomp import profile
 from lamella.host.compute.oci.spec import Seccomp
+from lamella.host.compute.oci.traffic import traffic
 from lamella.host.linux import binaries, processes
 from lamella.host.linux.blocking import blocking
 from lamella.host.linux.cgroup import ROOT, Cgroup, Cgroups
 from lamella.model.contract import Mechanism
-from lamella.model.errors import CannotRun, Conflict, Invalid, LamellaError, NotFound, Unavailable, Unsupported
+from lamella.model.errors import CannotRun, Conflict, LamellaError, NotFound, Unavailable, Unsupported
 from lamella.model.files import FileInfo
 from lamella.model.host import Capability
 from lamella.model.instance import Phase
+from lamella.model.signals import signal_number
 from lamella.model.stream import ExecSpec, ProcessStream
 from lamella.model.usage import LogEntry, Usage
 
 SHIMS = "shims"
 KILLED = 128 + signals.SIGKILL
-Pin = Callable[[int, Path, Path], int]
 LIVING = (Phase.STARTING, Phase.RUNNING, Phase.PAUSED)
 
 
@@ -235,49 +235,9 @@ class OciDriver:
     async def _prepare(self, place: Place, machine: Machine, seccomp: Seccomp) -> None:
         pair = await self._pool.take()
         try:
-            await blocking(self._build, place, machine, seccomp, pair.pin)
+            await blocking(building.build, place, machine, self._group(machine.id), seccomp, pair.pin)
         finally:
             await pair.drop()
-
-    def _build(self, place: Place, machine: Machine, seccomp: Seccomp, pin: Pin) -> None:
-        """The bundle: namespaces, root, generated files, group, configuration. Blocks for some milliseconds."""
-        place.bundle.mkdir(exist_ok=True)
-        # The runtime steps into it as the container's root. No other user of the host may: the container can make what it
-        # has in there setuid.
-        os.chown(place.bundle, 0, machine.id_base)
-        place.bundle.chmod(0o710)
-        record.write(place.machine, machine)
-        _trim_log(place)
-        userns = pin(machine.id_base, place.user_namespace, place.net_namespace)
-        try:
-            rootfs.assemble(
-                machine.rootfs.layers,
-                machine.volume.path,
-                userns,
-                machine.id_base,
-                lowers=place.lowers,
-                target=place.rootfs,
-            )
-            volumes.show(machine, place, userns)
-        finally:
-            os.close(userns)
-        place.etc.mkdir(exist_ok=True)
-        for name, text in bundle.generated(machine).items():
-            path = place.etc / name
-            path.write_text(text)
-            path.chmod(0o644)
-            os.chown(path, machine.id_base, machine.id_base)
-        root = os.open(place.rootfs, os.O_PATH | os.O_DIRECTORY)
-        try:
-            who = identity.look_up(root, machine.user)
-            with suppress(OSError):
-                rootfs.make_directory(root, machine.working_directory, machine.id_base)
-        finally:
-            os.close(root)
-        group = self._group(machine.id)
-        group.create(machine.limits)
-        spec = bundle.bundle(machine, who, place, cgroup=group.name, seccomp=seccomp)
-        record.write_private(place.config, msgspec.json.encode(spec))
 
     def _settle_shim(self, place: Place) -> None:
         """The shim does not live off the instance's limits, nor in whatever group the daemon is in."""
@@ -293,7 +253,7 @@ class OciDriver:
             return
         place = await self._need(id, Phase.STARTING)
         tools = self._needed_tools
-        if tools.runtime_name == "crun" and _write_start(place):
+        if tools.runtime_name == "crun" and shim.write_start(place):
             place.started.touch()
             return
         code, said = await processes.run(
@@ -510,7 +470,7 @@ class OciDriver:
         group = self._group(id)
         used = group.usage()
         pid = processes.read_pid(place.pid)
-        received, sent = _traffic(pid) if pid is not None and machine.nic is not None else (None, None)
+        received, sent = traffic(pid) if pid is not None and machine.nic is not None else (None, None)
         return Usage(
             at=now,
             cpu_seconds=used.cpu_seconds,
@@ -574,24 +534,6 @@ class OciDriver:
         return machine
 
 
-def signal_number(name: str) -> int:
-    """``SIGTERM``, ``TERM``, ``15``, ``RTMIN+3``: the number.
-
-    :raise Invalid: when it is no signal.
-    """
-    text = name.upper().removeprefix("SIG")
-    if text.isdecimal() and 1 <= int(text) <= 64:
-        return int(text)
-    base, sign, offset = text.partition("+") if "+" in text else text.partition("-")
-    known = signals.Signals.__members__.get(f"SIG{base}")
-    number = 0 if known is None else known + (int(f"{sign}{offset}") if sign and offset.isdecimal() else 0)
-    if not 1 <= number <= 64 or (sign and not offset.isdecimal()):
-        raise Invalid(
-            f"{name!r} is no signal", hint="use a name such as SIGTERM or a number from 1 to 64", field="signal"
-        )
-    return number
-
-
 def _modified(path: Path) -> datetime | None:
     try:
         return datetime.fromtimestamp(path.stat().st_mtime, UTC)
@@ -606,42 +548,9 @@ async def _within(seconds: float, event: asyncio.Event) -> bool:
     return event.is_set()
 
 
-def _write_start(place: Place) -> bool:
-    """What ``crun start`` does, without a process: a byte into the pipe on which the container waits. False: ask the runtime."""
-    try:
-        fd = os.open(place.start_fifo, os.O_WRONLY | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        place.start_fifo.unlink(missing_ok=True)
-        return os.write(fd, b"\0") == 1
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-
-
 def _identify(place: Place, user: str) -> identity.Identity:
     root = os.open(place.rootfs, os.O_PATH | os.O_DIRECTORY)
     try:
         return identity.look_up(root, user)
     finally:
         os.close(root)
-
-
-def _trim_log(place: Place) -> None:
-    """A restarted instance goes on in its log, unless that is over half of the bound already: conmon keeps the other half."""
-    with suppress(OSError):
-        if place.log.stat().st_size > LOG_BOUND // 2:
-            place.log.unlink()
-
-
-def _traffic(pid: int) -> tuple[int, int] | tuple[None, None]:
-    """Bytes received and sent by all interfaces but loopback in the network namespace of *pid* (proc_pid_net(5))."""
-    try:
-        lines = Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]
-    except OSError:
-        return None, None
-    rows = [(name.strip(), values.split()) for name, _, values in (line.partition(":") for line in lines)]
-    counted = [values for name, values in rows if name != "lo"]
-    return sum(int(values[0]) for values in counted), sum(int(values[8]) for values in counted)
