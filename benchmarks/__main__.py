@@ -1,4 +1,4 @@
-"""``./dev bench [containers|microvm|unikernel|density|wasm|images|build|vm|disk …]``: measure, and print the tables of SPECIFICATION.md."""
+"""``./dev bench [GROUP …]``: measure, and print the tables of SPECIFICATION.md. Without a group, all of them."""
 
 import argparse
 import os
@@ -8,11 +8,38 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import clone, containers, density, guest_disk, house, images, incus, microvm, unikernel, vm, wasm
+from benchmarks import (
+    clone,
+    containers,
+    density,
+    guest_disk,
+    house,
+    images,
+    incus,
+    limits,
+    microvm,
+    move,
+    unikernel,
+    vm,
+    wasm,
+)
 from benchmarks.measure import Row, table
 from tests import debian
 
-GROUPS = ("containers", "microvm", "unikernel", "density", "wasm", "images", "build", "vm", "clone", "disk")
+GROUPS = (
+    "containers",
+    "microvm",
+    "unikernel",
+    "density",
+    "wasm",
+    "images",
+    "build",
+    "vm",
+    "clone",
+    "disk",
+    "limits",
+    "move",
+)
 
 
 def machine() -> str:
@@ -54,6 +81,10 @@ def main() -> int:
             with tempfile.TemporaryDirectory(prefix="lamella-bench-", dir="/var/tmp") as scratch:
                 built = debian.build(Path(scratch) / "images", packages=[])
                 rows += vm.rows(layer, built.disk.path, args.runs)
+        if "limits" in chosen:
+            rows += limits.rows(layer, max(3, args.runs // 5))
+        if "move" in chosen:
+            rows += move.rows(layer, max(4, args.runs // 3))
     if "clone" in chosen:
         rows += clone.rows(args.runs)
     if "disk" in chosen:
