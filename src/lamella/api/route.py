@@ -46,3 +46,12 @@ class Route(msgspec.Struct, Generic[QueryT], kw_only=True, frozen=True):
 
 
 AnyRoute = Route[Any]
+
+# What most verbs may refuse with: nothing of that name, its state, the body, and too long a wait.
+REFUSED = (404, 409, 422, 504)
+
+
+def change(kind: str, path: str, name: str, summary: str, handler: Any, **rest: Any) -> AnyRoute:
+    """A POST that changes something of *kind*: who may write may ask for it, unless *rest* (:class:`Route`'s fields) says otherwise."""
+    settings: dict[str, Any] = {"action": Action.WRITE, "refuses": REFUSED, **rest}
+    return Route(method="POST", path=path, name=name, summary=summary, handler=handler, kind=kind, **settings)

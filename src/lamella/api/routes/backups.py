@@ -7,7 +7,7 @@ from lamella.api import answer
 from lamella.api.access import Action
 from lamella.api.call import Call
 from lamella.api.queries import WriteQuery
-from lamella.api.route import AnyRoute, Route, Success
+from lamella.api.route import AnyRoute, Success, change
 from lamella.api.routes.pools import operation
 from lamella.model.backup import BackupPolicy
 from lamella.model.backup_bodies import (
@@ -69,93 +69,88 @@ async def put_policy(call: Call[Any]) -> answer.Answer:
     return answer.resource(await call.layer.backup.policies.put(call.who, call.project, body))
 
 
-def _route(kind: str, path: str, name: str, summary: str, **rest: Any) -> AnyRoute:
-    return Route(
-        method="POST",
-        path=path,
-        name=name,
-        summary=summary,
-        action=Action.ADMINISTER,
-        kind=kind,
-        refuses=(404, 409, 422, 504),
-        **rest,
-    )
-
-
 _OPERATION = Success(status=202, type=Operation, etag=True)
 
 ROUTES: list[AnyRoute] = [
-    _route(
+    change(
         "repository",
         REPOSITORIES,
         "createRepository",
         "Make a repository; the answer alone has its recovery key",
-        handler=create_repository,
+        create_repository,
+        action=Action.ADMINISTER,
         body=RepositoryCreate,
         answers=Success(status=201, type=RepositoryCreated),
     ),
-    _route(
+    change(
         "repository",
         REPOSITORIES + "/{name:str}/verify",
         "verifyRepository",
         "Check a repository and restore samples; answers with the operation that does it",
-        handler=verify,
+        verify,
+        action=Action.ADMINISTER,
         query=WriteQuery,
         body=RepositoryVerify,
         body_optional=True,
         answers=_OPERATION,
     ),
-    _route(
+    change(
         "repository",
         REPOSITORIES + "/{name:str}/prune",
         "pruneRepository",
         "Forget what no policy keeps and give back its room; answers with the operation that does it",
-        handler=prune,
+        prune,
+        action=Action.ADMINISTER,
         query=WriteQuery,
         answers=_OPERATION,
     ),
-    _route(
+    change(
         "backup",
         BACKUPS,
         "createBackup",
         "Back up a volume, an instance's volumes, or the layer's state; answers with the operation that does it",
-        handler=create,
+        create,
+        action=Action.ADMINISTER,
         query=WriteQuery,
         body=BackupCreate,
         answers=_OPERATION,
     ),
-    _route(
+    change(
         "backup",
         BACKUPS + "/{name:str}/restore",
         "restoreBackup",
         "Restore a backup into a volume; answers with the operation that does it",
-        handler=restore,
+        restore,
+        action=Action.ADMINISTER,
         query=WriteQuery,
         body=BackupRestore,
         answers=_OPERATION,
     ),
-    _route(
+    change(
         "backup",
         BACKUPS + "/{name:str}/mount",
         "mountBackup",
         "Show a backup's files in a directory of the host, read-only",
-        handler=mount,
+        mount,
+        action=Action.ADMINISTER,
         answers=Success(type=BackupMounted),
     ),
-    _route(
+    change(
         "backup",
         BACKUPS + "/{name:str}/unmount",
         "unmountBackup",
         "End that",
-        handler=unmount,
+        unmount,
+        action=Action.ADMINISTER,
         answers=Success(status=204),
     ),
-    _route(
+    change(
         "policy",
         POLICIES,
         "putPolicy",
         "Set how a volume is backed up by itself",
-        handler=put_policy,
+        put_policy,
+        action=Action.ADMINISTER,
         body=PolicyPut,
         answers=Success(type=BackupPolicy, etag=True),
     ),

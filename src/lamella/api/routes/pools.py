@@ -1,13 +1,12 @@
 """Pools: making them, reading all that is in them, and checking all storage."""
 
-from typing import Any
 from urllib.parse import quote
 
 from lamella.api import answer
 from lamella.api.access import Action
 from lamella.api.call import Call
 from lamella.api.queries import WriteQuery
-from lamella.api.route import AnyRoute, Route, Success
+from lamella.api.route import AnyRoute, Success, change
 from lamella.model.operation import Operation
 from lamella.model.storage import Pool
 from lamella.model.storage_bodies import PoolCreate, PoolScrub, StorageCheck
@@ -38,43 +37,38 @@ def operation(made: Operation) -> answer.Answer:
     return answer.resource(made, status=202, headers={"location": location})
 
 
-def _route(path: str, name: str, summary: str, **rest: Any) -> AnyRoute:
-    return Route(
-        method="POST",
-        path=path,
-        name=name,
-        summary=summary,
-        action=Action.ADMINISTER,
-        kind="pool",
-        query=WriteQuery,
-        refuses=(404, 409, 422, 504),
-        **rest,
-    )
-
-
 ROUTES: list[AnyRoute] = [
-    _route(
+    change(
+        "pool",
         MANY,
         "createPool",
         "Make a pool on every host; nothing is left of one that cannot be made",
-        handler=create,
+        create,
+        action=Action.ADMINISTER,
+        query=WriteQuery,
         body=PoolCreate,
         answers=Success(status=201, type=Pool, etag=True),
     ),
-    _route(
+    change(
+        "pool",
         MANY + "/{name:str}/scrub",
         "scrubPool",
         "Read everything in a pool and compare; answers with the operation that does it",
-        handler=scrub,
+        scrub,
+        action=Action.ADMINISTER,
+        query=WriteQuery,
         body=PoolScrub,
         body_optional=True,
         answers=Success(status=202, type=Operation, etag=True),
     ),
-    _route(
+    change(
+        "pool",
         "/v1/fsck",
         "checkStorage",
         "Compare what is known of volumes and snapshots with what lies in the pools; answers with the operation that does it",
-        handler=check,
+        check,
+        action=Action.ADMINISTER,
+        query=WriteQuery,
         body=StorageCheck,
         body_optional=True,
         answers=Success(status=202, type=Operation, etag=True),

@@ -7,7 +7,7 @@ from lamella.api import answer
 from lamella.api.access import Action
 from lamella.api.call import Call
 from lamella.api.queries import WriteQuery
-from lamella.api.route import AnyRoute, Route, Success
+from lamella.api.route import AnyRoute, Route, Success, change
 from lamella.model.replication import Replication
 from lamella.model.replication_bodies import ReplicationCreate, ReplicationPromote
 
@@ -35,19 +35,9 @@ async def promote(call: Call[WriteQuery]) -> answer.Answer:
 
 
 def _verb(verb: str, summary: str, handler: Any, **rest: Any) -> AnyRoute:
-    return Route(
-        method="POST",
-        path=f"{MANY}/{{name:str}}/{verb}",
-        name=f"{verb}Replication",
-        summary=summary,
-        action=Action.WRITE,
-        handler=handler,
-        kind="replication",
-        query=WriteQuery,
-        answers=Success(type=Replication, etag=True),
-        refuses=(404, 409, 422, 504),
-        **rest,
-    )
+    answers = Success(type=Replication, etag=True)
+    path, name = f"{MANY}/{{name:str}}/{verb}", f"{verb}Replication"
+    return change("replication", path, name, summary, handler, query=WriteQuery, answers=answers, **rest)
 
 
 ROUTES: list[AnyRoute] = [

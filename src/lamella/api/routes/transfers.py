@@ -6,7 +6,7 @@ from lamella.api import answer
 from lamella.api.access import Action
 from lamella.api.call import Call
 from lamella.api.queries import VolumeExportQuery, WriteQuery
-from lamella.api.route import OCTETS, AnyRoute, Route, Success
+from lamella.api.route import OCTETS, REFUSED, AnyRoute, Route, Success, change
 from lamella.api.routes.pools import operation
 from lamella.model.operation import Operation
 from lamella.model.replication_bodies import VolumeImport, VolumeMove, VolumeTier
@@ -15,7 +15,6 @@ from lamella.model.storage import Volume
 
 MANY = "/v1/projects/{project:str}/volumes"
 ONE = MANY + "/{name:str}"
-_REFUSES = (404, 409, 422, 504)
 
 
 async def bring(call: Call[WriteQuery]) -> answer.Answer:
@@ -45,22 +44,6 @@ async def tier(call: Call[WriteQuery]) -> answer.Answer:
     return answer.resource(await call.layer.storage.tiering.set(call.who, call.project, call.name, body.policy))
 
 
-def _write(path: str, name: str, summary: str, handler: Any, body: Any, answers: Success) -> AnyRoute:
-    return Route(
-        method="POST",
-        path=path,
-        name=name,
-        summary=summary,
-        action=Action.WRITE,
-        handler=handler,
-        kind="volume",
-        query=WriteQuery,
-        body=body,
-        answers=answers,
-        refuses=_REFUSES,
-    )
-
-
 def _read(path: str, name: str, summary: str, handler: Any, answers: Success) -> AnyRoute:
     return Route(
         method="GET",
@@ -72,20 +55,22 @@ def _read(path: str, name: str, summary: str, handler: Any, answers: Success) ->
         kind="volume",
         query=VolumeExportQuery,
         answers=answers,
-        refuses=_REFUSES,
+        refuses=REFUSED,
     )
 
 
 _LONG = Success(status=202, type=Operation, etag=True)
 
 ROUTES: list[AnyRoute] = [
-    _write(
+    change(
+        "volume",
         f"{MANY}/import",
         "importVolume",
         "Make a volume of a disk in a file of the host; answers with the operation that does it",
         bring,
-        VolumeImport,
-        _LONG,
+        query=WriteQuery,
+        body=VolumeImport,
+        answers=_LONG,
     ),
     _read(
         f"{ONE}/export",
@@ -101,20 +86,24 @@ ROUTES: list[AnyRoute] = [
         digest,
         Success(type=ExportedDigest),
     ),
-    _write(
+    change(
+        "volume",
         f"{ONE}/move",
         "moveVolume",
         "Move a volume to another pool while it is used; answers with the operation that does it",
         move,
-        VolumeMove,
-        _LONG,
+        query=WriteQuery,
+        body=VolumeMove,
+        answers=_LONG,
     ),
-    _write(
+    change(
+        "volume",
         f"{ONE}/tier",
         "tierVolume",
         "Move a volume by how it is used from now on, or no more",
         tier,
-        VolumeTier,
-        Success(type=Volume, etag=True),
+        query=WriteQuery,
+        body=VolumeTier,
+        answers=Success(type=Volume, etag=True),
     ),
 ]

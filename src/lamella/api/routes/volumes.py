@@ -7,7 +7,7 @@ from lamella.api import answer
 from lamella.api.access import Action
 from lamella.api.call import Call
 from lamella.api.queries import WriteQuery
-from lamella.api.route import AnyRoute, Route, Success
+from lamella.api.route import AnyRoute, Route, Success, change
 from lamella.api.routes.pools import operation
 from lamella.model.operation import Operation
 from lamella.model.storage import Volume
@@ -69,19 +69,12 @@ async def rekey(call: Call[WriteQuery]) -> answer.Answer:
 
 
 def _verb(verb: str, summary: str, handler: Any, body: Any, **rest: Any) -> AnyRoute:
-    settings: dict[str, Any] = {"action": Action.WRITE, "answers": Success(type=Volume, etag=True), **rest}
-    return Route(
-        method="POST",
-        path=f"{ONE}/{verb}",
-        name=f"{verb}Volume",
-        summary=summary,
-        handler=handler,
-        kind="volume",
-        query=WriteQuery,
-        body=body,
-        refuses=(404, 409, 412, 422, 504),
-        **settings,
-    )
+    settings: dict[str, Any] = {
+        "answers": Success(type=Volume, etag=True),
+        "refuses": (404, 409, 412, 422, 504),
+        **rest,
+    }
+    return change("volume", f"{ONE}/{verb}", f"{verb}Volume", summary, handler, query=WriteQuery, body=body, **settings)
 
 
 ROUTES: list[AnyRoute] = [
