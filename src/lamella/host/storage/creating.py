@@ -71,7 +71,8 @@ class Creating:
         elif volume.spec.filesystem and not made.formatted and source is None:
             tell("format", 0, 0, "")
             async with self._parts.disk(volume, passphrase=request.passphrase) as file:
-                await self._tools.make(file, volume.name)
+                # A new volume reads as zeros (StorageDriver.create), an encrypted one as what zeros decrypt to.
+                await self._tools.make(file, volume.name, zeros=not made.key)
             await self._done(volume, made, formatted=True)
 
     async def _fill(self, request: CreateVolume, source: Volume, snapshot: Snapshot, tell: Tell) -> None:

@@ -60,12 +60,14 @@ class Ext4:
     def __init__(self, mark: str) -> None:
         self._environment = processes.environment(mark, E2FSPROGS_SKIP_PROGRESS="1")
 
-    async def make(self, path: Path, label: str = "") -> None:
-        """An empty filesystem over all of it; its tables are written now, not later by the kernel.
+    async def make(self, path: Path, label: str = "", *, zeros: bool = False) -> None:
+        """An empty filesystem over all of it. *zeros*: all of it reads as zeros already, so its tables (2 % of a large one) take no room;
+        else they are written now, not later by the kernel in its owner's time.
 
         :raise NoRoom: when the volume is too small, or its pool full.
         """
-        options = "lazy_itable_init=0,lazy_journal_init=0,nodiscard"
+        options = "assume_storage_prezeroed=1" if zeros else "lazy_itable_init=0,lazy_journal_init=0"
+        options += ",nodiscard"
         arguments = ["-q", "-F", "-b", "4096", "-m", "0", "-E", options, "-L", label[:16], str(path)]
         code, said = await self._run("mkfs.ext4", *arguments)
         if code != 0:
