@@ -60,6 +60,8 @@ def _stopped(layer: LayerUnderTest, one: VolumeWriter, running: "subprocess.Pope
 
 
 def _behind(layer: LayerUnderTest, one: VolumeWriter) -> Row:
+    # At full speed a writer all over the volume changes each cluster of it every interval.
+    layer.lamella("volume", "set", one.name, "--iops", "200")
     layer.lamella("replication", "create", one.name, "--to", "pool:far", "--every", f"{EVERY:g}s")
     try:
         running = one.start("write", 30, depth=1, block=4096)
@@ -73,7 +75,7 @@ def _behind(layer: LayerUnderTest, one: VolumeWriter) -> Row:
     finally:
         layer.lamella("replication", "rm", one.name, check=False)
     text = f"{statistics.median(seen):.2f} s (newest of {len(seen)} looks: {seen[-1]:.2f}; worst {max(seen):.2f})"
-    what = f"replication every {EVERY:g} s under a writer: how old the replica was"
+    what = f"replication every {EVERY:g} s, 200 random writes a second: how old the replica was"
     return Row(what, text, f"{EVERY:g} s asked", max(seen) / EVERY, "–", "–")
 
 
