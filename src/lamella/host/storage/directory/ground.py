@@ -27,6 +27,7 @@ _AT_FDCWD = -100
 # Seconds: a daemon that was killed may have a child that has not let go of its descriptors yet.
 _PATIENCE = 2.0
 RECORD = "volume.json"
+DRAFT = f".{RECORD}.new"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # The lock files that this process holds, by the directory's device and inode, and how often: a process is one user of a pool.
@@ -173,7 +174,7 @@ class Ground:
     def write(self, id: str, record: Record) -> None:
         """From the moment that this returns *record* is what is true, and till then what was before."""
         place = self.place(id)
-        fresh = place / f".{RECORD}.new"
+        fresh = place / DRAFT
         fresh.unlink(missing_ok=True)
         write(fresh, records.encoded(record))
         # Layers that the record names have to be found after a power cut: their names are in the same directory.

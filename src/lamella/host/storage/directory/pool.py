@@ -19,7 +19,6 @@ from lamella.host.storage.directory.record import Record, SnapshotRecord
 from lamella.host.storage.directory.trees import Trees
 from lamella.host.storage.driver import Base, Extent, Node, Source, VolumeHandle
 from lamella.model.errors import Conflict, Corrupt, Invalid, LamellaError, NotFound, Unavailable
-from lamella.model.resource import Condition
 from lamella.model.storage import Feature, PoolStatus, VolumeForm
 from lamella.model.storage_requests import StorageFinding
 
@@ -56,21 +55,22 @@ class FilePool:
 
         :raise Unavailable: when *path* cannot be made or written, or another daemon has it.
         """
-        leftovers = await asyncio.to_thread(self._open)
+        await asyncio.to_thread(self._open)
         for id in await self.inventory():
             await self._finish(id)
+        # Again: what volumes' own leftovers were lies in the trash now.
+        leftovers = await asyncio.to_thread(self.ground.sweep)
         status = await self.status()
         status.conditions.extend(leftovers)
         return status
 
-    def _open(self) -> list[Condition]:
+    def _open(self) -> None:
         self.ground.prepare()
-        told = self.ground.sweep()
+        self.ground.sweep()
         try:
             self.blocks.shares = reflink.possible(self.ground.staging)
         except OSError:  # a full one; then its snapshots are layers until it is opened again
             self.blocks.shares = False
-        return told
 
     async def _finish(self, id: str) -> None:
         """Finish or undo what a crash left of a volume; what is broken is left to :meth:`check`."""
@@ -94,6 +94,7 @@ class FilePool:
                 self._stands[id] = (volume, name)
 
     def _sweep_volume(self, id: str, record: Record) -> None:
+        (self.ground.place(id) / grounds.DRAFT).unlink(missing_ok=True)
         for path in self.blocks.unnamed(id, record):
             path.unlink()
         kept = {snapshot.id for snapshot in record.snapshots}
