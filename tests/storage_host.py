@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
+from tests.carry_host import CarryHost
 
 from lamella.model.errors import Conflict, Invalid, LamellaError, NotFound, Unavailable, Unsupported
 from lamella.model.host import Capability, HostStatus
@@ -39,10 +40,11 @@ FREE = 10 << 30
 FEATURES = [Feature.BLOCK, Feature.FILESYSTEM, Feature.THIN, Feature.SNAPSHOT, Feature.CLONE]
 
 
-class StorageHost:
+class StorageHost(CarryHost):
     """Storage, and instances that run by being said to: :meth:`act` does what is assigned."""
 
     def __init__(self, name: str = "alpha") -> None:
+        super().__init__()
         self.name = name
         self.pools: dict[str, PoolStatus] = {"default": self.room()}
         self.volumes: dict[str, dict[str, Any]] = {}

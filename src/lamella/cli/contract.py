@@ -2,6 +2,7 @@
 
 from lamella.cli import output, when
 from lamella.cli.output import clean, line
+from lamella.cli.replication import seconds
 from lamella.cli.session import Session
 from lamella.client import routes
 
@@ -65,6 +66,7 @@ def _contract(options: "Options") -> int:
         ],
     )
     _section("What it is guaranteed", [_row(item) for item in contract.each("guarantees")])
+    _section("What is kept a second time", [_replica(item) for item in contract.each("replicas")])
     _section("What limits it", [_row(item) for item in contract.each("limits")])
     _section("What it cannot do", [[item.string] for item in contract.each("lacks")])
     _section("What is not promised", [[item.string] for item in contract.each("not_promised")])
@@ -106,6 +108,24 @@ def alike(values: "list[tuple[str, str]]") -> "list[list[str]]":
     for name, value in values:
         rows.setdefault(value, []).append(name)
     return [[", ".join(names), value] for value, names in rows.items()]
+
+
+def _replica(item: "Document") -> list[str]:
+    achieved, every, worst = item.number("achieved"), item.number("every"), item.number("worst")
+    if item.text("mode") == "sync":
+        asked, seen = "sync: both have a write before it is acknowledged", ""
+        if not item.flag("kept") and achieved is not None:
+            seen = f"it may lack what was written in the last {seconds(achieved)}"
+    else:
+        asked = f"async, every {seconds(every)}: at most {seconds(item.number('promised'))} old"
+        seen = f"is {seconds(achieved)} old, at most {seconds(worst)} in a day" if achieved is not None else ""
+    return [
+        "kept" if item.flag("kept") else "BROKEN",
+        f"volume {item.text('volume')}",
+        f"{item.text('replica')} in pool {item.text('pool')}",
+        asked,
+        ": ".join(part for part in (seen, item.text("why")) if part),
+    ]
 
 
 def _row(item: "Document") -> list[str]:

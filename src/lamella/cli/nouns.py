@@ -79,7 +79,7 @@ COLUMNS: "dict[str, list[Column]]" = {
 }
 
 
-def _ls_options(parser: "Parser") -> None:
+def listed_options(parser: "Parser") -> None:
     parser.option("-l", "--label", action="append", default=[], metavar="KEY=VALUE", help="only what bears the label")
     parser.option("-q", "--quiet", action="store_true", help="names only")
     parser.output()
@@ -98,7 +98,7 @@ def ls(kind: str, columns: "list[Column]") -> "Act":
     return act
 
 
-def _show_options(parser: "Parser") -> None:
+def shown_options(parser: "Parser") -> None:
     parser.positional("name", help="its name or id")
     parser.output()
 
@@ -120,7 +120,10 @@ def show(kind: str, columns: "list[Column]", more: "More | None" = None) -> "Act
 
 def both(kind: str, columns: "list[Column]", more: "More | None" = None) -> "dict[str, Command]":
     """``KIND ls`` and ``KIND show``."""
-    return {f"{kind} ls": (_ls_options, ls(kind, columns)), f"{kind} show": (_show_options, show(kind, columns, more))}
+    return {
+        f"{kind} ls": (listed_options, ls(kind, columns)),
+        f"{kind} show": (shown_options, show(kind, columns, more)),
+    }
 
 
 COMMANDS: "dict[str, Command]" = {

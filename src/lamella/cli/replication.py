@@ -1,36 +1,88 @@
 """``replication``: volumes that are kept in a second pool, too."""
 
-from lamella.cli.document import render
-from lamella.cli.nouns import CREATED, NAME, PHASE, both
+from lamella.cli import output, when
+from lamella.cli.document import Document, render
+from lamella.cli.nouns import CREATED, NAME, PHASE, listed_options, shown_options
 from lamella.cli.output import clean, line
 from lamella.cli.progress import Progress
+from lamella.cli.ps import outline
 from lamella.cli.session import Session
 from lamella.client import routes, storage_routes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from lamella.cli.document import Document
     from lamella.cli.output import Column
     from lamella.cli.parser import Act, Command, Options, Parser
 
 
-def seconds(item: "Document", *path: str) -> str:
+def seconds(value: "float | None") -> str:
     """A number of seconds, as short as it can be said; empty when there is none."""
-    value = item.at(*path)
-    return f"{value:.3g}s" if isinstance(value, (int, float)) else ""
+    if value is None:
+        return ""
+    return f"{value:.2g}s" if value < 10 else f"{value:.0f}s"
+
+
+def rpo(item: Document) -> str:
+    """How old the newest whole copy is now."""
+    if item.text("status", "phase") == "promoted":
+        return ""
+    age = when.age(item.text("status", "last"))
+    return seconds(age if age is not None else item.number("status", "rpo"))
+
+
+def worst(item: Document) -> str:
+    """How old it was at most in the last day."""
+    return seconds(item.number("status", "worst"))
 
 
 COLUMNS: "list[Column]" = [
     NAME,
     PHASE,
     ("MODE", lambda item: item.text("spec", "mode")),
+    ("VOLUME", lambda item: item.text("spec", "volume")),
+    ("REPLICA", lambda item: item.text("spec", "target")),
     ("POOL", lambda item: item.text("spec", "pool")),
-    ("EVERY", lambda item: seconds(item, "spec", "every") if item.text("spec", "mode") == "async" else ""),
-    ("RPO", lambda item: seconds(item, "status", "rpo")),
-    ("WORST", lambda item: seconds(item, "status", "worst")),
+    ("EVERY", lambda item: seconds(item.number("spec", "every")) if item.text("spec", "mode") == "async" else ""),
+    ("RPO", rpo),
+    ("WORST", worst),
     ("CYCLES", lambda item: str(item.integer("status", "cycles") or 0)),
     CREATED,
 ]
+
+
+def _named(session: Session, found: "list[Document]") -> "list[Document]":
+    """*found* with the names of their volumes in place of ids."""
+    if not found:
+        return found
+    names = {item.text("id"): item.text("name") for item in session.find("volume")[0]}
+    made: list[Document] = []
+    for item in found:
+        spec: dict[str, object] = {name: part.value for name, part in item.pairs("spec")}
+        for part in ("volume", "target"):
+            spec[part] = names.get(item.text("spec", part), item.text("spec", part))
+        made.append(Document({**{name: part.value for name, part in item.pairs()}, "spec": spec}))
+    return made
+
+
+def _ls(options: "Options") -> int:
+    from lamella.cli.spec import labels
+
+    session = Session(options)
+    found, _ = session.find("replication", labels(options.label))
+    form = "name" if options.quiet else options.output
+    output.show(_named(session, found) if form == "table" else found, form, COLUMNS)
+    return 0
+
+
+def _show(options: "Options") -> int:
+    session = Session(options)
+    found = session.get("replication", options.name)
+    if options.output == "table":
+        for text in outline(_named(session, [found])[0]):
+            line(text)
+    else:
+        output.show([found], options.output, COLUMNS, one=True)
+    return 0
 
 
 def _create_options(parser: "Parser") -> None:
@@ -92,8 +144,9 @@ def _promote(options: "Options") -> int:
     session = Session(options)
     with Progress(f"promoting the replica of {clean(options.name)}"):
         asked = render({"force": options.force})
-        session.ask(storage_routes.verb(session.project, "replication", options.name, "promote", asked))
-    line(clean(options.name))
+        made = session.ask(storage_routes.verb(session.project, "replication", options.name, "promote", asked))
+    # What is used from now on.
+    line(clean(_named(session, [made])[0].text("spec", "target")))
     return 0
 
 
@@ -111,7 +164,8 @@ def _rm(options: "Options") -> int:
 
 
 COMMANDS: "dict[str, Command]" = {
-    **both("replication", COLUMNS),
+    "replication ls": (listed_options, _ls),
+    "replication show": (shown_options, _show),
     "replication create": (_create_options, _create),
     "replication pause": (_name_options, _verb("pause")),
     "replication resume": (_name_options, _verb("resume")),

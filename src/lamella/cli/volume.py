@@ -6,7 +6,7 @@ from lamella.cli import output
 from lamella.cli.document import Document, render
 from lamella.cli.each import each
 from lamella.cli.image import follow
-from lamella.cli.nouns import CREATED, NAME, PHASE, show, size
+from lamella.cli.nouns import CREATED, NAME, show, size
 from lamella.cli.output import clean, line
 from lamella.cli.progress import Progress
 from lamella.cli.session import Session
@@ -45,9 +45,17 @@ def limits(item: Document) -> str:
     return " ".join(part for part in said if part)
 
 
+def standing(item: Document) -> str:
+    """Its phase; of one that nobody may open, why: it is a ``replica``, or was ``replaced`` by one."""
+    for condition in item.each("status", "conditions"):
+        if condition.text("type") == "Usable" and not condition.flag("status"):
+            return condition.text("reason")
+    return item.text("status", "phase")
+
+
 COLUMNS: "list[Column]" = [
     NAME,
-    PHASE,
+    ("STATUS", standing),
     ("POOL", lambda item: item.text("spec", "pool")),
     (
         "FORM",

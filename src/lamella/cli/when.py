@@ -24,6 +24,12 @@ def since(text: str, now: "datetime | None" = None) -> str:
     return f"{max(seconds, 0)}s"
 
 
+def age(text: str, now: "datetime | None" = None) -> "float | None":
+    """Seconds since *text*; None when it is no time."""
+    time = parse(text)
+    return None if time is None else max(0.0, ((now or datetime.now(UTC)) - time).total_seconds())
+
+
 def local(text: str) -> str:
     """*text* as the clock on the wall shows it."""
     time = parse(text)

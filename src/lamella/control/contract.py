@@ -4,14 +4,20 @@ from collections.abc import Sequence
 
 from lamella.control.levels import EMULATED, LEVELS, NEVER_PROMISED
 from lamella.control.storage.promises import Promised, guarantees_of, limits_of
-from lamella.model.contract import LIMIT, Contract, Line, Mechanism
+from lamella.model.contract import LIMIT, Contract, Line, Mechanism, Replica
 from lamella.model.instance import Instance, Phase
 from lamella.model.quantity import format_cpu, format_size
 from lamella.model.resource import now
 
 
-def contract_of(instance: Instance, mechanisms: list[Mechanism], volumes: Sequence[Promised] = ()) -> Contract:
-    """Contract v1. *mechanisms* is empty when the instance does not run, and the contract says so. *volumes* are those attached to it."""
+def contract_of(
+    instance: Instance,
+    mechanisms: list[Mechanism],
+    volumes: Sequence[Promised] = (),
+    replicas: Sequence[Replica] = (),
+) -> Contract:
+    """Contract v1. *mechanisms* is empty when the instance does not run, and the contract says so. *volumes* are those attached to it,
+    *replicas* what keeps them a second time."""
     spec, status = instance.spec, instance.status
     running = status.phase in (Phase.RUNNING, Phase.PAUSED)
     read = {item.name: item for item in mechanisms}
@@ -35,6 +41,7 @@ def contract_of(instance: Instance, mechanisms: list[Mechanism], volumes: Sequen
         accelerator_reason=status.accelerator_reason,
         not_promised=not_promised,
         lacks=list(level.lacks),
+        replicas=list(replicas),
     )
 
 

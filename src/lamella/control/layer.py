@@ -23,6 +23,7 @@ from lamella.control.merging import merge_labels
 from lamella.control.presence import Presence
 from lamella.control.storage.asking import Hosts
 from lamella.control.storage.promises import described
+from lamella.control.storage.replicas import kept_again
 from lamella.control.storage.wing import StorageWing
 from lamella.model.assignment import HostAgent
 from lamella.model.board import DesktopTicket, Input
@@ -67,7 +68,7 @@ class Layer:
         self.instances = Instances(store, self.bulletin, seed=seed, away=self.presence.away)
         self.images = Images(store, self.bulletin)
         self.storage = StorageWing(store, self.bulletin, Hosts(self.presence.away), self.instances)
-        self.backup = BackupWing(store, self.storage, dump_of(database))
+        self.backup = BackupWing(store, self.storage, self.instances, dump_of(database))
         self._agents: dict[str, HostAgent] = {}
         self._joining: set[asyncio.Task[None]] = set()
 
@@ -341,8 +342,9 @@ class Layer:
         mechanisms = []
         if instance.status.phase in (Phase.RUNNING, Phase.PAUSED):
             mechanisms = await self._agent(instance).mechanisms(instance.id)
-        volumes = await self.store.read(lambda tx: described(tx, instance))
-        return contract_of(instance, mechanisms, volumes)
+        await self.storage.replications.look(instance.status.volumes.values())
+        volumes, replicas = await self.store.read(lambda tx: (described(tx, instance), kept_again(tx, instance)))
+        return contract_of(instance, mechanisms, volumes, replicas)
 
     async def explain(self, who: Principal, project: str, name: str) -> Explanation:
         instance: Instance = await self.store.get("instance", project, name)

@@ -5,37 +5,34 @@ Level-triggered: what a host has to be told is read from the row each time, so a
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 
-import msgspec
-
+from lamella.control import replication_rows as rows
 from lamella.control.events import record
 from lamella.control.lookup import need_project
 from lamella.control.storage.asking import Hosts, ask
-from lamella.control.storage.attaching import check_usable
-from lamella.control.storage.conditions import drop, of, put
+from lamella.control.storage.attaching import check_openable, check_usable
 from lamella.control.storage.lookup import find_pool, find_volume
 from lamella.model.errors import Conflict, Internal, LamellaError, NotFound, Unavailable
 from lamella.model.ids import check_name
 from lamella.model.replication import (
     Replication,
-    ReplicationPhase,
     ReplicationSpec,
     ReplicationStatus,
 )
 from lamella.model.replication_bodies import ReplicationCreate
 from lamella.model.replication_requests import EndReplication, ObserveReplications, Promote, Replicate
 from lamella.model.requests import Principal
-from lamella.model.resource import Condition, new_resource, now
-from lamella.model.storage import Feature, StoragePhase, Volume, VolumeForm, VolumeSpec, VolumeStatus
+from lamella.model.resource import new_resource, now
+from lamella.model.storage import Feature, Volume, VolumeForm, VolumeStatus
 from lamella.store.store import Audit, Store, Transaction
 
 log = logging.getLogger("lamella.control")
 
 # Seconds between two looks at the hosts' replications.
 EVERY = 2.0
-# The condition of a volume that nobody may open: a replica, or what a replica replaced.
-USABLE = "Usable"
 
 
 class Replications:
@@ -65,6 +62,7 @@ class Replications:
             need_project(tx, project)
             volume = find_volume(tx, project, body.volume, field="volume")
             check_usable(tx, volume)
+            check_openable(volume)
             pool = find_pool(tx, body.pool.removeprefix("pool:"), field="pool")
             if volume.spec.form is not VolumeForm.BLOCK:
                 raise Conflict(
@@ -74,10 +72,10 @@ class Replications:
                 raise Conflict(f"{volume.name} is in pool {pool.name} itself", hint="name another pool", field="pool")
             if Feature.SNAPSHOT.value not in pool.status.features and body.mode == "async":
                 raise Conflict(f"pool {pool.name} keeps no snapshots", hint="a directory, btrfs, zfs or rbd pool does")
-            if (replica := replication_of(tx, volume.id)) is not None:
+            if (replica := rows.replication_of(tx, volume.id)) is not None:
                 raise Conflict(f"{volume.name} is replicated already", hint=f"lamella replication show {replica.name}")
             name = check_name(body.target or f"{volume.name}-replica")
-            target = tx.insert(_target(volume, name, pool.name))
+            target = tx.insert(rows.target_of(volume, name, pool.name))
             spec = ReplicationSpec(volume=volume.id, target=target.id, pool=pool.name, mode=body.mode, every=body.every)
             status = ReplicationStatus(host=volume.status.host)
             made: Replication = new_resource(
@@ -94,14 +92,14 @@ class Replications:
         except Unavailable:
             pass
         except LamellaError:
-            await self._store.write(lambda tx: _remove(tx, made.id))
+            await self._store.write(lambda tx: rows.removed(tx, made.id))
             raise
         return await self._store.by_id(made.id)
 
     async def pause(self, who: Principal, project: str, name: str, *, paused: bool) -> Replication:
         def write(tx: Transaction) -> Replication:
-            found = find(tx, project, name)
-            _check_lives(found)
+            found = rows.find(tx, project, name)
+            rows.check_lives(found)
             found.spec.paused = paused
             verb = "pause" if paused else "resume"
             tx.audit(Audit(principal=who.name, verb=verb, subject=f"replication/{project}/{found.name}"))
@@ -118,7 +116,7 @@ class Replications:
         """
 
         def write(tx: Transaction) -> Replication:
-            found = find(tx, project, name)
+            found = rows.find(tx, project, name)
             detail = "forced" if force else ""
             tx.audit(
                 Audit(principal=who.name, verb="promote", subject=f"replication/{project}/{found.name}", detail=detail)
@@ -127,20 +125,23 @@ class Replications:
 
         found = await self._store.write(write)
         async with self._turns.setdefault(found.id, asyncio.Lock()):
-            source, target = await self._volumes(found)
-            if source is None or target is None:
-                raise NotFound("one of its volumes is gone")
-            agent = self._hosts.agent(found.status.host)
-            request = Promote(replication=found, source=source, target=target, force=force)
-            seen: VolumeStatus = await ask(agent, request, VolumeStatus)
-            await self._store.write(lambda tx: _promoted(tx, found, seen, who.name))
+            await self._promote(found, who.name, force=force)
         return await self._store.by_id(found.id)
+
+    async def _promote(self, found: Replication, who: str, *, force: bool) -> None:
+        source, target = await self._volumes(found)
+        if source is None or target is None:
+            raise NotFound(f"a volume of replication {found.name} is gone", hint=f"lamella replication rm {found.name}")
+        agent = self._hosts.agent(found.status.host)
+        request = Promote(replication=found, source=source, target=target, force=force)
+        seen: VolumeStatus = await ask(agent, request, VolumeStatus)
+        await self._store.write(lambda tx: rows.promoted(tx, found, seen, who))
 
     async def delete(self, who: Principal, project: str, name: str) -> None:
         """It ends, and the replica goes with it unless it was promoted."""
 
         def write(tx: Transaction) -> Replication:
-            found = find(tx, project, name)
+            found = rows.find(tx, project, name)
             found.deleted_at = found.deleted_at or now()
             tx.audit(Audit(principal=who.name, verb="delete", subject=f"replication/{project}/{found.name}"))
             return tx.update(found)
@@ -150,10 +151,18 @@ class Replications:
             await self._one(found.id)
         except LamellaError as error:
             if not isinstance(error, Unavailable):
-                await self._store.write(lambda tx: _kept(tx, found.id))
+                await self._store.write(lambda tx: rows.taken_back(tx, found.id))
             raise
 
     # --- kept true
+
+    async def look(self, volume_ids: Iterable[str]) -> None:
+        """See now how far the replicas of these volumes are, as far as their hosts answer."""
+        ids = list(volume_ids)
+        found = await self._store.read(lambda tx: [row for id in ids if (row := rows.replication_of(tx, id))])
+        for row in found:
+            with suppress(LamellaError):
+                await self._one(row.id)
 
     async def _keep(self) -> None:
         while True:
@@ -162,8 +171,11 @@ class Replications:
             for id in ids:
                 try:
                     await self._one(id)
+                except Unavailable as error:
+                    log.info("replication %s: %s", id, error)
                 except LamellaError as error:
                     log.info("replication %s: %s", id, error)
+                    await self._store.write(partial(rows.refused, id=id, error=error))
                 except Exception:
                     log.exception("replication %s", id)
 
@@ -177,7 +189,7 @@ class Replications:
             source, target = await self._volumes(row)
             if row.deleted_at is not None:
                 await ask(agent, EndReplication(replication=row, source=source, target=target), None)
-                await self._store.write(lambda tx: _remove(tx, id))
+                await self._store.write(lambda tx: rows.removed(tx, id))
                 return
             if row.status.observed_generation < row.generation and row.status.promoted_at is None:
                 if source is None or target is None:
@@ -189,105 +201,11 @@ class Replications:
                 if id not in all:
                     return
                 seen = all[id]
-            await self._store.write(lambda tx: _seen(tx, id, row.generation, seen))
+            if seen.promoted_at is not None and row.status.promoted_at is None:
+                # It was promoted, and whoever asked did not live to write it down.
+                await self._promote(row, "lamella", force=True)
+                return
+            await self._store.write(lambda tx: rows.seen(tx, id, row.generation, seen))
 
     async def _volumes(self, row: Replication) -> tuple[Volume | None, Volume | None]:
         return await self._store.read(lambda tx: (tx.by_id(row.spec.volume), tx.by_id(row.spec.target)))
-
-
-def find(tx: Transaction, project: str, name: str) -> Replication:
-    """By name or id, or by the name of its volume.
-
-    :raise NotFound: with the command that makes one.
-    """
-    found = tx.get("replication", project, name)
-    if found is None:
-        named = tx.get("volume", project, name)
-        found = replication_of(tx, named.id) if named is not None else tx.by_id(name)
-    if found is None or found.kind != "replication" or found.project != project:
-        raise NotFound(
-            f"no replication is called {name!r} in project {project}",
-            hint=f"make one: lamella replication create {name} --to pool:NAME",
-        )
-    return found
-
-
-def replication_of(tx: Transaction, volume_id: str) -> Replication | None:
-    """The replication that has the volume as its source and was not promoted."""
-    for item in tx.list("replication"):
-        if item.spec.volume == volume_id and item.status.promoted_at is None and item.deleted_at is None:
-            return item
-    return None
-
-
-def _target(volume: Volume, name: str, pool: str) -> Volume:
-    spec: VolumeSpec = msgspec.structs.replace(volume.spec, pool=pool, source=None, owner=None, tier=None)
-    why = f"it is the replica of {volume.name}"
-    unusable = Condition(type=USABLE, status=False, reason="replica", message=why, hint="promote it first", since=now())
-    status = VolumeStatus(
-        phase=StoragePhase.READY,
-        host=volume.status.host,
-        size=volume.status.size,
-        conditions=[unusable],
-        observed_generation=1,
-    )
-    return new_resource("volume", name, spec, status, project=volume.project)
-
-
-def _check_lives(row: Replication) -> None:
-    if row.status.promoted_at is not None or row.deleted_at is not None:
-        raise Conflict(f"replication {row.name} has ended", hint=f"lamella replication rm {row.name}")
-
-
-def _seen(tx: Transaction, id: str, generation: int, seen: ReplicationStatus) -> None:
-    row: Replication | None = tx.by_id(id)
-    if row is None:
-        return
-    before = row.status
-    seen.host, seen.observed_generation = before.host, generation
-    same = msgspec.structs.replace(seen, rpo=before.rpo, worst=before.worst, conditions=before.conditions) == before
-    if same and [c.message for c in seen.conditions] == [c.message for c in before.conditions]:
-        return
-    for condition in seen.conditions:
-        condition.since = now()
-    if seen.phase is not before.phase:
-        why = seen.conditions[0].message if seen.conditions else ""
-        record(
-            tx, row, f"replication.{seen.phase.value}", f"{row.name} is {seen.phase.value}{f': {why}' if why else ''}"
-        )
-    row.status = seen
-    tx.update(row)
-
-
-def _promoted(tx: Transaction, row: Replication, seen: VolumeStatus, who: str) -> None:
-    current: Replication | None = tx.by_id(row.id)
-    source: Volume | None = tx.by_id(row.spec.volume)
-    target: Volume | None = tx.by_id(row.spec.target)
-    if current is None or target is None:
-        return
-    current.status.phase, current.status.promoted_at = ReplicationPhase.PROMOTED, current.status.promoted_at or now()
-    target.status.size, target.status.used, target.status.key = seen.size, seen.used, seen.key
-    target.status.conditions = drop(target.status.conditions, USABLE)
-    tx.update(target)
-    if source is not None:
-        why = Conflict(f"its replica {target.name} took its place", hint=f"lamella volume rm {source.name}")
-        source.status.conditions = put(source.status.conditions, of(why, USABLE))
-        tx.update(source)
-    record(tx, tx.update(current), "replication.promoted", f"{who} promoted {target.name}")
-
-
-def _kept(tx: Transaction, id: str) -> None:
-    row = tx.by_id(id)
-    if row is not None:
-        row.deleted_at = None
-        tx.update(row)
-
-
-def _remove(tx: Transaction, id: str) -> None:
-    row: Replication | None = tx.by_id(id)
-    if row is None:
-        return
-    if row.status.promoted_at is None and tx.by_id(row.spec.target) is not None:
-        tx.delete(row.spec.target)
-    record(tx, row, "replication.removed", f"replication {row.name} has ended")
-    tx.delete(id)

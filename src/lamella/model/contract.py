@@ -26,11 +26,29 @@ class Line(msgspec.Struct, kw_only=True):
     asked: str = ""
 
 
+class Replica(msgspec.Struct, kw_only=True):
+    """What keeps an attached *volume* a second time, as *replica* in *pool*. Seconds: the copy may be ``promised`` old (nothing of
+    ``sync``), which is twice the interval ``every`` and what one cycle takes; the newest whole one is ``achieved`` old, and was
+    ``worst`` old at most in the last day. ``kept`` says whether the promise holds now; *why* is the sentence when it does not."""
+
+    volume: str
+    replication: str
+    replica: str
+    pool: str
+    mode: str
+    every: float | None = None
+    promised: float
+    achieved: float | None = None
+    worst: float | None = None
+    kept: bool
+    why: str = ""
+
+
 class Contract(msgspec.Struct, kw_only=True):
     """Contract v1 of one instance, as of ``read_at``.
 
     ``isolation`` was read from the running thing; it is empty, and ``observed`` false, while the instance does not run.
-    ``lacks`` are the verbs that this level does not have, each with the reason.
+    ``replicas`` is what keeps its volumes a second time. ``lacks`` are the verbs that this level does not have, each with the reason.
     """
 
     instance: str
@@ -47,6 +65,7 @@ class Contract(msgspec.Struct, kw_only=True):
     accelerator_reason: str
     not_promised: list[str]
     lacks: list[str] = []
+    replicas: list[Replica] = []
 
 
 class LevelSummary(msgspec.Struct, kw_only=True):

@@ -74,6 +74,15 @@ class TieringPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     after: Annotated[int, Meta(ge=60, le=3660 * 86400)] = 7 * 86400
 
 
+# A cycle may be late by so many intervals before its promise is broken.
+LATE = 2.0
+
+
+def promised_age(spec: ReplicationSpec, took: float) -> float:
+    """How old the newest whole copy may be: two intervals and what a cycle takes; nothing of ``sync``. Seconds."""
+    return 0.0 if spec.mode is ReplicationMode.SYNC else LATE * spec.every + took
+
+
 class VolumeAccess(msgspec.Struct, kw_only=True):
     """How a volume was used: bytes and operations since ``since``, both kinds together, and when it was used last."""
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from lamella.control.events import record
+from lamella.control.storage.conditions import USABLE
 from lamella.control.storage.fitting import check_form
 from lamella.control.storage.lookup import find_volume
 from lamella.model.errors import Conflict, NoRoom, Unsupported
@@ -39,6 +40,7 @@ def resolve(tx: Transaction, project: str, spec: InstanceSpec) -> list[Named]:
     for mount in spec.volumes:
         volume = find_volume(tx, project, mount.volume, field="spec.volumes")
         check_usable(tx, volume)
+        check_openable(volume)
         check_form(spec, mount, volume)
         found.append(Named(mount=mount, volume=volume, shared=_shared(tx, volume)))
     return found
@@ -54,6 +56,13 @@ def check_usable(tx: Transaction, volume: Volume) -> None:
     if volume.status.phase is not StoragePhase.READY:
         raise Conflict(f"volume {volume.name} is {volume.status.phase}", hint=f"lamella volume show {volume.name}")
     check_idle(tx, volume)
+
+
+def check_openable(volume: Volume) -> None:
+    """:raise Conflict: when *volume* is a replica, or was replaced by one: its own sentence says which."""
+    for condition in volume.status.conditions:
+        if condition.type == USABLE and not condition.status:
+            raise Conflict(f"volume {volume.name} cannot be used: {condition.message}", hint=condition.hint)
 
 
 def check_idle(tx: Transaction, volume: Volume) -> None:

@@ -6,6 +6,8 @@ from lamella.model.resource import Condition, now
 READY = "Ready"
 SPACE = "Space"
 HEALTHY = "Healthy"
+# False of a volume that nobody may open: a replica, or what a replica replaced.
+USABLE = "Usable"
 
 
 def put(conditions: list[Condition], condition: Condition) -> list[Condition]:

@@ -1,5 +1,6 @@
 """Volumes brought in from files, taken out as files, moved to other pools: operations that go on after a restart."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import cast
@@ -14,7 +15,7 @@ from lamella.control.storage.fitting import settled_spec
 from lamella.control.storage.lookup import find_pool, find_snapshot, find_volume, held
 from lamella.control.storage.operations import Job, Operations
 from lamella.control.storage.placing import host_for
-from lamella.model.errors import Conflict, Invalid, LamellaError
+from lamella.model.errors import Conflict, Invalid, LamellaError, Unavailable
 from lamella.model.ids import check_name, new_id
 from lamella.model.operation import Operation
 from lamella.model.quantity import format_size
@@ -27,6 +28,9 @@ from lamella.model.storage_requests import DeleteVolume, ImportVolume, MoveVolum
 from lamella.store.store import Audit, Store, Transaction
 
 PATIENCE = 60.0
+# A host that goes away in the middle is asked so often, and after so many seconds.
+TRIES = 5
+AGAIN = 0.5
 
 
 class Transferring:
@@ -154,9 +158,8 @@ class Transferring:
             return found, find_pool(tx, arguments["pool"])
 
         volume, pool = await self._store.read(look)
-        agent = await self._hosts.reach(volume.status.host, patience=PATIENCE)
         request = MoveVolume(volume=volume, pool=pool, speed=int(arguments["speed"]))
-        seen: VolumeStatus = await ask(agent, request, VolumeStatus, job.tell)
+        seen = await self._heard(volume, request, job)
 
         def write(tx: Transaction) -> None:
             current: Volume | None = tx.by_id(volume.id)
@@ -173,6 +176,18 @@ class Transferring:
 
         await self._store.write(write)
         return volume.name
+
+    async def _heard(self, volume: Volume, request: MoveVolume, job: Job) -> VolumeStatus:
+        """What became of it. A host that went away meanwhile is asked again: it may have moved it, and then the row has to say so."""
+        for left in reversed(range(TRIES)):
+            agent = await self._hosts.reach(volume.status.host, patience=PATIENCE)
+            try:
+                return await ask(agent, request, VolumeStatus, job.tell)
+            except Unavailable:
+                if not left:
+                    raise
+                await asyncio.sleep(AGAIN)
+        raise Unavailable(f"the host of volume {volume.name} does not answer")
 
 
 def _insert(tx: Transaction, volume: Volume, path: str) -> str:

@@ -10,13 +10,11 @@ from enum import StrEnum
 
 from lamella.host.storage.driver import Extent
 from lamella.host.storage.replication.journal import Journal
-from lamella.model.replication import ReplicationPhase, ReplicationStatus
+from lamella.model.replication import ReplicationPhase, ReplicationStatus, promised_age
 from lamella.model.resource import Condition
 
 # So many jobs a cycle takes at most; one takes a few hundredths of a second beside what it copies.
 _PIECES = 16
-# A cycle may be late by this many intervals before people hear of it.
-LATE = 2.0
 
 
 class Step(StrEnum):
@@ -103,8 +101,5 @@ def _phase(journal: Journal, age: float | None) -> ReplicationPhase:
         return ReplicationPhase.PAUSED
     if age is None:
         return ReplicationPhase.SEEDING
-    return (
-        ReplicationPhase.LATE
-        if age > LATE * journal.replication.spec.every + journal.took
-        else ReplicationPhase.CURRENT
-    )
+    late = age > promised_age(journal.replication.spec, journal.took)
+    return ReplicationPhase.LATE if late else ReplicationPhase.CURRENT
