@@ -71,7 +71,7 @@ class Agent:
         self._desk: ControlDesk | None = None
         self._reporter: Reporter | None = None
         self._journal = Journal(home.run / "journal")
-        storage.use_writers(InstanceWriters(self._driver_of))
+        storage.use_writers(InstanceWriters(self._driver_of, self._assigned))
         storage.on_event(self._heard)
         self.host_id = ""
 
@@ -203,6 +203,9 @@ class Agent:
 
     async def _driver_of(self, id: str) -> ComputeDriver:
         return (await self._worker(id)).driver
+
+    def _assigned(self) -> list[tuple[Assignment, ComputeDriver]]:
+        return [(worker.asked, worker.driver) for worker in self._workers.values()]
 
     def _heard(self, type: str, subject: str, message: str) -> None:
         """Something befell storage; what is heard before control is known is in the log alone."""
@@ -347,7 +350,7 @@ class Agent:
         return self.storage_wing.export(volume, snapshot, format)
 
     async def facts(self) -> HostStatus:
-        pools = {name: await self.storage_wing.pool_status(name) for name in self.storage_wing.pools}
+        pools = {name: await self.storage_wing.pool_status(name) for name in self.storage_wing.pool_names}
         return read_facts(self._capabilities, pools)
 
     async def collect_images(self, keep: set[str]) -> int:

@@ -1,16 +1,20 @@
 """The instances of this host as storage sees them: who writes, and how to have them hold still."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol, TypeVar, runtime_checkable
 
 from lamella.host.compute.driver import ComputeDriver, Freezes, OpensDisks
 from lamella.host.storage.blocks import Told
 from lamella.host.storage.driver import Layer
+from lamella.model.assignment import Assignment
 from lamella.model.errors import NotFound, Unsupported
 from lamella.model.instance import Phase
+from lamella.model.storage import VolumeForm
 
 T = TypeVar("T")
 Find = Callable[[str], Awaitable[ComputeDriver]]
+# What there is to do here, with the driver of each.
+Assigned = Callable[[], Iterable[tuple[Assignment, ComputeDriver]]]
 
 
 @runtime_checkable
@@ -37,8 +41,9 @@ class HealsDisks(Protocol):
 class InstanceWriters:
     """:class:`lamella.host.storage.wing.Writers`. *find* gives the driver of an instance of this host; it raises :class:`NotFound`."""
 
-    def __init__(self, find: Find) -> None:
+    def __init__(self, find: Find, assigned: Assigned) -> None:
         self._find = find
+        self._assigned = assigned
 
     async def phase(self, id: str) -> Phase:
         try:
@@ -75,6 +80,15 @@ class InstanceWriters:
         driver = await self._find(id)
         if isinstance(driver, HealsDisks):
             await driver.heal(id)
+
+    def own_disks(self) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for asked, driver in self._assigned():
+            own = [*([asked.volume] if asked.volume is not None else []), *asked.disks.values()]
+            pools = {volume.spec.pool for volume in own if volume.spec.form is VolumeForm.BLOCK}
+            if pools and isinstance(driver, HealsDisks):
+                found[asked.instance.id] = pools
+        return found
 
     async def _able(self, id: str, protocol: type[T], cannot: str) -> T:
         driver = await self._find(id)

@@ -9,15 +9,19 @@ from hypothesis import strategies as st
 from tests.storage_host import StorageHost
 
 from lamella.control.layer import Layer
+from lamella.control.storage.hearing import measured
+from lamella.host.storage.pools import unusable
 from lamella.model.errors import Conflict, Forbidden, Invalid, LamellaError, NotFound, Unavailable, Unsupported
 from lamella.model.instance import Instance, InstanceSpec, Isolation, Power
 from lamella.model.operation import Operation, OperationPhase
 from lamella.model.requests import InstanceCreate, Principal, ResourcePatch
+from lamella.model.resource import Condition, new_resource
 from lamella.model.storage import (
     Feature,
     IoLimits,
     KeyWrap,
     PoolSpec,
+    PoolStatus,
     Snapshot,
     StorageEvent,
     StoragePhase,
@@ -470,12 +474,27 @@ async def test_what_hosts_tell_is_written_down(layer: Layer, host: StorageHost) 
     assert (await layer.store.by_id(made.id)).status.conditions[0].reason == "error"
     told = await events(layer)
     assert {"pool.low", "volume.error", "storage.restarted"} <= set(told)
-    await layer.storage.inspection.measure(id)
-    await layer.desk.register(host.name, await host.facts(), "")
-    pool = await layer.store.get("pool", "default", "default")
-    assert [item.reason for item in pool.status.conditions] == ["low"]
-    await layer.desk.tell(id, [StorageEvent(type="pool.ok", message="there is room", pool="default")])
+    await layer.desk.tell(id, [StorageEvent(type="pool.room", message="there is room", pool="default")])
     assert (await layer.store.get("pool", "default", "default")).status.conditions == []
+
+
+@pytest.mark.parametrize("free", [5, 50])
+async def test_a_pool_that_was_short_is_so_until_it_is_measured_otherwise(free: int) -> None:
+    low = Condition(type="Space", status=False, reason="low", message="a tenth is free")
+    pool = new_resource("pool", "fast", PoolSpec(), PoolStatus(capacity=100, free=9, conditions=[low]))
+    after = measured(pool, PoolStatus(capacity=100, free=free))
+    assert [item.reason for item in after.conditions] == (["low"] if free == 5 else [])
+
+
+async def test_a_pool_that_does_not_answer_is_failed_until_it_does() -> None:
+    pool = new_resource("pool", "fast", PoolSpec(), PoolStatus(capacity=100, free=50, features=["block"]))
+    pool.status = measured(pool, unusable("it is not mounted"))
+    assert pool.status.phase is StoragePhase.FAILED
+    assert [(item.type, item.message) for item in pool.status.conditions] == [("Ready", "it is not mounted")]
+    pool.status = measured(pool, PoolStatus(capacity=100, free=50, features=["block"]))
+    assert (pool.status.phase, pool.status.conditions) == (StoragePhase.READY, [])
+    pool.status.phase = StoragePhase.DELETING
+    assert measured(pool, unusable("it is gone")).phase is StoragePhase.DELETING
 
 
 async def test_a_check_finds_what_is_gone(layer: Layer, host: StorageHost) -> None:

@@ -55,6 +55,9 @@ class Instances:
     async def heal(self, id: str) -> None:
         pass
 
+    def own_disks(self) -> dict[str, set[str]]:
+        return {}
+
 
 async def clone_of(lab: VolumesLab, volume: Volume, snapshot: Snapshot, name: str = "clone") -> Volume:
     spec = {"filesystem": volume.spec.filesystem, "encryption": volume.spec.encryption}

@@ -4,7 +4,9 @@ import asyncio
 import logging
 from contextlib import suppress
 
+from lamella.control.events import record
 from lamella.control.storage.asking import Hosts, ask
+from lamella.control.storage.conditions import READY
 from lamella.control.storage.hearing import measured
 from lamella.control.storage.operations import Job, Operations
 from lamella.control.storage.pools import add
@@ -117,7 +119,11 @@ class Inspection:
         def write(tx: Transaction) -> None:
             for pool in _pools(tx):
                 if pool.name in facts.pools and _moved(pool.status, facts.pools[pool.name]):
-                    pool.status = measured(pool, facts.pools[pool.name])
+                    before, pool.status = pool.status.phase, measured(pool, facts.pools[pool.name])
+                    after = pool.status.phase
+                    if before is not after:
+                        why = next((f": {item.message}" for item in pool.status.conditions if item.type == READY), "")
+                        record(tx, pool, f"pool.{after}", f"pool {pool.name} is {after}{why}")
                     tx.update(pool)
             known: Host | None = tx.by_id(host)
             if known is not None and _different(known.status.pools, facts.pools):

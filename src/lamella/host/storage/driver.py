@@ -222,6 +222,15 @@ class Placed(Protocol):
 
 
 @runtime_checkable
+class Identified(Protocol):
+    """A pool in whose place something else may lie: the empty directory below a filesystem that is not mounted."""
+
+    async def identity(self) -> str:
+        """What tells it from every other, written into it when it was first opened; empty where no pool is. Works before ``open``."""
+        ...
+
+
+@runtime_checkable
 class Fences(Protocol):
     """A pool that several hosts can reach, and that can shut one of them out."""
 

@@ -3,7 +3,8 @@
 Thin volumes promise more than there is. While something of a pool is open its free space is read every few seconds, more often when it
 is short. Below ``PoolSpec.warn_below`` an event says so once. When what is left could be written between two looks, writers are slowed so
 that it cannot: the less is left, the slower, down to a floor at which they are held (their requests wait in the storage process) until
-there is room for twice the floor again.
+there is room for twice the floor again. What an instance opens by itself, its own disks, can be neither slowed nor held: QEMU holds a
+write back that finds no room, and is told when there is some.
 """
 
 import asyncio
@@ -111,7 +112,8 @@ class Guard:
             if record.way != TREE and id not in self._parts.closing:
                 open.setdefault(record.volume.spec.pool, set()).add(id)
         short = False
-        for name in set(open) | set(self._full):
+        own = self._parts.writers.own_disks().values() if self._parts.writers is not None else ()
+        for name in set(open).union(self._full, *own):
             try:
                 status = await self._parts.pools.get(name).status()
             except LamellaError as error:
@@ -139,10 +141,12 @@ class Guard:
         if held is not None:
             await self._parts.daemon.release(sorted(held & ids))
             del self._full[name]
+            # Whether it is low still is told anew.
+            self._low.discard(name)
             self._parts.tell("pool.room", name, f"pool {name} has room again: its writers go on")
             self._roomy(name)
         await self._slow(ids, allowed(status, len(ids)))
-        return status.free < floor + FASTEST * CALM
+        return status.free < floor + (FASTEST * CALM if ids else floor)
 
     async def _slow(self, ids: set[str], rate: int | None) -> None:
         """Hold these to *rate* bytes a second, below what a person set; or to what a person set alone."""
@@ -168,5 +172,6 @@ class Guard:
             share = 100 * status.free / status.capacity
             self._parts.tell("pool.low", name, f"pool {name} has {share:.1f} % of its space left ({status.free} bytes)")
             self._low.add(name)
-        elif not low:
+        elif not low and name in self._low:
             self._low.discard(name)
+            self._parts.tell("pool.ok", name, f"pool {name} has {status.free} bytes free")

@@ -2,14 +2,14 @@
 
 A machine has its volume's file open by itself. After a crash that file is dead and another lies at the same path; its writes fail, and
 it stands still with them. It is told to take the new file and to do them again, and is asked until it has: its driver, its worker or the
-storage process may not be there yet.
+storage process may not be there yet. The same is done for one whose own disk is in a pool that was full: QEMU holds its write back.
 """
 
 import asyncio
 import logging
 
 from lamella.host.storage.attaching import FILE, Attaching
-from lamella.host.storage.parts import Parts
+from lamella.host.storage.parts import AT_REST, Parts
 from lamella.model.errors import LamellaError
 
 log = logging.getLogger("lamella.host.storage")
@@ -45,7 +45,12 @@ class Healing:
         """*pool* was full and has room."""
         records = self._parts.opened.all.values()
         found = [record for record in records if record.way == FILE and record.volume.spec.pool == pool]
-        self._heal({user for record in found for user in record.users})
+        self._heal({user for record in found for user in record.users} | self._own(pool))
+
+    def _own(self, pool: str) -> set[str]:
+        """Instances whose own disks are in *pool*."""
+        own = self._parts.writers.own_disks() if self._parts.writers is not None else {}
+        return {user for user, pools in own.items() if pool in pools}
 
     def _heal(self, users: set[str]) -> None:
         if self._parts.writers is None:
@@ -58,14 +63,14 @@ class Healing:
     async def _until_it_goes_on(self, user: str) -> None:
         try:
             looks, pause, said = 0, _SOON, ""
-            while files := self._files(user):
+            while await self._may_wait(user):
                 if user in self._again:
                     self._again.discard(user)
                     looks = _LOOKS
                 if not looks:
                     return
                 try:
-                    await self._look(user, files)
+                    await self._look(user)
                     looks, pause, wait = looks - 1, _SOON, _AFTER
                 except (LamellaError, OSError) as error:
                     if str(error) != said:
@@ -81,9 +86,15 @@ class Healing:
         """The volumes whose files it has open."""
         return [id for id, one in self._parts.opened.all.items() if one.way == FILE and user in one.users]
 
-    async def _look(self, user: str, files: list[str]) -> None:
+    async def _may_wait(self, user: str) -> bool:
+        """Whether it runs, with a volume's file or a disk of its own."""
+        writers = self._parts.writers
+        assert writers is not None
+        return bool(self._files(user)) or (user in writers.own_disks() and await writers.phase(user) not in AT_REST)
+
+    async def _look(self, user: str) -> None:
         assert self._parts.writers is not None
-        for id in files:
+        for id in self._files(user):
             # Waits for the storage process, and for the file.
             await self._attaching.file(id)
         await self._parts.writers.heal(user)

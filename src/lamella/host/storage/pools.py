@@ -5,8 +5,12 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from lamella.host.compute.driver import Home
-from lamella.host.storage.driver import Placed, StorageDriver
+from lamella.host.linux.blocking import blocking
+from lamella.host.storage.driver import Identified, Placed, StorageDriver
+from lamella.host.storage.records import Folder
 from lamella.model.errors import Conflict, LamellaError, Unavailable, Unsupported
 from lamella.model.resource import Condition, now
 from lamella.model.storage import Pool, PoolSpec, PoolStatus, StoragePhase
@@ -20,6 +24,13 @@ DEFAULT = "default"
 _PATIENCE = 60.0
 
 
+class KnownPool(msgspec.Struct, kw_only=True):
+    """A pool that was open here: what lies at ``path`` is it only if it bears its ``identity``."""
+
+    path: str
+    identity: str
+
+
 class Pools:
     """*drivers* by name, as entry points register them. A pool without a path is a directory of the home."""
 
@@ -29,10 +40,14 @@ class Pools:
         self._open: dict[str, tuple[StorageDriver, PoolSpec]] = {}
         self._failed: dict[str, LamellaError] = {}
         self._opening = asyncio.Lock()
+        self._known = Folder(home.state / "storage" / "pools")
 
     async def open(self) -> None:
-        """The default pool is there from the first start."""
-        await self.use(DEFAULT, PoolSpec())
+        """The default pool is there from the first start. When it cannot be used now, what is in other pools can."""
+        try:
+            await self.use(DEFAULT, PoolSpec())
+        except Unavailable as error:
+            log.error("pool %s: %s", DEFAULT, error)
 
     async def close(self) -> None:
         for driver, _ in self._open.values():
@@ -65,7 +80,9 @@ class Pools:
                 driver.place(self._home.state / "pools" / name, self._home.mark)
             try:
                 async with asyncio.timeout(_PATIENCE):
+                    await self._check_identity(name, path, driver)
                     status = await driver.open()
+                    await self._know(name, path, driver)
             except LamellaError as error:
                 self._failed[name] = error
                 raise
@@ -76,6 +93,24 @@ class Pools:
             self._open[name] = (driver, spec)
             self._failed.pop(name, None)
             return self._said(driver, status)
+
+    async def _check_identity(self, name: str, path: Path, driver: StorageDriver) -> None:
+        """:raise Unavailable: when something else lies where the pool was: writing there would hide what is in it."""
+        known = await blocking(self._known.read, name, KnownPool)
+        if known is None or known.path != str(path) or not isinstance(driver, Identified):
+            return
+        if (found := await driver.identity()) != known.identity:
+            what = "another pool" if found else "no pool"
+            raise Unavailable(
+                f"pool {name} is not at {path}: {what} is there now",
+                hint="mount its filesystem, or put its directory back; it is looked for again by itself",
+            )
+
+    async def _know(self, name: str, path: Path, driver: StorageDriver) -> None:
+        if isinstance(driver, Identified):
+            known = KnownPool(path=str(path), identity=await driver.identity())
+            if await blocking(self._known.read, name, KnownPool) != known:
+                await blocking(self._known.write, name, known)
 
     async def use_all(self, pools: list[Pool]) -> None:
         """Open what is not open; what cannot be is logged once for each reason, and tried again next time."""
@@ -91,6 +126,8 @@ class Pools:
                     log.error("pool %s: %s", pool.name, error)
 
     async def let_go(self, name: str) -> None:
+        """For good: another pool may have its name and its place."""
+        await blocking(self._known.forget, name)
         entry = self._open.pop(name, None)
         self._failed.pop(name, None)
         if entry is not None:
@@ -106,6 +143,11 @@ class Pools:
 
     def spec(self, name: str) -> PoolSpec:
         return self._open[name][1] if name in self._open else PoolSpec()
+
+    @property
+    def names(self) -> set[str]:
+        """Those that are open, and those that were asked for and cannot be opened."""
+        return {*self._open, *self._failed}
 
     @property
     def opened(self) -> dict[str, StorageDriver]:

@@ -122,6 +122,10 @@ class Volumes:
     def pools(self) -> dict[str, StorageDriver]:
         return self.parts.pools.opened
 
+    @property
+    def pool_names(self) -> set[str]:
+        return self.parts.pools.names
+
     async def pool_status(self, name: str) -> PoolStatus:
         return await self._pooling.status(name)
 

@@ -67,6 +67,10 @@ class Writers(Protocol):
         volumes' files anew, where they are others now, and goes on. The guest never hears of it."""
         ...
 
+    def own_disks(self) -> dict[str, set[str]]:
+        """Instances that :meth:`heal` is for and that open disks of their own, and the pools that these lie in."""
+        ...
+
 
 class Storage(Protocol):
     """What the agent and its workers ask of storage; ``volumes.py`` is it."""
@@ -86,6 +90,11 @@ class Storage(Protocol):
     @property
     def pools(self) -> dict[str, StorageDriver]:
         """What is open, by name."""
+        ...
+
+    @property
+    def pool_names(self) -> set[str]:
+        """Of what is open, and of what was asked for and cannot be opened."""
         ...
 
     def pool(self, name: str) -> StorageDriver:

@@ -6,6 +6,7 @@
     <path>/volumes/<id>/disk.raw, disk.qcow2  the first layer of a block volume; qcow2 over an image's disk or a snapshot
     <path>/volumes/<id>/layer-<…>.<format>    the others
     <path>/volumes/<id>/sums.json             what a scrub has found the layers that are written no more to be
+    <path>/.identity                          a number of its own: what else lies at <path> is not this pool
     <path>/.staging, <path>/.trash            half-made and half-deleted ones, cleared when the pool is opened
 
 A volume appears and disappears by one rename, and changes by one rename of its record.
@@ -40,6 +41,7 @@ class DirectoryDriver(FilePool):
 
         :raise Unavailable: when the directory does not answer.
         """
+        await asyncio.to_thread(self.ground.require)
         capacity, free = await asyncio.to_thread(room_of, self.path)
         return PoolStatus(
             capacity=capacity,
@@ -54,6 +56,10 @@ class DirectoryDriver(FilePool):
                 )
             ],
         )
+
+    async def identity(self) -> str:
+        """:class:`~lamella.host.storage.driver.Identified`."""
+        return await asyncio.to_thread(self.ground.identity)
 
     async def begin_layer(self, id: str, snapshot: str) -> Layer:
         """:raise NoRoom: when the pool is full."""

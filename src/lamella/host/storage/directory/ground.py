@@ -27,6 +27,7 @@ _AT_FDCWD = -100
 # Seconds: a daemon that was killed may have a child that has not let go of its descriptors yet.
 _PATIENCE = 2.0
 RECORD = "volume.json"
+IDENTITY = ".identity"
 DRAFT = f".{RECORD}.new"
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -46,6 +47,7 @@ class Ground:
         self.shred = path / ".shred"
         self._release = release
         self._locked: tuple[int, int] | None = None
+        self._identity = ""
         # One remover at a time: they share the trash's name space.
         self._removing = asyncio.Lock()
 
@@ -60,11 +62,47 @@ class Ground:
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock()
             (self.staging / f"{secrets.token_hex(4)}.probe").mkdir()
+            self._identity = self.identity() or self._begin()
         except OSError as error:
             raise Unavailable(
                 f"pool directory {self.path} cannot be used: {error.strerror}",
                 hint="make it a writable directory of a local filesystem",
             ) from error
+
+    def identity(self) -> str:
+        """What is written in the pool at this path; empty where no pool is."""
+        try:
+            return (self.path / IDENTITY).read_text(errors="replace").strip()
+        except OSError:
+            return ""
+
+    def _begin(self) -> str:
+        made, draft = secrets.token_hex(16), self.path / f"{IDENTITY}.new"
+        draft.unlink(missing_ok=True)
+        write(draft, f"{made}\n".encode())
+        draft.rename(self.path / IDENTITY)
+        sync_directory(self.path)
+        return made
+
+    def require(self) -> None:
+        """See that the pool is at its place still. One that came back as another device is locked anew.
+
+        :raise Unavailable: when it is not: its filesystem was unmounted, or its directory moved or removed.
+        """
+        if self._locked is None:
+            return
+        with contextlib.suppress(OSError):
+            told = self.path.stat()
+            if (told.st_dev, told.st_ino) == self._locked and self.volumes.is_dir():
+                return
+            if self.volumes.is_dir() and self._identity and self.identity() == self._identity:
+                self.release()
+                self._lock()
+                return
+        raise Unavailable(
+            f"pool directory {self.path} is not what it was: its filesystem is not mounted, or it was moved or removed",
+            hint="put it back: nothing of it is lost by waiting",
+        )
 
     def _lock(self) -> None:
         if self._locked is not None:
@@ -145,6 +183,8 @@ class Ground:
                 ) from error
 
     def ids(self) -> set[str]:
+        """:raise Unavailable: when the pool is not at its place."""
+        self.require()
         return {entry.name for entry in self.volumes.iterdir() if is_id(entry.name)}
 
     def place(self, id: str) -> Path:
@@ -154,10 +194,13 @@ class Ground:
         return self.volumes / id
 
     def read(self, id: str) -> Record:
-        """:raise NotFound: when there is no such volume here. :raise Corrupt: when what is written of it cannot be read."""
+        """:raise NotFound: when there is no such volume here. :raise Corrupt: when what is written of it cannot be read.
+        :raise Unavailable: when the pool is not at its place.
+        """
         try:
             return records.decoded((self.place(id) / RECORD).read_bytes())
         except FileNotFoundError as error:
+            self.require()
             if (self.place(id) / "data").exists() or self.place(id).exists():
                 raise Corrupt(
                     f"{RECORD} of volume {id} in pool {self.path} is gone", hint="restore it from a backup"
@@ -183,7 +226,11 @@ class Ground:
         sync_directory(place)
 
     def stage(self, id: str) -> Path:
-        """A new directory for what is to become *id*."""
+        """A new directory for what is to become *id*.
+
+        :raise Unavailable: when the pool is not at its place.
+        """
+        self.require()
         staged = self.staging / f"{id}.{secrets.token_hex(4)}"
         staged.mkdir(mode=0o700)
         return staged

@@ -334,6 +334,7 @@ class FilePool:
         to be.
 
         :raise Conflict: when something is mounted inside, or volumes stand on its snapshots; then nothing is changed.
+        :raise Unavailable: when the pool is not at its place: whether the volume is gone cannot be known then.
         """
         place = self.ground.place(id)
         async with self.held(id):
@@ -342,6 +343,7 @@ class FilePool:
                 raise Conflict(f"snapshots of volume {id} are what {', '.join(on)} began as", hint="delete them first")
             await asyncio.to_thread(self._unmounted, id)
             if not await asyncio.to_thread(place.exists):
+                await asyncio.to_thread(self.ground.require)
                 return
             await asyncio.to_thread(self.ground.discard, place, shred=shred)
             self._stands.pop(id, None)
