@@ -3,16 +3,15 @@
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "volumes"))
 
-from power_disk import Filesystem, PowerDisk
-
-Start = Callable[[Filesystem], PowerDisk]
+from power_disk import Filesystem, PowerDisk, Start
 
 
 @pytest.fixture

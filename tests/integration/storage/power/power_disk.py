@@ -8,7 +8,7 @@ import os
 import random
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,14 +56,14 @@ class Tally:
 
 
 class PowerDisk:
-    """Mounted at ``place`` from :meth:`start` to :meth:`stop`."""
+    """Mounted at ``place`` from :meth:`start` to :meth:`stop`; ``log`` grows with every request that is complete."""
 
     def __init__(self, scratch: Path, filesystem: Filesystem) -> None:
         self.place = scratch / "disk"
         self.place.mkdir()
         self.tally = Tally()
         self._filesystem = filesystem
-        self._image, self._before, self._log = scratch / "image", scratch / "before", scratch / "log"
+        self._image, self._before, self.log = scratch / "image", scratch / "before", scratch / "log"
         self._cut = scratch / "cut"
         self._file = scratch / "file"
         self._device = Path()
@@ -76,13 +76,13 @@ class PowerDisk:
         self._run(*self._filesystem.make, str(self._image))
         with self._image.open("rb") as file:
             copy_sparsely(file.fileno(), self._before)
-        self._log.touch()
+        self.log.touch()
         self._file.touch()
         self._qsd = subprocess.Popen(
             [
                 "qemu-storage-daemon",
                 *("--blockdev", f"driver=file,node-name=data,filename={self._image}"),
-                *("--blockdev", f"driver=file,node-name=log,filename={self._log}"),
+                *("--blockdev", f"driver=file,node-name=log,filename={self.log}"),
                 *("--blockdev", "driver=blklogwrites,node-name=disk,file=data,log=log,log-sector-size=512"),
                 *("--export", f"type=fuse,id=disk,node-name=disk,mountpoint={self._file},writable=on"),
             ],
@@ -102,7 +102,7 @@ class PowerDisk:
 
     def moment(self) -> int:
         """How long the log is now: every request that was complete before is in it."""
-        return self._log.stat().st_size
+        return self.log.stat().st_size
 
     def stop(self) -> None:
         """Take the disk away; from now on there are cuts."""
@@ -114,7 +114,7 @@ class PowerDisk:
         self._qsd.terminate()
         self._qsd.wait(DEADLINE)
         self._qsd = None
-        self._replay = Replay(self._log, self._before)
+        self._replay = Replay(self.log, self._before)
 
     def moments(self, after: int, until: int) -> list[int]:
         assert self._replay is not None
@@ -159,3 +159,6 @@ class PowerDisk:
     def _run(self, *command: str) -> None:
         done = subprocess.run(command, capture_output=True, timeout=DEADLINE)
         assert not done.returncode, f"{command}: {(done.stderr + done.stdout).decode(errors='replace')[-2000:]}"
+
+
+Start = Callable[[Filesystem], PowerDisk]

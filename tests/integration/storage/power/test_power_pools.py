@@ -9,12 +9,13 @@ import mmap
 import os
 import random
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from contract_lab import Lab
-from power_disk import BTRFS, EXT4, XFS, Filesystem
+from power_disk import BTRFS, EXT4, XFS, Filesystem, PowerDisk, Start
 from power_model import Step, Story, World
 from power_pool import act, differs, half_made
 
@@ -42,7 +43,7 @@ def has(filesystem: Filesystem) -> None:
         pytest.skip(f"this kernel has no {filesystem.kind}")
 
 
-def test_the_disk_loses_what_was_not_flushed(powered) -> None:
+def test_the_disk_loses_what_was_not_flushed(powered: Start) -> None:
     """Else no test here could fail."""
     disk = powered(EXT4)
     with (disk.place / "kept").open("wb") as file:
@@ -71,7 +72,9 @@ def test_the_disk_loses_what_was_not_flushed(powered) -> None:
     [(DIRECTORY, EXT4), (DIRECTORY, XFS), (BTRFS_DRIVER, BTRFS)],
     ids=["directory-ext4", "directory-xfs", "btrfs"],
 )
-async def test_nothing_acknowledged_is_lost(powered, tmp_path: Path, driver: str, filesystem: Filesystem) -> None:
+async def test_nothing_acknowledged_is_lost(
+    powered: Start, tmp_path: Path, driver: str, filesystem: Filesystem
+) -> None:
     has(filesystem)
     disk = powered(filesystem)
     lab = Lab(name=filesystem.kind, driver=driver, path=str(disk.place / "pool"), scratch=tmp_path)
@@ -94,7 +97,7 @@ async def test_nothing_acknowledged_is_lost(powered, tmp_path: Path, driver: str
                 raise
 
 
-async def tell(lab: Lab, now, story: Story) -> list[Done]:
+async def tell(lab: Lab, now: Callable[[], int], story: Story) -> list[Done]:
     pool = lab.make()
     await pool.open()
     done: list[Done] = []
@@ -109,7 +112,7 @@ async def tell(lab: Lab, now, story: Story) -> list[Done]:
     return done
 
 
-def moments(disk, done: list[Done], chance: random.Random) -> list[tuple[int, int]]:
+def moments(disk: PowerDisk, done: list[Done], chance: random.Random) -> list[tuple[int, int]]:
     """(how long the log was, which step was the last one that was asked for)."""
     found: list[tuple[int, int]] = []
     while len(found) < CUTS:
