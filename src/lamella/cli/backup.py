@@ -28,7 +28,7 @@ def _verified(item: Document) -> str:
 COLUMNS: "list[Column]" = [
     NAME,
     PHASE,
-    ("OF", lambda item: item.text("spec", "volume_name")),
+    ("OF", lambda item: item.text("spec", "volume_name") or item.text("spec", "instance")),
     ("REPOSITORY", lambda item: item.text("spec", "repository_name")),
     ("SIZE", lambda item: size(item, "status", "size")),
     ("READ", lambda item: size(item, "status", "read")),
@@ -176,14 +176,16 @@ def _create_options(parser: "Parser") -> None:
     parser.option("-q", "--quiet", action="store_true", help="no progress")
 
 
-def _repository(session: Session, given: "str | None") -> str:
+def _repository(session: Session, given: "str | None", flag: str = "--to") -> str:
     if given:
         return given
     found, _ = session.find("repository")
     if len(found) == 1:
         return found[0].text("name")
-    hint = "name it: --to REPOSITORY" if found else "make one: lamella backup repository create NAME --to PLACE"
-    raise invalid(f"there are {len(found)} repositories", hint, "to")
+    if not found:
+        raise invalid("there is no repository", "make one: lamella backup repository create NAME --to PLACE", "to")
+    names = ", ".join(clean(item.text("name")) for item in found)
+    raise invalid(f"there are {len(found)} repositories: {names}", f"name one: {flag} REPOSITORY", "to")
 
 
 def _create(options: "Options") -> int:
@@ -207,8 +209,9 @@ def _create(options: "Options") -> int:
 
 
 def _ls_options(parser: "Parser") -> None:
-    parser.positional("of", nargs="?", help="only those of this volume")
+    parser.positional("of", nargs="?", help="only those of this volume or instance")
     parser.option("--in", dest="repository", metavar="REPOSITORY", help="only those in this repository")
+    parser.option("-a", "--all", action="store_true", help="the layer's state, too, that is kept beside each backup")
     parser.option("-l", "--label", action="append", default=[], metavar="KEY=VALUE", help="only what bears the label")
     parser.option("-q", "--quiet", action="store_true", help="names only")
     parser.output()
@@ -221,7 +224,8 @@ def _ls(options: "Options") -> int:
     found = [
         item
         for item in found
-        if options.of in (None, item.text("spec", "volume_name"))
+        if options.of in (None, item.text("spec", "volume_name"), item.text("spec", "instance"))
+        and (options.all or item.text("spec", "policy") != "beside")
         and options.repository in (None, item.text("spec", "repository_name"))
     ]
     output.show(found, "name" if options.quiet else options.output, COLUMNS)
@@ -237,7 +241,7 @@ def _verify_options(parser: "Parser") -> None:
 
 def _verify(options: "Options") -> int:
     session = Session(options)
-    repository = _repository(session, options.repository)
+    repository = _repository(session, options.repository, "--in")
     asked: dict[str, object] = {"share": 100 if options.full else 10, "backups": list(options.name)}
     operation = session.ask(backup_routes.repository_verb(session.project, repository, "verify", render(asked)))
     follow(session, operation, f"verifying {clean(repository)}", quiet=options.quiet)
@@ -251,11 +255,12 @@ def _verify(options: "Options") -> int:
 
 
 def _restore_options(parser: "Parser") -> None:
-    parser.positional("name", help="the backup, or a volume: its newest one")
-    parser.option("--as", dest="new", metavar="NAME", help="the volume to make (default: the one that it is of)")
-    parser.option("--pool", help="where to make it (default: where the other one was)")
+    parser.positional("name", help="the backup, or a volume: its newest one; with --instance an instance")
+    parser.option("--as", dest="new", metavar="NAME", help="what to make (default: what it is of)")
+    parser.option("--instance", action="store_true", help="the instance and all its volumes; it is stopped then")
+    parser.option("--pool", help="where to make volumes (default: where they were)")
     parser.option(
-        "-f", "--force", action="store_true", help="overwrite the volume of that name; nobody may have it attached"
+        "-f", "--force", action="store_true", help="over the volume of that name; no instance that has it may run"
     )
     parser.option("--passphrase-file", metavar="FILE", help="what keeps the volume's key (- reads it from stdin)")
     parser.option("-q", "--quiet", action="store_true", help="no progress")
@@ -266,9 +271,15 @@ def _restore(options: "Options") -> int:
     name = options.new
     if name is None:
         found, _ = session.find("backup")
-        names = {item.text("name"): item.text("spec", "volume_name") for item in found}
-        name = names.get(options.name, options.name)
-    asked: dict[str, object] = {"name": name, "pool": options.pool or "", "force": options.force}
+        field = "instance" if options.instance else "volume_name"
+        names = {item.text("name"): item.text("spec", field) for item in found}
+        name = names.get(options.name) or options.name
+    asked: dict[str, object] = {
+        "name": name,
+        "pool": options.pool or "",
+        "force": options.force,
+        "instance": options.instance,
+    }
     if options.passphrase_file is not None:
         asked["passphrase"] = _text(options.passphrase_file).split("\n", 1)[0].rstrip("\r")
     operation = session.ask(backup_routes.verb(session.project, options.name, "restore", render(asked)))
@@ -302,7 +313,7 @@ def _prune_options(parser: "Parser") -> None:
 
 def _prune(options: "Options") -> int:
     session = Session(options)
-    repository = _repository(session, options.repository)
+    repository = _repository(session, options.repository, "--in")
     operation = session.ask(backup_routes.repository_verb(session.project, repository, "prune"))
     line(clean(follow(session, operation, f"pruning {clean(repository)}", quiet=options.quiet)))
     return 0

@@ -227,6 +227,7 @@ def _rows(tx: Transaction, repository: Repository, stored: Iterable[Stored]) -> 
                 of=note.of,
                 volume=note.volume,
                 volume_name=note.volume_name,
+                instance=note.instance,
             )
             row = new_resource("backup", note.name, spec, BackupStatus(), project=note.project)
             row.id = note.backup
@@ -265,7 +266,7 @@ def _volume(tx: Transaction, volume: Volume, backup: Backup | None, result: Reco
         verb=VERB,
         subject=f"volume/{volume.name}",
         principal="recover",
-        arguments={"backup": backup.id, "volume": volume.id, "new": ""},
+        arguments={"backup": backup.id, "volume": volume.id, "new": "", "lost": "yes"},
     )
     operation: Operation = new_resource(
         "operation", "pending", spec, OperationStatus(step="waiting"), project=volume.project

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from lamella.model.instance import InstanceSpec
 from lamella.model.resource import Condition, Resource
 from lamella.model.storage import StoragePhase, VolumeForm, VolumeSpec
 
@@ -51,12 +52,13 @@ class BackupSource(StrEnum):
     """What a backup is of."""
 
     VOLUME = "volume"
+    INSTANCE = "instance"
     LAYER = "layer"
 
 
 class BackupSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Of the volume with the id ``volume``, in the ``repository`` with that id; names are as they were. ``instance`` is the name of whose
-    volumes were taken with it, at one instant. ``policy`` is the id of the policy that asked for it."""
+    """Of the volume with the id ``volume``, in the ``repository`` with that id; names are as they were. ``instance`` is the name of the
+    instance that it is of, or whose volumes were taken with it, at one instant. ``policy`` is the id of the policy that asked for it."""
 
     repository: str
     repository_name: str = ""
@@ -83,11 +85,23 @@ class BackupNote(msgspec.Struct, kw_only=True):
     key: str = ""
     taken_at: datetime | None = None
     samples: dict[str, str] = {}
-    layer: str = ""
+    instance: str = ""
 
     @property
     def form(self) -> VolumeForm:
         return self.spec.form
+
+
+class InstanceRecord(msgspec.Struct, kw_only=True):
+    """What a backup of an instance holds: how it was asked for, and the backups (ids) of its volumes. ``disks`` are by the device's name,
+    ``volumes`` by the name that the spec calls them."""
+
+    name: str
+    labels: dict[str, str] = {}
+    spec: InstanceSpec
+    root: str = ""
+    disks: dict[str, str] = {}
+    volumes: dict[str, str] = {}
 
 
 class BackupStatus(msgspec.Struct, kw_only=True):

@@ -44,11 +44,13 @@ class BackupCreate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 class BackupRestore(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Into a new volume called ``name``, in ``pool`` (left out: the one that it came from); with ``force`` over the one that has that
-    name. ``passphrase`` goes with one whose key is kept by it."""
+    name. With ``instance`` into a new instance called ``name``, from the newest backup of the instance that the path names.
+    ``passphrase`` goes with one whose key is kept by it."""
 
     name: Name
     pool: Annotated[str, Meta(max_length=63)] = ""
     force: bool = False
+    instance: bool = False
     passphrase: Passphrase = ""
 
 

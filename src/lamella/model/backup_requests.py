@@ -2,7 +2,7 @@
 
 import msgspec
 
-from lamella.model.backup import Backup, BackupNote, BackupStatus, Credentials, Repository
+from lamella.model.backup import Backup, BackupNote, BackupStatus, Credentials, InstanceRecord, Repository
 from lamella.model.storage import Volume
 from lamella.model.storage_report import Report
 from lamella.model.storage_requests_base import StorageRequest
@@ -59,14 +59,31 @@ class BackUpLayer(StorageRequest, kw_only=True):
     store: bytes
 
 
+class BackUpInstance(StorageRequest, kw_only=True):
+    """The *record* of an instance, whose volumes are backed up by themselves. :class:`BackupStatus`."""
+
+    backup: Backup
+    repository: Repository
+    record: InstanceRecord
+
+
+class ReadInstance(StorageRequest, kw_only=True):
+    """The :class:`~lamella.model.backup.InstanceRecord` that *backup* holds. ``Corrupt`` when it is not what was backed up."""
+
+    backup: Backup
+    repository: Repository
+
+
 class RestoreBackup(StorageRequest, kw_only=True):
-    """The content of *backup* into *volume*, which is made when it is not there, and is not open; what was in it is gone.
-    *passphrase* is what keeps the backed-up volume's key, where one does. The volume's :class:`~lamella.model.storage.VolumeStatus`."""
+    """The content of *backup* into *volume*, which is made when it is not there, and is not open. Until all of it is there the volume
+    stays what it was, unless it is *fresh*: nothing in it is worth keeping. *passphrase* is what keeps the backed-up volume's key, where
+    one does. The volume's :class:`~lamella.model.storage.VolumeStatus`."""
 
     backup: Backup
     repository: Repository
     volume: Volume
     passphrase: str = ""
+    fresh: bool = False
 
 
 class MountBackup(StorageRequest, kw_only=True):
@@ -113,6 +130,8 @@ AnyBackupRequest = (
     | ListRepository
     | BackUp
     | BackUpLayer
+    | BackUpInstance
+    | ReadInstance
     | RestoreBackup
     | MountBackup
     | UnmountBackup

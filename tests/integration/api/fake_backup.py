@@ -16,7 +16,7 @@ class FakeBackup:
 
     def __init__(self, layer: Any) -> None:
         self.repositories = Repositories(layer)
-        self.backups = self.restoring = Backups(layer)
+        self.backups = self.restoring = self.instances = Backups(layer)
         self.policies = Policies(layer)
 
 

@@ -51,7 +51,7 @@ async def create(call: Call[WriteQuery]) -> answer.Answer:
 
 async def restore(call: Call[WriteQuery]) -> answer.Answer:
     body = await call.body(BackupRestore)
-    restoring = call.layer.backup.restoring
+    restoring = call.layer.backup.instances if body.instance else call.layer.backup.restoring
     return operation(await restoring.restore(call.who, call.project, call.name, body, wait=call.query.wait))
 
 
@@ -119,7 +119,7 @@ ROUTES: list[AnyRoute] = [
         "backup",
         BACKUPS + "/{name:str}/restore",
         "restoreBackup",
-        "Restore a backup into a volume; answers with the operation that does it",
+        "Restore a backup into a volume or an instance; answers with the operation that does it",
         restore,
         action=Action.ADMINISTER,
         query=WriteQuery,

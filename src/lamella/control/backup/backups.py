@@ -12,9 +12,9 @@ from lamella.control.storage.attaching import check_idle, check_usable
 from lamella.control.storage.keeper import Keeper
 from lamella.control.storage.lookup import find_volume
 from lamella.control.storage.operations import Job, Operations
-from lamella.model.backup import Backup, BackupSource, BackupSpec, BackupStatus, Repository
+from lamella.model.backup import Backup, BackupSource, BackupSpec, BackupStatus, InstanceRecord, Repository
 from lamella.model.backup_bodies import BackupCreate, BackupMounted
-from lamella.model.backup_requests import BackUp, BackUpLayer, MountBackup, UnmountBackup
+from lamella.model.backup_requests import BackUp, BackUpInstance, BackUpLayer, MountBackup, UnmountBackup
 from lamella.model.errors import Conflict, Invalid, LamellaError
 from lamella.model.ids import check_name
 from lamella.model.operation import Operation, OperationPhase
@@ -69,17 +69,16 @@ class Backups:
             rows = _rows(tx, project, body, repository, volumes, policy)
             if volumes:
                 snapshot = _snapshot(rows[0], volumes, instance, body.consistent)
-                for row in rows:
+                for row in rows[: len(volumes)]:
                     row.status.snapshot = snapshot.id
                 tx.insert(snapshot)
             for row in rows:
                 tx.insert(row)
-            subject = f"{'volume' if volumes else 'layer'}/{body.instance or body.volume or LAYER}"
+            kind = "instance" if body.instance else "volume" if body.volume else LAYER
+            subject = f"{kind}/{body.instance or body.volume or LAYER}"
             tx.audit(Audit(principal=who.name, verb=VERB, subject=f"{subject} in {project}"))
-            ids = " ".join(row.id for row in rows)
-            return self._operations.intend(
-                tx, who, project, VERB, subject, {"backups": ids, "repository": repository.id}
-            )
+            arguments = {"backups": " ".join(row.id for row in rows), "repository": repository.id}
+            return self._operations.intend(tx, who, project, VERB, subject, arguments)
 
         operation = await self._store.write(write)
         self._operations.start(operation)
@@ -88,16 +87,19 @@ class Backups:
     async def _back_up(self, job: Job) -> str:
         repository: Repository = await self._store.by_id(job.arguments["repository"])
         rows: list[Backup] = [await self._store.by_id(id) for id in job.arguments["backups"].split()]
+        instance = await self._store.read(lambda tx: _record_of(tx, rows))
         try:
             for row in rows:
                 if row.spec.of is BackupSource.LAYER:
                     await self._layer(row, repository, job)
+                elif row.spec.of is BackupSource.INSTANCE and instance is not None:
+                    await self._instance(row, repository, instance, job)
                 else:
                     await self._volume(row, repository, job)
         finally:
             for id in await self._store.write(let_go_of_snapshots):
                 self._keeper.drive(id)
-        if all(row.spec.of is BackupSource.VOLUME for row in rows):
+        if all(row.spec.of is not BackupSource.LAYER for row in rows):
             await self._beside(job, repository)
         return " ".join(row.name for row in rows)
 
@@ -121,6 +123,12 @@ class Backups:
     async def _layer(self, row: Backup, repository: Repository, job: Job) -> None:
         agent = await self._hosts.reach(repository.status.host, patience=PATIENCE)
         request = BackUpLayer(backup=row, repository=repository, store=await self._dump())
+        seen: BackupStatus = await ask(agent, request, BackupStatus, job.tell)
+        await self._store.write(lambda tx: _made(tx, row.id, seen))
+
+    async def _instance(self, row: Backup, repository: Repository, record: InstanceRecord, job: Job) -> None:
+        agent = await self._hosts.reach(repository.status.host, patience=PATIENCE)
+        request = BackUpInstance(backup=row, repository=repository, record=record)
         seen: BackupStatus = await ask(agent, request, BackupStatus, job.tell)
         await self._store.write(lambda tx: _made(tx, row.id, seen))
 
@@ -215,6 +223,7 @@ def _rows(
         item.spec.volume: item for item in tx.list("backup") if item.status.phase is StoragePhase.PENDING
     }
     rows: list[Backup] = []
+    instance = find_instance(tx, project, body.instance).name if body.instance else ""
     for volume in volumes or [None]:
         id, name = (volume.id, volume.name) if volume is not None else ("", LAYER)
         if volume is not None and id in going:
@@ -227,13 +236,52 @@ def _rows(
             of=BackupSource.VOLUME if volume is not None else BackupSource.LAYER,
             volume=id,
             volume_name=name,
-            instance=body.instance,
+            instance=instance,
             policy=policy,
         )
         host = volume.status.host if volume is not None else repository.status.host
-        chosen = body.name if body.name and len(volumes) <= 1 else _free_name(tx, project, name)
+        chosen = body.name if body.name and not body.instance else _free_name(tx, project, name)
         rows.append(new_resource("backup", chosen, spec, BackupStatus(host=host), project=project, labels=body.labels))
+    if instance:
+        rows.append(_instance_row(tx, project, body, instance, repository, policy))
     return rows
+
+
+def _instance_row(
+    tx: Transaction, project: str, body: BackupCreate, name: str, repository: Repository, policy: str
+) -> Backup:
+    """Of the instance itself: the last to be made, so that it is whole when it is there."""
+    spec = BackupSpec(
+        repository=repository.id,
+        repository_name=repository.name,
+        of=BackupSource.INSTANCE,
+        instance=name,
+        policy=policy,
+    )
+    chosen = body.name or _free_name(tx, project, f"{name[: _STEM - 5]}.all")
+    status = BackupStatus(host=repository.status.host)
+    return new_resource("backup", chosen, spec, status, project=project, labels=body.labels)
+
+
+def _record_of(tx: Transaction, rows: list[Backup]) -> InstanceRecord | None:
+    """How the instance that *rows* are of was asked for.
+
+    :raise NotFound: when it is gone.
+    """
+    row = next((row for row in rows if row.spec.of is BackupSource.INSTANCE), None)
+    if row is None:
+        return None
+    instance = find_instance(tx, row.project, row.spec.instance)
+    status = instance.status
+    backups = {item.spec.volume: item.id for item in rows if item.spec.volume}
+    return InstanceRecord(
+        name=instance.name,
+        labels=instance.labels,
+        spec=instance.spec,
+        root=backups.get(status.volume or "", ""),
+        disks={device: backups[id] for device, id in status.disks.items() if id in backups},
+        volumes={name: backups[id] for name, id in status.volumes.items() if id in backups},
+    )
 
 
 def _free_name(tx: Transaction, project: str, stem: str) -> str:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lamella.model.backup import Backup, BackupPolicy, BackupSource, Repository
-from lamella.model.errors import NotFound
+from lamella.model.errors import Conflict, NotFound
 from lamella.model.resource import now
 from lamella.model.storage import Snapshot, StoragePhase
 from lamella.store.store import Transaction
@@ -35,6 +35,37 @@ def find_backup(tx: Transaction, project: str, name: str) -> Backup:
         if not of_it:
             raise
         return newest(of_it)
+
+
+def find_instance_backup(tx: Transaction, project: str, name: str) -> Backup:
+    """By name or id. The name of an instance is its newest one.
+
+    :raise NotFound: with the command that makes one. :raise Conflict: when it is of something else, or not whole.
+    """
+    found = tx.get("backup", project, name) or tx.by_id(name)
+    if found is not None and found.kind == "backup" and found.project == project:
+        if found.spec.of is not BackupSource.INSTANCE or not ready(found):
+            raise Conflict(f"backup {name} is not of an instance", hint="lamella backup restore, without --instance")
+        return found
+    of_it = [
+        item
+        for item in tx.list("backup", project=project)
+        if item.spec.of is BackupSource.INSTANCE and item.spec.instance == name and ready(item)
+    ]
+    if not of_it:
+        raise NotFound(f"there is no backup of instance {name}", hint=f"lamella backup create {name} --instance")
+    return newest(of_it)
+
+
+def find_repository_of(tx: Transaction, backup: Backup) -> Repository:
+    """:raise Conflict: when the layer has forgotten it."""
+    repository: Repository | None = tx.by_id(backup.spec.repository)
+    if repository is None:
+        raise Conflict(
+            f"the repository of backup {backup.name} is forgotten",
+            hint="open it again: lamella backup repository create NAME --to PLACE --key-file KEY",
+        )
+    return repository
 
 
 def find_policy(tx: Transaction, project: str, name: str) -> BackupPolicy:

@@ -177,11 +177,11 @@ class Repositories:
 def superfluous(tx: Transaction, repository: Repository) -> list[Backup]:
     """Those that policies made, and keep no longer; the newest of each volume always stays."""
     found: list[Backup] = []
-    by_volume: dict[str, list[Backup]] = {}
+    by_subject: dict[tuple[BackupSource, str], list[Backup]] = {}
     for backup in backups_in(tx, repository):
-        by_volume.setdefault(backup.spec.volume, []).append(backup)
+        by_subject.setdefault(subject_of(backup), []).append(backup)
     policies = {item.id: item for item in tx.list("policy")}
-    for volume, backups in by_volume.items():
+    for (of, _), backups in by_subject.items():
         latest = newest(backups).id
         for policy_id in {item.spec.policy for item in backups if item.spec.policy}:
             policy = policies.get(policy_id)
@@ -190,7 +190,7 @@ def superfluous(tx: Transaction, repository: Repository) -> list[Backup]:
             made = [item for item in backups if item.spec.policy == policy_id]
             keep = kept([(item.id, item.status.taken_at or item.created_at) for item in made], policy.spec.keep)
             found += [item for item in made if item.id not in keep and item.id != latest]
-        if not volume:
+        if of is BackupSource.LAYER:
             unasked = [item for item in backups if item.spec.policy == LAYER_BESIDE]
             found += sorted(unasked, key=lambda item: item.id)[:-LAYERS]
     return found
@@ -204,7 +204,7 @@ def _to_verify(tx: Transaction, repository: Repository, ids: list[str]) -> tuple
     every = backups_in(tx, repository)
     if ids:
         return every, [item for item in every if item.id in ids]
-    latest = {item.spec.volume: item for item in sorted(every, key=lambda item: item.id)}
+    latest = {subject_of(item): item for item in sorted(every, key=lambda item: item.id)}
     return every, list(latest.values())
 
 
@@ -239,6 +239,7 @@ def _verified(tx: Transaction, repository: Repository, chosen: list[Backup], see
     tx.update(current)
 
 
-def for_layer(backup: Backup) -> bool:
-    """Whether it is of the layer's own state."""
-    return backup.spec.of is BackupSource.LAYER
+def subject_of(backup: Backup) -> tuple[BackupSource, str]:
+    """What it is of: the same for all backups of one volume, of one instance, of the layer."""
+    spec = backup.spec
+    return spec.of, spec.instance if spec.of is BackupSource.INSTANCE else spec.volume

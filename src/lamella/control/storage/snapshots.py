@@ -77,6 +77,11 @@ class Snapshots:
         def write(tx: Transaction) -> Snapshot:
             snapshot = find_snapshot(tx, project, name)
             owner = tx.by_id(snapshot.spec.owner) if snapshot.spec.owner is not None else None
+            if owner is not None and owner.kind == "backup":
+                raise Conflict(
+                    f"backup {owner.name} was read from snapshot {snapshot.name}: the next one reads what changed since",
+                    hint=f"it goes with the next one, or with: lamella backup rm {owner.name}",
+                )
             if owner is not None:
                 raise Conflict(
                     f"volume {owner.name} stands on snapshot {snapshot.name}", hint="it goes with that volume"
@@ -104,7 +109,7 @@ class Snapshots:
             if not volumes:
                 raise NotFound(f"the volumes of snapshot {snapshot.name} are gone")
             for volume in volumes:
-                _check_rests(tx, volume)
+                check_rests(tx, volume)
             operation = self._operations.intend(
                 tx, who, project, "restore", f"snapshot/{snapshot.name}", {"snapshot": snapshot.id}
             )
@@ -177,7 +182,7 @@ def _whose(tx: Transaction, snapshot: Snapshot) -> Instance | None:
     return running[0] if len(running) == 1 else None
 
 
-def _check_rests(tx: Transaction, volume: Volume) -> None:
+def check_rests(tx: Transaction, volume: Volume) -> None:
     """:raise Conflict: when an instance that runs, or is about to, has *volume*."""
     check_idle(tx, volume)
     owner = tx.by_id(volume.spec.owner) if volume.spec.owner is not None else None

@@ -85,10 +85,14 @@ class Volumes:
         except LamellaError:
             if new:
                 # Whoever waited has the answer; the name is free again.
-                await self._store.write(lambda tx: _condemn(tx, volume.id))
-                self._keeper.drive(volume.id)
+                await self.give_up(volume.id)
             raise
         return await self._store.by_id(volume.id)
+
+    async def give_up(self, id: str) -> None:
+        """A volume that never became what was asked goes; one that is ready stays."""
+        await self._store.write(lambda tx: _condemn(tx, id))
+        self._keeper.drive(id)
 
     def _new(self, tx: Transaction, project: str, body: VolumeCreate) -> Volume:
         # A retry of the transaction must start from what was asked.

@@ -67,7 +67,7 @@ class Volumes:
         self.carrying = Carrying(self.parts, creating, self._snapshots)
         self._healing = Healing(self.parts, self.attaching)
         self._guard = Guard(self.parts, self._healing.roomy)
-        self._backups = Backups(self.parts)
+        self._backups = Backups(self.parts, self._snapshots)
         self._exporter: Exporter | None = self.carrying.transfer.export
         self._tasks: set[asyncio.Task[None]] = set()
         self.parts.daemon.on_event(self._daemon_said)

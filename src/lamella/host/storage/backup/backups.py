@@ -5,6 +5,7 @@ from pathlib import Path
 from lamella.host.linux import mounts
 from lamella.host.linux.blocking import blocking
 from lamella.host.linux.processes import marked
+from lamella.host.storage.backup.keeping import Keeping
 from lamella.host.storage.backup.mounting import Mounting, end_leftovers
 from lamella.host.storage.backup.repositories import Repositories
 from lamella.host.storage.backup.restoring import Restoring
@@ -12,17 +13,19 @@ from lamella.host.storage.backup.storing import Storing
 from lamella.host.storage.backup.verifying import Verifying
 from lamella.host.storage.parts import Parts
 from lamella.host.storage.requests import Tell
+from lamella.host.storage.snapshots import Snapshots
 from lamella.model import backup_requests as requests
 
 
 class Backups:
     """Registers itself with ``parts.requests``."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, snapshots: Snapshots) -> None:
         self._parts = parts
         self.repositories = Repositories(parts.home, parts.stacks.keys)
         self.storing = Storing(parts, self.repositories)
-        self.restoring = Restoring(parts, self.repositories)
+        self.keeping = Keeping(parts, snapshots)
+        self.restoring = Restoring(parts, self.repositories, self.keeping)
         self.verifying = Verifying(parts.home, self.repositories)
         self.mounting = Mounting(parts, self.repositories)
         serve = parts.requests.serve
@@ -30,6 +33,8 @@ class Backups:
         serve(requests.ListRepository, self.repositories.stored)
         serve(requests.BackUp, self.storing.back_up)
         serve(requests.BackUpLayer, self.storing.back_up_layer)
+        serve(requests.BackUpInstance, self.storing.back_up_instance)
+        serve(requests.ReadInstance, self.storing.read_instance)
         serve(requests.RestoreBackup, self.restoring.restore)
         serve(requests.VerifyBackups, self.verifying.verify)
         serve(requests.ForgetBackups, self._forget)
@@ -54,6 +59,7 @@ class Backups:
                         path.unlink(missing_ok=True)
 
         await blocking(tidy)
+        await self.keeping.open()
 
     async def _forget(self, request: requests.ForgetBackups, tell: Tell) -> None:
         await self.verifying.forget(request, tell)

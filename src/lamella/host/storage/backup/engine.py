@@ -44,6 +44,10 @@ class Engine(Protocol):
         """What of ours is in it, oldest first."""
         ...
 
+    async def present(self, engine_id: str) -> None:
+        """:raise NotFound: when it is not in the repository."""
+        ...
+
     async def store(
         self, directory: Path, note: str, *, parent: str = "", by_time: bool = False, told: Told | None = None
     ) -> Summary:

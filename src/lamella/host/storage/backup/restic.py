@@ -90,6 +90,9 @@ class Restic:
                 found.append(Stored(engine_id=item.id, note=note))
         return found
 
+    async def present(self, engine_id: str) -> None:
+        await self._run("cat", "snapshot", engine_id, "--no-lock")
+
     async def _snapshots(self, *words: str) -> list["Snapshot"]:
         return _json(await self._run("snapshots", "--json", "--no-lock", *words), list[Snapshot] | None) or []
 

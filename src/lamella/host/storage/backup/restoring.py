@@ -1,4 +1,5 @@
-"""Backups put back: the engine writes its pieces straight to their places in the volume, so that nothing is stored twice."""
+"""Backups put back: the engine writes its pieces straight to their places in the volume, so that nothing is stored twice. A volume that
+held something is what it was until all of them are there."""
 
 import ctypes
 import os
@@ -12,6 +13,7 @@ from lamella.host.storage import tree as trees
 from lamella.host.storage.backup import view
 from lamella.host.storage.backup.content import block
 from lamella.host.storage.backup.engine import Engine
+from lamella.host.storage.backup.keeping import Keeping
 from lamella.host.storage.backup.repositories import Repositories
 from lamella.host.storage.backup.samples import piece_digest
 from lamella.host.storage.keys import method_of
@@ -28,10 +30,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Restoring:
-    """Answers RestoreBackup. Asked again after it was cut off, it begins anew: a volume that is half restored is not ready until then."""
+    """Answers RestoreBackup. Asked again after it was cut off, it begins anew."""
 
-    def __init__(self, parts: Parts, repositories: Repositories) -> None:
-        self._parts, self._repositories = parts, repositories
+    def __init__(self, parts: Parts, repositories: Repositories, keeping: Keeping) -> None:
+        self._parts, self._repositories, self._keeping = parts, repositories, keeping
 
     async def restore(self, request: RestoreBackup, tell: Tell) -> VolumeStatus:
         """:class:`RestoreBackup`."""
@@ -39,9 +41,30 @@ class Restoring:
         if volume.spec.form is not note.form:
             raise Invalid(f"the backup is of form {note.form}, the volume of form {volume.spec.form}", field="form")
         engine = await self._repositories.engine(request.repository)
-        async with parts.locks.of([volume.id]), self._repositories.lock(request.repository).with_others():
+        key = await self._key(volume, note, request.passphrase)
+        async with self._repositories.lock(request.repository).with_others():
+            if request.fresh or not await self._there(volume):
+                return await self._put_back(engine, request, note, key, tell)
+            # Before anything of it changes: whatever cannot be brought leaves the volume alone.
+            tell("look", 0, 0, "")
+            await engine.present(request.backup.status.engine_id)
             await parts.require_closed(volume, "restored")
-            key = await self._key(volume, note, request.passphrase)
+            async with self._keeping.kept(volume, tell):
+                return await self._put_back(engine, request, note, key, tell)
+
+    async def _there(self, volume: Volume) -> bool:
+        try:
+            await self._parts.pools.get(volume.spec.pool).handle(volume.id)
+        except NotFound:
+            return False
+        return True
+
+    async def _put_back(
+        self, engine: Engine, request: RestoreBackup, note: BackupNote, key: str, tell: Tell
+    ) -> VolumeStatus:
+        volume, parts = request.volume, self._parts
+        async with parts.locks.of([volume.id]):
+            await parts.require_closed(volume, "restored")
             if note.form is VolumeForm.BLOCK:
                 await self._block(engine, request, note, tell)
             else:
@@ -68,6 +91,9 @@ class Restoring:
     async def _block(self, engine: Engine, request: RestoreBackup, note: BackupNote, tell: Tell) -> None:
         parts, volume = self._parts, request.volume
         pool = parts.pools.get(volume.spec.pool)
+        if request.fresh and volume.spec.owner is None:
+            # Made anew it is all holes; cleared, it would take its whole size in pools that punch none.
+            await pool.delete(volume.id)
         fresh = True
         with suppress(NotFound):
             handle = await pool.handle(volume.id)
@@ -113,7 +139,7 @@ def note_of(request: RestoreBackup) -> BackupNote:
     if note is None or not request.backup.status.engine_id:
         raise Conflict(f"backup {request.backup.name} was not finished", hint="lamella backup ls tells which were")
     if note.of is not BackupSource.VOLUME:
-        raise Conflict(f"backup {request.backup.name} is of the layer's state", hint="lamella recover brings it back")
+        raise Conflict(f"backup {request.backup.name} is of no volume, but of {note.of}", hint="lamella backup ls")
     return note
 
 

@@ -1,4 +1,5 @@
-"""Backups made: of a volume's snapshot, reading only what changed since the one before, and of the layer's own state."""
+"""Backups made: of a volume's snapshot, reading only what changed since the one before, and, as one file each, of how an instance was
+asked for and of the layer's own state."""
 
 import io
 import tarfile
@@ -6,6 +7,8 @@ import time
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+
+import msgspec
 
 from lamella.host.linux.blocking import blocking
 from lamella.host.storage.backup import samples, view
@@ -17,19 +20,20 @@ from lamella.host.storage.backup.restic import encode_note
 from lamella.host.storage.backup.table import Table
 from lamella.host.storage.parts import Parts
 from lamella.host.storage.requests import Tell
-from lamella.model.backup import Backup, BackupNote, BackupSource, BackupStatus
-from lamella.model.backup_requests import BackUp, BackUpLayer
-from lamella.model.errors import NotFound
+from lamella.model.backup import Backup, BackupNote, BackupSource, BackupStatus, InstanceRecord, Repository
+from lamella.model.backup_requests import BackUp, BackUpInstance, BackUpLayer, ReadInstance
+from lamella.model.errors import Corrupt, NotFound
 from lamella.model.resource import now
 from lamella.model.storage import StoragePhase, Volume, VolumeForm
 
 LAYER_FILE = "layer.tar"
 STORE_FILE = "store.db.zst"
+INSTANCE_FILE = "instance.json"
 
 
 class Storing:
-    """Answers BackUp and BackUpLayer. What a host remembers of a backup is its table: which piece changed when. Lost, the next backup
-    reads everything and stores nothing twice."""
+    """Answers BackUp, BackUpLayer, BackUpInstance and ReadInstance. What a host remembers of a backup is its table: which piece changed
+    when. Lost, the next backup reads everything and stores nothing twice."""
 
     def __init__(self, parts: Parts, repositories: Repositories) -> None:
         self._parts, self._repositories = parts, repositories
@@ -55,6 +59,7 @@ class Storing:
             project=backup.project,
             volume=volume.id,
             volume_name=volume.name,
+            instance=backup.spec.instance,
             spec=volume.spec,
             size=volume.status.size or volume.spec.size,
             key=self._parts.stacks.wrapped(volume),
@@ -132,24 +137,51 @@ class Storing:
 
     async def back_up_layer(self, request: BackUpLayer, tell: Tell) -> BackupStatus:
         """:class:`BackUpLayer`: one tar of the store and the key files of this host."""
-        began = time.monotonic()
         tell("read", 0, 0, "")
         content = await blocking(_layer, request.store, self._parts.home.state / "keys")
+        note = BackupNote(
+            backup=request.backup.id, name=request.backup.name, project=request.backup.project, of=BackupSource.LAYER
+        )
+        return await self._one_file(request.backup, request.repository, LAYER_FILE, content, note)
+
+    async def back_up_instance(self, request: BackUpInstance, tell: Tell) -> BackupStatus:
+        """:class:`BackUpInstance`."""
+        tell("read", 0, 0, "")
         note = BackupNote(
             backup=request.backup.id,
             name=request.backup.name,
             project=request.backup.project,
-            of=BackupSource.LAYER,
-            size=len(content),
-            taken_at=now(),
-            samples={LAYER_FILE: sha256(content).hexdigest()},
+            of=BackupSource.INSTANCE,
+            instance=request.record.name,
         )
+        content = msgspec.json.encode(request.record)
+        return await self._one_file(request.backup, request.repository, INSTANCE_FILE, content, note)
+
+    async def read_instance(self, request: ReadInstance, tell: Tell) -> InstanceRecord:
+        """:class:`ReadInstance`."""
+        tell("read", 0, 0, "")
+        note = request.backup.status.note
         engine = await self._repositories.engine(request.repository)
         async with self._repositories.lock(request.repository).with_others():
-            summary = await engine.store_bytes(LAYER_FILE, content, encode_note(note))
+            content = await engine.read(request.backup.status.engine_id, INSTANCE_FILE)
+        try:
+            if note is None or note.samples.get(INSTANCE_FILE) == sha256(content).hexdigest():
+                return msgspec.json.decode(content, type=InstanceRecord)
+        except msgspec.DecodeError:
+            pass
+        raise Corrupt(f"{request.backup.name} came back other than it was backed up", hint="lamella backup verify")
+
+    async def _one_file(
+        self, backup: Backup, repository: Repository, name: str, content: bytes, note: BackupNote
+    ) -> BackupStatus:
+        began = time.monotonic()
+        note.size, note.taken_at, note.samples = len(content), now(), {name: sha256(content).hexdigest()}
+        engine = await self._repositories.engine(repository)
+        async with self._repositories.lock(repository).with_others():
+            summary = await engine.store_bytes(name, content, encode_note(note))
         return BackupStatus(
             phase=StoragePhase.READY,
-            host=request.backup.status.host,
+            host=backup.status.host,
             engine_id=summary.engine_id,
             note=note,
             taken_at=note.taken_at,
