@@ -34,11 +34,11 @@ SIZE = 256 * MIB
 SECONDS = 1.5
 DEPTH = 8
 SNAPSHOTS = 5
-NAMES = ("own", "file", "shared")
+NAMES = ("own", "file", "served")
 TITLES = {
     "own": "a disk of its own",
     "file": "a volume as a file (FUSE)",
-    "shared": "a volume through its memory (vhost-user-blk)",
+    "served": "a volume over a socket (NBD)",
 }
 Execute = Callable[[ExecSpec], Awaitable[ProcessStream]]
 
@@ -60,7 +60,7 @@ async def _rows(scratch: Path, runs: int) -> list[Row]:
         async def execute(spec: ExecSpec) -> ProcessStream:
             return await driver.exec(machine.id, spec)
 
-        disks = {"own": "/dev/vdb", "file": "/dev/vdc", "shared": "/dev/vdd"}
+        disks = {"own": "/dev/vdb", "file": "/dev/vdc", "served": "/dev/vdd"}
         for each in (execute, bare.exec):
             await _install(each, program)
         where = await _disks(execute)
@@ -134,8 +134,9 @@ async def _ours(scratch: Path, linux: Path, backing: dict[str, Path]) -> AsyncIt
     processes = [
         _serve(backing["file"], f"type=fuse,id=e,node-name=n,mountpoint={file},writable=on,allow-other=auto"),
         _serve(
-            backing["shared"],
-            f"type=vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path={socket},writable=on",
+            backing["served"],
+            "type=nbd,id=e,node-name=n,name=vol_served,writable=on",
+            *("--nbd-server", f"addr.type=unix,addr.path={socket},max-connections=0"),
         ),
     ]
     driver = VmDriver(home, lambda _: None)
@@ -151,7 +152,7 @@ async def _ours(scratch: Path, linux: Path, backing: dict[str, Path]) -> AsyncIt
             disk=_handle(_copy(linux, scratch / "ours.img")), nameservers=[], stop_signal="SIGTERM",
             board=Board(graphics=Graphics.NONE), seed=Seed(enabled=False),
             disks=[DataDisk(name="own", volume=_handle(backing["own"]))],
-            volumes=[_volume("file", file), _volume("shared", backing["shared"], socket)],
+            volumes=[_volume("file", file), _volume("served", backing["served"], socket)],
         )  # fmt: skip
         await driver.create(machine)
         await driver.start(machine.id)
@@ -203,9 +204,10 @@ def _accelerator() -> str:
     return f"tcg,thread=single,tb-size={TRANSLATED // MIB}"
 
 
-def _serve(backing: Path, export: str) -> "subprocess.Popen[bytes]":
+def _serve(backing: Path, export: str, *server: str) -> "subprocess.Popen[bytes]":
     node = f"driver=file,node-name=n,filename={backing},discard=unmap"
-    return subprocess.Popen(["qemu-storage-daemon", "--blockdev", node, "--export", export], stdin=subprocess.DEVNULL)
+    words = ["qemu-storage-daemon", "--blockdev", node, *server, "--export", export]
+    return subprocess.Popen(words, stdin=subprocess.DEVNULL)
 
 
 def _handle(path: Path) -> VolumeHandle:
@@ -239,11 +241,11 @@ async def _install(execute: Execute, program: Path) -> None:
 
 
 async def _disks(execute: Execute) -> dict[str, str]:
-    """Devices by name: two by their serial numbers, the last by what every such disk says."""
+    """Devices by name, which is their serial number."""
     script = "for d in /sys/block/vd*; do echo $(cat $d/serial) /dev/${d##*/}; done"
     lines = (await _said(execute, script)).splitlines()
     known = {line.split()[0]: line.split()[1] for line in lines if len(line.split()) == 2}
-    return {"own": known["own"], "file": known["file"], "shared": known["vhost_user_blk"]}
+    return {name: known[name] for name in NAMES}
 
 
 async def _run(execute: Execute, command: str) -> tuple[float, float]:

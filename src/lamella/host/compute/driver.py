@@ -86,8 +86,8 @@ class MountedVolume(msgspec.Struct, kw_only=True, frozen=True):
     """A volume with a life of its own, open in the storage process for this instance.
 
     ``path`` is what a container or a module is given, a directory where it is mounted on this host (owned by 0); for a machine it is a
-    raw file or device, and ``socket`` a vhost-user-blk socket on which the storage process serves the same, where there is one: then
-    that is used instead. ``device`` names the device, and is the disk's serial number. A machine whose guest can mounts ``filesystem``
+    raw file or device, and ``socket`` an NBD socket on which the storage process serves the same as the export ``id``, where there is one:
+    then that is used instead. ``device`` names the device, and is the disk's serial number. A machine whose guest can mounts ``filesystem``
     at ``target``; when either is empty, it is a bare disk.
     """
 

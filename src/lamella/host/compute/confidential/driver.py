@@ -117,9 +117,7 @@ def plan(host: HostParts, machine: Machine, technology: Confidential, evidence: 
         raise Unsupported("there is no firmware for confidential machines on this host")
     # Every machine has a screen unless it is told otherwise; these never have.
     board = msgspec.structs.replace(machine.board, graphics=Graphics.NONE)
-    # No other process sees such a machine's memory: its volumes are files.
-    volumes = [msgspec.structs.replace(volume, socket=None) for volume in machine.volumes]
-    made = launching.plan(host, msgspec.structs.replace(machine, board=board, volumes=volumes))
+    made = launching.plan(host, msgspec.structs.replace(machine, board=board))
     arguments.check(made.vm)
     size = Size(vcpus=made.size.vcpus, memory=made.size.memory)
     vm = msgspec.structs.replace(made.vm, sizing=arguments.sizing(size))
@@ -130,6 +128,6 @@ def plan(host: HostParts, machine: Machine, technology: Confidential, evidence: 
         largest=size,
         group=launching.with_the_rest(group_limits(machine.limits, size, host.accelerator.name), machine),
         argv=arguments.protected(vm_arguments.arguments(vm), guard, size),
-        shown={firmware: FIRMWARE},
+        shown={**made.shown, firmware: FIRMWARE},
         devices=[probe.SEV_DEVICE] if technology is Confidential.SEV_SNP else [],
     )

@@ -20,7 +20,7 @@ from lamella.host.compute.microvm import arguments, disk, size, volumes
 from lamella.host.compute.microvm.block_image import BlockImages
 from lamella.host.compute.microvm.host import HostParts, look
 from lamella.host.compute.microvm.session import Session
-from lamella.host.compute.qemu import launch, layers, mechanisms
+from lamella.host.compute.qemu import launch, layers, mechanisms, served
 from lamella.host.compute.qemu.freezing import FreezeVerbs
 from lamella.host.compute.qemu.monitor import Monitor
 from lamella.host.compute.qemu.places import Places, ProcessRecord
@@ -362,6 +362,7 @@ class MicrovmDriver(FreezeVerbs[Session]):
                     shown={
                         host.boot.kernel: Path(arguments.KERNEL),
                         host.boot.initramfs: Path(arguments.INITRAMFS),
+                        **served.sockets(machine),
                     },
                 ),
                 places,

@@ -1,13 +1,12 @@
 """Volumes of a microVM: further disks from its start to its end, mounted by the agent before the command runs.
 
-The board has no place that something could be plugged into later. The disks are always files: a volume that is served through the
-machine's memory would need a serial number of its own to be found by, and the storage process gives all the same one.
+The board has no place that something could be plugged into later.
 """
 
 from lamella.host.compute.driver import Machine, MountedVolume
 from lamella.host.compute.guest.client import GuestClient
 from lamella.host.compute.microvm.arguments import DATA, LAYERS, MOST_VOLUMES, VolumeDisk
-from lamella.host.compute.qemu import layers
+from lamella.host.compute.qemu import layers, served
 from lamella.host.compute.qemu.layers import ColdDisk, serial
 from lamella.model.contract import Mechanism
 from lamella.model.errors import Unsupported
@@ -30,7 +29,7 @@ def disks(machine: Machine) -> tuple[ColdDisk, list[VolumeDisk]]:
     number = 1 + max(fd for file in data.files for fd in (file.fd, file.again))
     found: list[VolumeDisk] = []
     for volume in machine.volumes:
-        found.append(VolumeDisk(device=volume.device, disk=layers.cold_volume(volume, number)))
+        found.append(VolumeDisk(device=volume.device, disk=served.cold(volume, number)))
         number += 2
     return data, found
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from lamella.host.compute.driver import Machine
-from lamella.host.compute.qemu import layers
+from lamella.host.compute.driver import Machine, MountedVolume
+from lamella.host.compute.qemu import layers, served
 from lamella.host.compute.qemu.layers import Properties
 from lamella.host.compute.qemu.monitor import Monitor, Refused
 from lamella.host.storage.driver import Layer
@@ -35,6 +35,7 @@ class _Block(msgspec.Struct):
 
 
 class _Node(msgspec.Struct):
+    driver: str = msgspec.field(name="drv", default="")
     node: str = msgspec.field(name="node-name", default="")
 
 
@@ -130,7 +131,13 @@ async def top_nodes(monitor: Monitor) -> dict[str, str]:
 
 
 async def node_names(monitor: Monitor) -> set[str]:
-    return {node.node for node in await monitor.ask(list[_Node], "query-named-block-nodes", {"flat": True})}
+    return set(await drivers(monitor))
+
+
+async def drivers(monitor: Monitor) -> dict[str, str]:
+    """Which of QEMU's drivers each block node is of, by its name."""
+    nodes = await monitor.ask(list[_Node], "query-named-block-nodes", {"flat": True})
+    return {node.node: node.driver for node in nodes}
 
 
 async def delete_nodes(monitor: Monitor, names: set[str]) -> None:
@@ -184,6 +191,26 @@ async def replace_file(
     for number in stale:
         await monitor.remove_fdset(number)
     return True
+
+
+async def connect_anew(monitor: Monitor, qdev: str, volume: MountedVolume, size: int) -> None:
+    """Have the disk *qdev*, which is served over NBD, know that it has *size* bytes: a client learns that when it connects. Requests that
+    wait for the old connection are done first.
+
+    :raise Unavailable: when QEMU refuses.
+    """
+    old = (await top_nodes(monitor))[qdev]
+    name = layers.layer_name(volume.device, Path(f"{volume.socket}#{size}"))
+    if old == name:
+        return
+    try:
+        await monitor.execute("blockdev-add", served.node(volume, name))
+        await monitor.execute("qom-set", {"path": f"/machine/peripheral/{qdev}", "property": "drive", "value": name})
+    except Refused as error:
+        with suppress(Refused):
+            await monitor.execute("blockdev-del", {"node-name": name})
+        raise Unavailable(f"QEMU does not connect to volume {volume.name} anew: {error.reason}") from error
+    await delete_nodes(monitor, {old})
 
 
 async def failed(monitor: Monitor) -> bool:

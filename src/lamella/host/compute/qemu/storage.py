@@ -5,7 +5,7 @@ import contextlib
 from typing import ClassVar, TypeVar
 
 from lamella.host.compute.driver import Machine, MountedVolume
-from lamella.host.compute.qemu import disks
+from lamella.host.compute.qemu import disks, served
 from lamella.host.compute.qemu.driver import QemuDriver
 from lamella.host.compute.qemu.process import QemuProcess
 from lamella.host.storage.driver import Layer
@@ -34,17 +34,17 @@ class DiskVerbs(QemuDriver[S]):
     async def heal(self, id: str, volumes: list[MountedVolume] | None = None) -> None:
         """The storage process is there again, or the pool has room: take the files of *volumes* (all that the machine has, when nothing is
         said) anew where they are others than those that are open, and let it go on if it stands still because of that. What failed is done
-        again; nothing is told to the guest.
+        again; nothing is told to the guest. What is served over a socket is connected again by QEMU itself.
 
         :raise NotFound: when a volume's file is not there. :raise Unavailable: when QEMU does not answer or refuses.
         """
         async with self._lock(id):
             session = await self._running(id)
             monitor = await session.monitor()
-            tops = await disks.top_nodes(monitor)
+            tops, drivers = await disks.top_nodes(monitor), await disks.drivers(monitor)
             for volume in self._known(session).volumes if volumes is None else volumes:
                 qdev = f"dev-{volume.device}"
-                if qdev in tops:
+                if qdev in tops and drivers.get(tops[qdev]) != served.DRIVER:
                     await disks.replace_file(
                         monitor,
                         session.process.pid,
@@ -58,8 +58,7 @@ class DiskVerbs(QemuDriver[S]):
                 await session.resume()
 
     async def resized(self, id: str, volume_id: str, size: int) -> None:
-        """One of its volumes or of its own disks has *size* bytes now: have the guest see that. One that the storage process serves through
-        its memory has told the guest itself.
+        """One of its volumes or of its own disks has *size* bytes now: have the guest see that.
 
         :raise Unsupported: when it has no such disk.
         """
@@ -71,7 +70,10 @@ class DiskVerbs(QemuDriver[S]):
             volume = next((one for one in machine.volumes if one.id == volume_id), None)
             if volume is not None:
                 qdev = f"dev-{volume.device}"
-                if qdev in await disks.top_nodes(monitor):
+                top = (await disks.top_nodes(monitor)).get(qdev)
+                if top is not None:
+                    if (await disks.drivers(monitor)).get(top) == served.DRIVER:
+                        await disks.connect_anew(monitor, qdev, volume, size)
                     await disks.resize(monitor, qdev, size)
                 with contextlib.suppress(LamellaError):
                     await self._grown(session, volume)

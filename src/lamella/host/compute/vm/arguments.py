@@ -13,7 +13,6 @@ from lamella.host.compute.qemu import layers
 from lamella.host.compute.qemu.launch import FIRMWARE, QEMU, SANDBOX
 from lamella.host.compute.qemu.layers import ColdDisk
 from lamella.host.compute.qemu.size import MIB, TRANSLATED
-from lamella.host.compute.vm.sizing import MEMORY
 from lamella.host.storage.driver import VolumeHandle
 from lamella.model.board import Firmware, Graphics, Hardware, Watchdog
 
@@ -37,7 +36,7 @@ class Vm(msgspec.Struct, kw_only=True, frozen=True):
     """One machine as QEMU is to make it.
 
     ``board_type`` is a versioned machine type (``pc-q35-7.2``); ``sizing``, ``plugs`` and ``screens`` are the arguments of sizing.py,
-    hotplug.py and desktop.py; ``shared`` says that another process may be let see its memory; ``root`` is the first disk; ``media``
+    hotplug.py and desktop.py; ``root`` is the first disk; ``media``
     counts the CDs of the image; ``mac`` is set when descriptor ``TAP`` is there, and ``netboot`` when a BIOS shall be able to start from
     it (which costs a second of each boot); ``order`` is the boot order (order.py).
     """
@@ -47,7 +46,6 @@ class Vm(msgspec.Struct, kw_only=True, frozen=True):
     board_type: str
     accelerator: str
     sizing: list[str]
-    shared: bool = False
     threads: str = "multi"
     plugs: list[str] = []
     firmware: Firmware = Firmware.BIOS
@@ -103,8 +101,6 @@ def _boots(vm: Vm, name: str) -> str:
 def _board(vm: Vm) -> list[str]:
     accelerators = {"kvm": "kvm", "tcg": f"tcg,thread={vm.threads},tb-size={TRANSLATED // MIB}"}
     board = f"{vm.board_type},vmport=off,smm={'on' if vm.secure_boot else 'off'}"
-    if vm.shared:
-        board += f",memory-backend={MEMORY}"
     if vm.graphics is Graphics.NONE:
         board += ",graphics=off"  # SeaBIOS speaks on the serial line then
     if vm.firmware is Firmware.UEFI:

@@ -43,8 +43,7 @@ _DRIVERS = {
 }
 # What else of a machine can be booted from, beside what is plugged in.
 BOOTABLE = frozenset({"ide-hd", "ide-cd", "e1000"})
-SHARED_DISK = "vhost-user-blk-pci"
-_PARTS = {driver: part for drivers in _DRIVERS.values() for part, driver in drivers.items()} | {SHARED_DISK: Part.DISK}
+_PARTS = {driver: part for drivers in _DRIVERS.values() for part, driver in drivers.items()}
 
 
 def cold_arguments(machine: Machine) -> list[str]:
@@ -114,17 +113,11 @@ def nic_device(hardware: Hardware, name: str, bus: str, *, mac: str, mtu: int, b
 
 
 def volume_device(hardware: Hardware, volume: MountedVolume, bus: str) -> Properties:
-    """A volume that is a file: a failure of it stops the machine rather than telling the guest, where the device can (NVMe cannot)."""
+    """A volume: a failure of it stops the machine rather than telling the guest, where the device can (NVMe cannot)."""
     device = disk_device(hardware, volume.device, bus)
     if hardware is Hardware.VIRTIO:
         device |= {"werror": "stop", "rerror": "stop"}
     return device
-
-
-def place_of_port(port: str) -> str:
-    """Where a guest finds a root port (``port-9``) on its first bus: ``0000:00:11.1``."""
-    slot, function = divmod(int(port.removeprefix("port-")), _FUNCTIONS)
-    return f"0000:00:{_FIRST_SLOT + slot:02x}.{function}"
 
 
 def _usb_controller(hardware: Hardware) -> list[str]:

@@ -15,10 +15,10 @@ from functools import partial
 import msgspec
 
 from lamella.host.compute.driver import Changed, Home, Limits, Machine, MountedVolume, Observed
-from lamella.host.compute.qemu import layers
+from lamella.host.compute.qemu import layers, served
 from lamella.host.compute.qemu.freezing import FreezeVerbs
 from lamella.host.compute.qemu.monitor import Monitor
-from lamella.host.compute.vm import evidence, hotplug, launching, memory, screen, sharing, sizing
+from lamella.host.compute.vm import evidence, hotplug, launching, memory, screen, sizing
 from lamella.host.compute.vm.host import HostParts, look
 from lamella.host.compute.vm.inside import Inside
 from lamella.host.compute.vm.launching import OpenTap
@@ -397,7 +397,7 @@ async def _no_taps(port: str) -> int:
 
 
 def _reach(session: Session) -> hotplug.Reaches:
-    return partial(sharing.reaches, session.process.pid)
+    return partial(served.reaches, session.process.pid)
 
 
 async def _use_what_came(inside: Inside, vcpus: int) -> None:

@@ -14,9 +14,9 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from lamella.host.compute.driver import DataDisk, Machine, MountedVolume, NamedNic
-from lamella.host.compute.qemu import disks, layers
+from lamella.host.compute.qemu import disks, layers, served
 from lamella.host.compute.qemu.monitor import Events, Monitor, Refused
-from lamella.host.compute.vm import devices, sharing, usb
+from lamella.host.compute.vm import devices, usb
 from lamella.host.compute.vm.devices import Part, Properties
 from lamella.host.compute.vm.order import boot_order
 from lamella.host.compute.vm.wiring import (
@@ -50,7 +50,6 @@ _GLANCE = 0.5
 cold_arguments = devices.cold_arguments
 
 _NODE = re.compile(r"^disk-([a-z][a-z0-9-]*)$")
-_CHARDEV = re.compile(r"^volume-([a-z][a-z0-9-]*)$")
 _NETDEV = re.compile(r"^(?: \\ )?net-([a-z][a-z0-9-]*): ", re.MULTILINE)
 
 
@@ -77,10 +76,6 @@ class _Inserted(msgspec.Struct):
 class _Block(msgspec.Struct):
     qdev: str = ""
     inserted: _Inserted | None = None
-
-
-class _Chardev(msgspec.Struct):
-    label: str
 
 
 class _File(msgspec.Struct):
@@ -126,7 +121,6 @@ async def look(monitor: Monitor) -> Plugged:
     kinds = {item.name: item.type.removeprefix("child<").removesuffix(">") for item in peripherals}
     blocks = await monitor.ask(list[_Block], "query-block")
     nodes = await disks.node_names(monitor)
-    chardevs = {item.label for item in await monitor.ask(list[_Chardev], "query-chardev")}
     identities = {name: identity for _, name, identity in await _files(monitor)}
     netdevs = _NETDEV.findall(await monitor.ask(str, "human-monitor-command", {"command-line": "info network"}))
     present: dict[str, Device] = {}
@@ -145,7 +139,6 @@ async def look(monitor: Monitor) -> Plugged:
             drives[block.qdev] = Medium(name=name[1], identity=identities.get(name[1], ""))
     here = {*present, *(medium.name for medium in drives.values() if medium is not None)}
     names = {match[1] for node in nodes if (match := _NODE.match(node))} | set(netdevs) | set(identities)
-    names |= {match[1] for label in chardevs if (match := _CHARDEV.match(label))}
     return Plugged(
         devices=present,
         drives=drives,
@@ -300,9 +293,8 @@ class _Work:
         await disks.delete_nodes(
             self._monitor, {node for node in there if node == f"disk-{name}" or node.startswith(prefix)}
         )
-        for command, id in (("netdev_del", f"net-{name}"), ("chardev-remove", f"volume-{name}")):
-            with contextlib.suppress(Refused):  # it has none
-                await self._monitor.execute(command, {"id": id})
+        with contextlib.suppress(Refused):  # it has none
+            await self._monitor.execute("netdev_del", {"id": f"net-{name}"})
         for fdset in {fdset for fdset, owner, _ in await _files(self._monitor) if owner == name}:
             await self._monitor.remove_fdset(fdset)
 
@@ -344,10 +336,10 @@ class _Work:
 
     async def _volume_device(self, volume: MountedVolume, port: str) -> Properties:
         if self._reaches(volume):
-            await self._monitor.execute("chardev-add", sharing.chardev(volume))
-            return sharing.device(volume, port)
-        file = await self._give_file(volume.path, volume.device, volume.id, read_only=volume.read_only)
-        node = layers.layer_node(f"disk-{volume.device}", "raw", file) | {"read-only": volume.read_only}
+            node = served.node(volume)
+        else:
+            file = await self._give_file(volume.path, volume.device, volume.id, read_only=volume.read_only)
+            node = layers.layer_node(f"disk-{volume.device}", "raw", file) | {"read-only": volume.read_only}
         await self._monitor.execute("blockdev-add", node)
         return devices.volume_device(self._machine.board.hardware, volume, port)
 

@@ -196,19 +196,18 @@ class Inside:
         self._frozen, self._thawer = 0, None
         return held
 
-    async def mount(self, volume: MountedVolume, place: str = "") -> None:
-        """Mount a volume where it belongs. Our agent alone can, and is not waited for. With *place* (sharing.place), its disk is the one
-        there, whatever its serial number."""
+    async def mount(self, volume: MountedVolume) -> None:
+        """Mount a volume where it belongs. Our agent alone can, and is not waited for."""
         agent = await self._agent("mount", only_ours=True, wait=False)
         assert isinstance(agent, GuestClient)
         name = serial(volume.device)
-        await agent.mount(name, volume.target, volume.filesystem, read_only=volume.read_only, place=place)
+        await agent.mount(name, volume.target, volume.filesystem, read_only=volume.read_only)
 
-    async def unmount(self, volume: MountedVolume, place: str = "") -> None:
+    async def unmount(self, volume: MountedVolume) -> None:
         """:raise Conflict: when something inside uses it."""
         agent = await self._agent("unmount", only_ours=True, wait=False)
         assert isinstance(agent, GuestClient)
-        await agent.unmount(serial(volume.device), volume.target, place=place)
+        await agent.unmount(serial(volume.device), volume.target)
 
     async def moved(self) -> GuestClient | None:
         """Wait until an agent begins or stops to answer; our agent's conversation then, if there is one."""

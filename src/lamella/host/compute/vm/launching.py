@@ -11,10 +11,10 @@ from pathlib import Path
 import msgspec
 
 from lamella.host.compute.driver import Limits, Machine
-from lamella.host.compute.qemu import launch
+from lamella.host.compute.qemu import launch, served
 from lamella.host.compute.qemu.places import Places, ProcessRecord
 from lamella.host.compute.qemu.size import MIB, Size
-from lamella.host.compute.vm import arguments, certificates, desktop, firmware, hotplug, seed, sharing, sizing, tpm
+from lamella.host.compute.vm import arguments, certificates, desktop, firmware, hotplug, seed, sizing, tpm
 from lamella.host.compute.vm.host import HostParts
 from lamella.host.compute.vm.order import NIC, boot_order, media
 from lamella.host.linux.cgroup import Cgroup
@@ -75,15 +75,13 @@ def plan(host: HostParts, machine: Machine) -> Plan:
     threads = "single" if size.vcpus == 1 else "multi"
     plugs = not emulated or (threads == "single" and not board.secure_boot)
     largest = sizing.largest_of(size, host.memory, plugs_vcpus=plugs)
-    sockets = sharing.sockets(machine)
     vm = arguments.Vm(
         name=machine.id,
         uuid=str(uuid.uuid5(_ADDRESS, machine.id)),
         board_type=host.board_type(machine.board_type),
         accelerator=name,
         threads=threads,
-        sizing=sizing.cold_arguments(size, largest, shared=bool(sockets)),
-        shared=bool(sockets),
+        sizing=sizing.cold_arguments(size, largest),
         plugs=hotplug.cold_arguments(machine),
         firmware=board.firmware,
         secure_boot=board.secure_boot,
@@ -102,7 +100,7 @@ def plan(host: HostParts, machine: Machine) -> Plan:
     )
     around = Size(vcpus=largest.vcpus, memory=size.memory)
     group = with_the_rest(sizing.group_of(machine.limits, around, name), machine)
-    return Plan(vm=vm, size=size, largest=largest, group=group, shown=sockets)
+    return Plan(vm=vm, size=size, largest=largest, group=group, shown=served.sockets(machine))
 
 
 def with_the_rest(group: Limits, machine: Machine) -> Limits:

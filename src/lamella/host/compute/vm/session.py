@@ -18,7 +18,7 @@ from lamella.host.compute.qemu.log import Log
 from lamella.host.compute.qemu.monitor import Monitor
 from lamella.host.compute.qemu.places import ExitRecord, Places, ProcessRecord
 from lamella.host.compute.qemu.process import KILLED, QemuProcess
-from lamella.host.compute.vm import memory, sharing
+from lamella.host.compute.vm import memory
 from lamella.host.compute.vm.console import Console, Viewer
 from lamella.host.compute.vm.desktop import Desktop
 from lamella.host.compute.vm.inside import Inside
@@ -52,7 +52,7 @@ class Session(QemuProcess):
         super().__init__(places, process, group, log, over)
         self.console = Console(log)
         self.inside = Inside(places.run / "agent", places.run / "qga", started=process.started_at)
-        self.mounting = Mounting(self.inside, self._volumes, self._locate)
+        self.mounting = Mounting(self.inside, self._volumes)
         self.forced = ""
         self._machine: Machine | None = None
         self._desktop: Desktop | None = None
@@ -66,9 +66,6 @@ class Session(QemuProcess):
 
     def _volumes(self) -> list[MountedVolume]:
         return [] if self.machine is None else self.machine.volumes
-
-    async def _locate(self, volume: MountedVolume) -> str:
-        return await sharing.place(await self.monitor(), volume)
 
     def know(self, machine: Machine) -> None:
         """The devices were changed: *machine* is what it is now."""

@@ -19,7 +19,6 @@ from lamella.model.quantity import format_cpu, format_size
 DEFAULT_MEMORY = 1024 * MIB
 SMALLEST_MEMORY = 32 * MIB
 MOST_VCPUS = 128
-MEMORY = "guest-memory"
 
 # How far a machine can grow without a restart. A vCPU that is not there costs a guest some 200 KiB of tables; memory that is not
 # there costs nothing, and 1/64 of it once it comes, out of what the guest has: four times keeps that under 5 %.
@@ -106,19 +105,15 @@ def largest_of(size: Size, host_memory: int, *, plugs_vcpus: bool = True) -> Siz
     return Size(vcpus=max(vcpus, size.vcpus) if plugs_vcpus else size.vcpus, memory=max(memory, size.memory))
 
 
-def cold_arguments(size: Size, largest: Size, *, shared: bool = False) -> list[str]:
-    """Processors and memory of a machine that can grow from *size* to *largest*. With *shared*, the storage process can be let see the
-    memory, which is then the board's backend ``MEMORY``."""
+def cold_arguments(size: Size, largest: Size) -> list[str]:
+    """Processors and memory of a machine that can grow from *size* to *largest*."""
     room = largest.memory - size.memory
     processors = f"cpus={size.vcpus},maxcpus={largest.vcpus},sockets=1,cores={largest.vcpus},threads=1"
-    kind, share = ("memory-backend-memfd", ",share=on") if shared else ("memory-backend-ram", "")
-    start = ["-object", f"{kind},id={MEMORY},size={size.memory}{share}"] if shared else []
     if not room:
-        return [*("-smp", processors, "-m", f"size={size.memory // MIB}M"), *start]
+        return ["-smp", processors, "-m", f"size={size.memory // MIB}M"]
     return [
         *("-smp", processors, "-m", f"size={size.memory // MIB}M,maxmem={largest.memory // MIB}M"),
-        *start,
-        *("-object", f"{kind},id=growth-memory,size={room // MIB}M{share}"),
+        *("-object", f"memory-backend-ram,id=growth-memory,size={room // MIB}M"),
         *("-device", "virtio-mem-pci,id=growth,memdev=growth-memory,requested-size=0,bus=pcie.0,addr=0x9"),
     ]
 

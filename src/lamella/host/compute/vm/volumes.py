@@ -7,7 +7,7 @@ of ours answers, a volume is a bare disk with its device's name for a serial num
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 
 from lamella.host.compute.driver import MountedVolume
 from lamella.host.compute.guest.client import GuestClient
@@ -23,17 +23,12 @@ _GLANCE = 0.2
 NOBODY = "a bare disk: Lamella's agent does not answer in the guest"
 
 
-Locate = Callable[[MountedVolume], Awaitable[str]]
-
-
 class Mounting:
-    """What is mounted in one guest. *wanted* tells the machine's volumes as they are now, *locate* where on the bus one is that has no
-    serial number of its own (sharing.place)."""
+    """What is mounted in one guest. *wanted* tells the machine's volumes as they are now."""
 
-    def __init__(self, inside: Inside, wanted: Callable[[], list[MountedVolume]], locate: Locate) -> None:
+    def __init__(self, inside: Inside, wanted: Callable[[], list[MountedVolume]]) -> None:
         self._inside = inside
         self._wanted = wanted
-        self._locate = locate
         self._told: GuestClient | None = None
         self._problems: dict[str, str] = {}
         self._turn = asyncio.Lock()
@@ -95,10 +90,9 @@ class Mounting:
 
     async def _mount(self, volume: MountedVolume) -> None:
         deadline = asyncio.get_running_loop().time() + SIGHT
-        place = await self._locate(volume)
         while True:
             try:
-                return await self._inside.mount(volume, place)
+                return await self._inside.mount(volume)
             except NotFound:
                 if asyncio.get_running_loop().time() > deadline:
                     raise
@@ -106,10 +100,9 @@ class Mounting:
 
     async def _unmount(self, volume: MountedVolume) -> None:
         deadline = asyncio.get_running_loop().time() + RELEASE
-        place = await self._locate(volume)
         while True:
             try:
-                return await self._inside.unmount(volume, place)
+                return await self._inside.unmount(volume)
             except Conflict as error:
                 if asyncio.get_running_loop().time() > deadline:
                     raise Conflict(
