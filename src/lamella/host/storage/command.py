@@ -1,13 +1,19 @@
-"""Tools of others that answer on stdout, run to their end: the commands of Ceph, LVM, ZFS, iSCSI, and qemu-img."""
+"""Tools of others that answer on stdout, run to their end: the commands of Ceph, LVM, ZFS, iSCSI, and qemu-img.
+
+They die with us (``setpriv --pdeathsig``): a daemon that starts again begins from what lies on the disks, and a tool of the former one
+that went on would change that below it.
+"""
 
 import asyncio
 import contextlib
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
+from lamella.host.linux import binaries
 from lamella.model.errors import DeadlineExceeded, Unavailable
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -24,13 +30,17 @@ class Said(msgspec.Struct, kw_only=True, frozen=True):
 async def run(
     argv: Sequence[str], *, timeout: float, environment: Mapping[str, str] | None = None, stdin: bytes = b""
 ) -> Said:
-    """*environment* is added to a path and the locale C. The tool is killed when the caller is cancelled.
+    """*environment* is added to a path and the locale C. The tool is killed when the caller is cancelled, and when the thread that
+    asked ends.
 
     :raise DeadlineExceeded: when it did not end in *timeout* seconds; it is killed then.
     :raise Unavailable: when it is not installed.
     """
+    if shutil.which(argv[0], path=PATH) is None:
+        raise Unavailable(f"{argv[0]} is not installed")
     try:
         process = await asyncio.create_subprocess_exec(
+            *(str(binaries.tool("setpriv")), "--pdeathsig", "KILL", "--"),
             *argv,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
