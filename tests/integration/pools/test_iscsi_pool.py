@@ -97,34 +97,75 @@ async def test_it_begins_as_the_disk_of_an_image(tgt: Tgt, tmp_path: Path) -> No
     await qemu_io.tell(await pool.node(id), ["read -P 7 0 3M", "read -P 0 3M 5M"])
 
 
-async def test_what_a_crash_cut_short_is_no_volume_and_is_mended(tgt: Tgt) -> None:
+async def test_what_a_crash_cut_short_is_no_volume_and_is_let_go_by_the_host_that_began_it(
+    tgt: Tgt, tmp_path: Path
+) -> None:
     pool = driver(tgt)
+    pool.place(tmp_path / "place", "lamella-test")
     await pool.open()
-    making, releasing = new_id("volume"), new_id("volume")
+    ours = (tmp_path / "place" / "owner").read_text()
+    making, releasing, elsewhere = new_id("volume"), new_id("volume"), new_id("volume")
     for number, label in (
-        (1, Label(state=State.MAKING, id=making, size=8 * MIB)),
-        (2, Label(state=State.RELEASING, id=releasing, size=8 * MIB, clean=True)),
+        (1, Label(state=State.MAKING, id=making, size=8 * MIB, owner=ours)),
+        (2, Label(state=State.RELEASING, id=releasing, size=8 * MIB, owner=ours, clean=True)),
+        (3, Label(state=State.RELEASING, id=elsewhere, size=8 * MIB, owner="other", clean=True)),
     ):
-        with (tgt.home / f"lun{number}").open("r+b") as file:
-            file.write(encoded(label))
-            file.seek(DATA)
-            file.write(b"left over" * 1000)
+        leave(tgt, number, label)
     assert await pool.inventory() == set()
     assert (await pool.create(making, VolumeForm.BLOCK, 8 * MIB)).size == 8 * MIB
     node = await pool.node(making)
     assert node["file"]["lun"] == 1
     await qemu_io.tell(node, ["read -P 0 0 8M"])
-    assert [finding.mended for finding in await pool.check(repair=False)] == [False]
+    assert [finding.mended for finding in await pool.check(repair=False)] == [False, False]
     await pool.open()
-    assert await pool.check(repair=False) == []
-    assert b"left" not in (tgt.home / "lun2").read_bytes()
-    with (tgt.home / "lun1").open("r+b") as file:
+    (finding,) = await pool.check(repair=True)
+    assert (finding.subject, finding.mended) == ("LUN 3", False) and "another host" in finding.problem
+    await pool.delete(elsewhere)
+    assert b"left" not in (tgt.home / "lun2").read_bytes() and b"left" in (tgt.home / "lun3").read_bytes()
+    assert (await pool.status()).free == 15 * MIB, "the other host may still be at it"
+
+
+async def test_what_was_being_made_and_is_not_asked_for_again_is_let_go(tgt: Tgt, tmp_path: Path) -> None:
+    pool = driver(tgt)
+    pool.place(tmp_path / "place", "lamella-test")
+    await pool.open()
+    ours = (tmp_path / "place" / "owner").read_text()
+    leave(tgt, 1, Label(state=State.MAKING, id=new_id("volume"), size=8 * MIB, owner=ours))
+    await pool.open()
+    assert await pool.check(repair=False) == [] and (await pool.status()).free == (64 + 16 + 32 - 3) * MIB
+    assert b"left" not in (tgt.home / "lun1").read_bytes()
+
+
+def leave(tgt: Tgt, number: int, label: Label) -> None:
+    """A LUN as a crash leaves it."""
+    with (tgt.home / f"lun{number}").open("r+b") as file:
+        file.write(encoded(label))
+        file.seek(DATA)
+        file.write(b"left over" * 1000)
+
+
+async def test_a_shrinking_that_was_cut_short_gives_nothing_away(tgt: Tgt) -> None:
+    pool = driver(tgt)
+    await pool.open()
+    id = new_id("volume")
+    await pool.create(id, VolumeForm.BLOCK, 12 * MIB)
+    await qemu_io.tell(await pool.node(id), ["write -P 9 0 12M", "flush"])
+    # As it is between the label and the zeros.
+    await pool.target.write(2, Label(state=State.READY, id=id, size=4 * MIB, clean=False))
+    assert (await pool.resize(id, 12 * MIB)).size == 12 * MIB
+    await qemu_io.tell(await pool.node(id), ["read -P 9 0 4M", "read -P 0 4M 8M"])
+
+
+async def test_a_damaged_label_does_not_make_its_lun_free(tgt: Tgt) -> None:
+    pool = driver(tgt)
+    await pool.open()
+    await pool.create(new_id("volume"), VolumeForm.BLOCK, 8 * MIB)
+    with (tgt.home / "lun2").open("r+b") as file:
         file.seek(30)
         file.write(b"\xff")
     assert "digest" in (await pool.check(repair=True))[0].problem
     assert await pool.inventory() == set()
-    free = (await pool.status()).free
-    assert free == (16 + 32 - 2) * MIB, "a damaged label does not make its LUN free"
+    assert (await pool.status()).free == (64 + 32 - 2) * MIB
 
 
 async def test_chap_lets_in_who_knows_the_secret_and_shows_it_to_nobody(tgt: Tgt, tmp_path: Path) -> None:

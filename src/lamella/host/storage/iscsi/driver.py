@@ -2,6 +2,7 @@
 
 Which LUN is whose is written on the LUN (label.py), so every host reads the same, and a host that is lost takes no knowledge along. A
 LUN whose first MiB is neither zeros nor a label of ours is never touched. iSCSI has no snapshots and no clones: the layer copies.
+A label also says which host is making or releasing the volume: no other host finishes that, since it may still be writing.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from lamella.host.linux import binaries
-from lamella.host.storage import command, qemu_io
+from lamella.host.storage import command, owner, qemu_io
 from lamella.host.storage.driver import Base, Extent, Node, Source, VolumeHandle
 from lamella.host.storage.iscsi.label import DATA, Label, State
 from lamella.host.storage.iscsi.target import Lun, Target
@@ -34,12 +35,20 @@ class IscsiDriver:
         self.target = Target(str(path), options or {})
         # Labels are read, chosen from and written by one verb at a time.
         self._choosing = asyncio.Lock()
+        self._place: Path | None = None
+        self._owner = owner.passing()
+
+    def place(self, directory: Path, mark: str) -> None:
+        self._place = directory
 
     async def open(self) -> PoolStatus:
+        """What a crash of this host cut short is let go: a volume that was being made is asked for again."""
         self.target.check()
+        if self._place is not None:
+            self._owner = await asyncio.to_thread(owner.lasting, self._place)
         luns = await self.target.luns()
         for lun in luns:
-            if lun.label is not None and lun.label.state is State.RELEASING:
+            if lun.label is not None and lun.label.owner == self._owner and _half(lun.label):
                 await self._release(lun, lun.label)
         return self._status(await self.target.luns())
 
@@ -107,13 +116,18 @@ class IscsiDriver:
         luns = await self.target.luns()
         for lun in luns:
             if lun.label is not None and lun.label.id == id and lun.label.state in (State.MAKING, State.READY):
-                return lun, lun.label
+                label = lun.label
+                if label.state is State.MAKING and label.owner != self._owner:
+                    label = replace(label, owner=self._owner)
+                    await self.target.write(lun.number, label)
+                return lun, label
         fitting = [lun for lun in luns if _free(lun) and lun.capacity - DATA >= size]
         for lun in sorted(fitting, key=lambda lun: lun.capacity):
             mine = Label(
                 state=State.MAKING,
                 id=id,
                 size=size or (lun.capacity - DATA) // _GRAIN * _GRAIN,
+                owner=self._owner,
                 token=secrets.token_hex(8),
                 clean=lun.label is not None,
             )
@@ -160,12 +174,16 @@ class IscsiDriver:
                     hint="grow the LUN at its target, or move the volume to another one",
                     field="size",
                 )
-            shorter = replace(label, size=wanted)
-            await self.target.write(lun.number, shorter)
-            if wanted < label.size:
-                rest = {"driver": "raw", "offset": DATA + wanted, "file": self.target.node(lun.number)}
-                await qemu_io.zero(rest, label.size - wanted)
-        return _located(shorter)
+            if wanted < label.size or not label.clean:
+                # Cut short here, what was lost must neither be in what it grows to nor in another volume.
+                ends = label.size if label.clean else lun.capacity - DATA
+                label = replace(label, size=min(wanted, label.size), clean=False)
+                await self.target.write(lun.number, label)
+                rest = {"driver": "raw", "offset": DATA + label.size, "file": self.target.node(lun.number)}
+                await qemu_io.zero(rest, ends - label.size)
+            label = replace(label, size=wanted, clean=True)
+            await self.target.write(lun.number, label)
+        return _located(label)
 
     async def resized(self, id: str, size: int) -> None:
         """:raise Unsupported: always: its node has a fixed size, and QEMU refuses to change that."""
@@ -189,13 +207,17 @@ class IscsiDriver:
         _check_id(id)
         async with self._choosing:
             for lun in await self.target.luns():
-                if lun.label is not None and lun.label.id == id and lun.label.state is not State.FREE:
-                    label = replace(lun.label, state=State.RELEASING)
+                if lun.label is not None and lun.label.id == id and not self._let_go(lun.label):
+                    label = replace(lun.label, state=State.RELEASING, owner=self._owner)
                     await self.target.write(lun.number, label)
                     if shred:
                         data = [Extent(offset=0, length=label.size)]
                         await qemu_io.overwrite(_data(self.target.node(lun.number), label.size), data, 0xFF)
                     await self._release(lun, label)
+
+    def _let_go(self, label: Label) -> bool:
+        """Whether it is nobody's, or another host is about to make it so."""
+        return label.state is State.FREE or (label.state is State.RELEASING and label.owner != self._owner)
 
     async def _release(self, lun: Lun, label: Label) -> None:
         whole = lun.capacity - DATA
@@ -233,6 +255,12 @@ class IscsiDriver:
                 problem = f"the LUN became smaller than volume {label.id}, which has {label.size} bytes"
                 return [StorageFinding(subject=where, problem=problem, hint="grow it at the target again")]
             return []
+        if label.owner != self._owner:
+            problem = f"another host is {label.state} volume {label.id}, or was when it failed"
+            hint = (
+                "it finishes when it opens the pool; if it is gone for good, overwrite the LUN's first MiB with zeros"
+            )
+            return [StorageFinding(subject=where, problem=problem, hint=hint)]
         if repair:
             await self._release(lun, label)
         return [StorageFinding(subject=where, problem=f"{label.state} volume {label.id} was cut short", mended=repair)]
@@ -258,6 +286,10 @@ def _ours(lun: Lun) -> bool:
 
 def _free(lun: Lun) -> bool:
     return lun.label.state is State.FREE if lun.label is not None else lun.blank
+
+
+def _half(label: Label) -> bool:
+    return label.state in (State.MAKING, State.RELEASING)
 
 
 def _data(file: Node, size: int) -> Node:

@@ -24,12 +24,13 @@ class State(StrEnum):
 
 
 class Label(msgspec.Struct, kw_only=True, frozen=True):
-    """``size`` is the volume's bytes; ``token`` tells two hosts apart that write to one LUN at once; ``clean`` says that everything behind
-    the volume is zeros."""
+    """``size`` is the volume's bytes; ``owner`` is the host that is making or releasing it; ``token`` tells two hosts apart that write to
+    one LUN at once; ``clean`` says that everything behind the volume is zeros."""
 
     state: State
     id: str = ""
     size: int = 0
+    owner: str = ""
     token: str = ""
     clean: bool = False
 
