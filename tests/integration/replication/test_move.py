@@ -3,11 +3,16 @@
 import asyncio
 import os
 import random
+import signal
 
 import pytest
 from carry_lab import BLOCK, SIZE, CarryLab, Child, Writer, instant, numbers
 
-from lamella.model.errors import Conflict
+from lamella.host.storage.blocks import Stack, Told
+from lamella.host.storage.process import jobs, nodes
+from lamella.host.storage.process.chains import Settle
+from lamella.host.storage.process.daemon import QemuStorageDaemon
+from lamella.model.errors import Conflict, Unavailable
 from lamella.model.storage import Volume, VolumeStatus
 from lamella.model.storage_requests import MoveVolume
 
@@ -129,3 +134,71 @@ async def test_moves_that_are_cut_off_while_nobody_has_it_open(lab: CarryLab) ->
     assert before + after == CUTS
     assert instant(numbers(await lab.content(volume.spec.pool, volume.id))) == last
     await asyncio.sleep(0)
+
+
+async def test_pools_that_come_while_a_closed_volume_moves_neither_wait_nor_take_it_away(lab: CarryLab) -> None:
+    volume = await lab.volume()
+    writer = await lab.write(volume)
+    await writer.until(3000)
+    last = await writer.stop()
+    await lab.closed()
+    notes = lab.home.state / "storage" / "moves"
+    moving = asyncio.create_task(move(lab, volume, speed=8 << 20))
+    while not list(notes.glob("*.json")):
+        await asyncio.sleep(0.005)
+    # As on every answer of control.
+    await lab.wing.use_pools([lab.far])
+    assert not moving.done(), "it waited for the move"
+    await moving
+    await lab.wing.use_pools([lab.far])
+    await only_in(lab, volume, "far")
+    assert instant(numbers(await lab.content("far", volume.id))) == last
+
+
+@pytest.mark.parametrize("how", ["refused", "cancelled", "killed", "job gone"])
+async def test_a_move_that_fails_when_both_sides_are_the_same_is_where_its_writer_is(
+    lab: CarryLab, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The decision is on the disk, and the storage process has not gone over."""
+    volume = await lab.volume()
+    writer = await lab.write(volume)
+    await writer.until(300)
+    daemon = lab.wing.parts.daemon
+    assert isinstance(daemon, QemuStorageDaemon)
+    mirror, decided = daemon.mirror, asyncio.Event()
+
+    async def failing(id: str, target: Stack, told: Told | None = None, *, speed: int = 0, same: Settle | None = None):
+        async def settle() -> None:
+            assert same is not None
+            await same()
+            decided.set()
+            if how == "refused":
+                raise Unavailable("the disk of the records is full")
+            if how == "cancelled":
+                await asyncio.sleep(30)
+            if how == "job gone":
+                # Its change of the graph is refused then.
+                await jobs.cancel(daemon.disks.monitor, f"mir-{nodes.tag(id)}")
+                return
+            assert daemon.disks.process.pid is not None
+            os.kill(daemon.disks.process.pid, signal.SIGKILL)
+
+        await mirror(id, target, told, speed=speed, same=settle)
+
+    monkeypatch.setattr(daemon, "mirror", failing)
+    moving = asyncio.create_task(move(lab, volume))
+    await decided.wait()
+    if how == "cancelled":
+        await lab.wing.parts.requests.close()
+    outcome = await asyncio.gather(moving, return_exceptions=True)
+    monkeypatch.undo()
+    there = "far" if volume.id in await lab.wing.pool("far").inventory() else "default"
+    assert isinstance(outcome[0], Unavailable) == (there == "default")
+    await only_in(lab, volume, there)
+    await writer.more(100)
+    await move(lab, volume)
+    await only_in(lab, volume, "far")
+    await writer.more(100)
+    last = await writer.stop()
+    await lab.closed()
+    assert instant(numbers(await lab.content("far", volume.id))) == last

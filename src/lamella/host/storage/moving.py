@@ -7,6 +7,7 @@ What is written down says at every instant which side is the truth, and the othe
  4. the old side is removed, then the note.
 """
 
+import asyncio
 import logging
 
 import msgspec
@@ -14,11 +15,11 @@ import msgspec
 from lamella.host.linux.blocking import blocking
 from lamella.host.storage.blocks import Stack
 from lamella.host.storage.creating import Creating
-from lamella.host.storage.driver import StorageDriver
+from lamella.host.storage.driver import Node, StorageDriver
 from lamella.host.storage.parts import Parts
 from lamella.host.storage.records import Folder
 from lamella.host.storage.requests import Tell
-from lamella.model.errors import Conflict, LamellaError, Unsupported
+from lamella.model.errors import Conflict, LamellaError, NotFound, Unsupported
 from lamella.model.storage import Feature, Volume, VolumeForm, VolumeStatus
 from lamella.model.storage_requests import MoveVolume
 
@@ -56,7 +57,7 @@ class Moving:
         async with parts.locks.of([volume.id]):
             note = await blocking(self._notes.read, volume.id, Move)
             if note is not None:
-                await self._end(note)
+                await self._settle(note)
             source = parts.pools.get(volume.spec.pool)
             target = parts.pools.get(request.pool.name)
             here = source is not target and volume.id in await source.inventory()
@@ -68,11 +69,16 @@ class Moving:
             await blocking(self._notes.write, volume.id, note)
             try:
                 await self._carry(note, source, target, tell, request.speed)
-            finally:
-                # What failed before the other side was the truth is undone at once, and not only after the next start.
+            except LamellaError as error:
+                await self._end(note)
                 if not note.moved:
-                    await self._undo(note)
-            await self._finish(note)
+                    raise
+                log.warning("volume %s was moved, although: %s", volume.id, error)
+            except BaseException:
+                await asyncio.shield(self._end(note))
+                raise
+            else:
+                await self._end(note)
             return await self._status(volume, request.pool.name)
 
     async def _check(self, volume: Volume, source: StorageDriver) -> None:
@@ -109,8 +115,45 @@ class Moving:
 
     async def _decide(self, note: Move) -> None:
         """From here on the other side is the truth."""
+        await blocking(self._notes.write, note.volume.id, msgspec.structs.replace(note, moved=True))
         note.moved = True
+
+    async def _settle(self, note: Move) -> None:
+        """End it, one way or the other: of the two sides the one that is not the truth goes."""
+        await self._look(note)
+        await self._clear(note)
+
+    async def _end(self, note: Move) -> None:
+        """:meth:`_settle` at once, and not only after the next start. What cannot go yet does not change what became of it."""
+        await self._look(note)
+        try:
+            await self._clear(note)
+        except LamellaError as error:
+            log.warning("volume %s: what is left of its move goes later: %s", note.volume.id, error)
+
+    async def _look(self, note: Move) -> None:
+        """Which side is the truth is on the disk, and nothing is believed that can be looked at."""
+        note.moved = await self._moved(note)
         await blocking(self._notes.write, note.volume.id, note)
+
+    async def _clear(self, note: Move) -> None:
+        await (self._finish(note) if note.moved else self._undo(note))
+
+    async def _moved(self, note: Move) -> bool:
+        """Whoever has it open knows: both sides were the same when it was written down, and what is written since is on one of them."""
+        id, daemon = note.volume.id, self._parts.daemon
+        if id not in await daemon.inventory():
+            return note.moved
+        stands = await daemon.node(id)
+        if stands == await self._node(note.target, id):
+            return True
+        return note.moved and stands != await self._node(note.source, id)
+
+    async def _node(self, pool: str, id: str) -> Node | None:
+        try:
+            return await self._parts.pools.get(pool).node(id)
+        except NotFound:
+            return None
 
     async def _finish(self, note: Move) -> None:
         volume = _in(note.volume, note.target)
@@ -122,20 +165,20 @@ class Moving:
         await self._parts.pools.get(note.target).delete(note.volume.id)
         await blocking(self._notes.forget, note.volume.id)
 
-    async def _end(self, note: Move) -> None:
-        await (self._finish(note) if note.moved else self._undo(note))
-
     async def recover(self) -> None:
-        """What a crash left half moved is ended, as far as its pools are at hand; the rest when it is asked for again."""
-        for id, note in (await blocking(self._notes.all, Move)).items():
+        """What a crash left half moved is ended, as far as its pools are at hand; the rest when it is asked for again.
+
+        It runs whenever pools come: a volume that somebody works on is left to whom it is, and nobody is waited for."""
+        locks = self._parts.locks
+        for id in await blocking(self._notes.all, Move):
+            if locks.held(id):
+                continue
             try:
-                async with self._parts.locks.of([id]):
-                    if id in await self._parts.daemon.inventory():
-                        # Whoever has it open knows: both sides were the same when it was written down.
-                        there = await self._parts.pools.get(note.target).node(id)
-                        note.moved = await self._parts.daemon.node(id) == there
-                        await blocking(self._notes.write, id, note)
-                    await self._end(note)
+                async with locks.of([id]):
+                    # Only now: a move may have ended since its note was seen.
+                    note = await blocking(self._notes.read, id, Move)
+                    if note is not None:
+                        await self._settle(note)
             except LamellaError as error:
                 log.warning("volume %s is half moved: %s", id, error)
 

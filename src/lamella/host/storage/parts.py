@@ -51,6 +51,10 @@ class Locks:
                 self._held[id][0].release()
                 self._leave(id)
 
+    def held(self, id: str) -> bool:
+        """Whether somebody has it, or waits for it."""
+        return id in self._held
+
     def _leave(self, id: str) -> None:
         lock, count = self._held[id]
         if count == 1:

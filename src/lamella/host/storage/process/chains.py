@@ -159,7 +159,7 @@ class Chains:
         try:
             await jobs.run(self._monitor, command, arguments, told=told, speed=speed, settle=settle)
         except Refused as error:
-            await self._prune(opened)
+            await self._undo(opened)
             raise translated(error, opened.id) from error
         except BaseException:
             await asyncio.shield(self._undo(opened))
