@@ -1,20 +1,24 @@
 """Pools that go away and come back, whose filesystem stands still, or that another daemon has; chains that were broken by hand."""
 
 import asyncio
+import fcntl
+import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import pytest
 import pytest_asyncio
 from volumes_child import Order
-from volumes_lab import MIB, VolumesLab, ext4_volume, guest_of, new_volume, problems
+from volumes_lab import MIB, VolumesLab, directory_volume, ext4_volume, guest_of, new_snapshot, new_volume, problems
 
 from lamella.host.linux import syscalls
-from lamella.host.storage import loop
+from lamella.host.storage import loop, stalls
 from lamella.host.storage.directory import DirectoryDriver
 from lamella.model.errors import Conflict, Unavailable
 from lamella.model.instance import Isolation
@@ -23,6 +27,8 @@ from lamella.model.storage import Pool, PoolSpec, PoolStatus, StoragePhase
 from lamella.model.storage_requests import CheckStorage, ClosePool, OpenPool, Report
 
 pytestmark = pytest.mark.root
+
+FREEZE, THAW = 0xC0045877, 0xC0045878
 
 
 class Disk:
@@ -46,12 +52,25 @@ class Disk:
         """As somebody would who does not care who still uses it."""
         syscalls.umount(str(self.point))
 
+    def freeze(self, how: int = FREEZE) -> None:
+        """What is written from now on waits, as for a server that is away (ioctl_fs(2))."""
+        descriptor = os.open(self.point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(descriptor, how, 0)
+        finally:
+            os.close(descriptor)
+
+    def thaw(self) -> None:
+        self.freeze(THAW)
+
 
 @pytest_asyncio.fixture
 async def disk(lab: VolumesLab) -> AsyncIterator[Disk]:
     disk = Disk(lab.home.path)
     disk.mount()
     yield disk
+    with suppress(OSError):
+        disk.thaw()
     await lab.wing.teardown()
     await lab.wing.parts.pools.close()
     if os.path.ismount(disk.point):
@@ -179,3 +198,83 @@ async def test_two_daemons_have_no_pool_together(lab: VolumesLab) -> None:
         await second.close()
     finally:
         await other.end()
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody's patience is long here."""
+    monkeypatch.setattr(stalls, "LONG", 0.5)
+    monkeypatch.setattr(stalls, "PATIENCE", 0.5)
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_a_pool_that_stands_still_holds_up_nobody_else_and_goes_on(lab: VolumesLab, disk: Disk) -> None:
+    await opened(lab, disk)
+    data = await lab.create(new_volume(pool="far"))
+    file = (await lab.attach(data, "inst_vm", Isolation.VM)).path
+    async with guest_of(file) as guest:
+        await guest.write(b"before")
+        disk.freeze()
+        # More at once than the loop has threads of its own.
+        made = [new_volume(f"v{number}", pool="far") for number in range(40)]
+        asked = [*(lab.create(one) for one in made), lab.take(data, snapshot=(snapshot := new_snapshot(data)))]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(isinstance(one, Unavailable) and "does not answer" in str(one) for one in answers), answers
+        assert ("pool.stalled", "far") in [event[:2] for event in lab.events]
+        assert (await lab.wing.pool_status("far")).phase is StoragePhase.FAILED
+        # Nobody waits for it now, and other pools are as they were.
+        with pytest.raises(Unavailable, match="does not answer"):
+            await lab.delete(data)
+        near = await lab.create(ext4_volume("near"))
+        (await lab.attach(near, "inst_two")).path.joinpath("file").write_text("goes on")
+        report = await lab.ask(CheckStorage(volumes=[data, near], snapshots=[]), Report)
+        assert [finding.subject for finding in report.findings] == ["far"], problems(report)
+        # A write that was acknowledged is there; one that waits is done when the pool is back.
+        writing = asyncio.ensure_future(guest.write(b"during", 4096))
+        await asyncio.sleep(0.5)
+        disk.thaw()
+        await asyncio.wait_for(writing, 30)
+        await happened(lab, "pool.goes-on", "far")
+        for volume in made:
+            await lab.create(volume)
+        await lab.take(data, snapshot=snapshot)
+        assert (await guest.read(6), await guest.read(6, 4096)) == (b"before", b"during")
+    await lab.wing.detach("inst_vm")
+    assert (await lab.wing.pool_status("far")).phase is StoragePhase.READY
+    assert await lab.wing.pool("far").inventory() == {data.id, *(one.id for one in made)}
+    report = await lab.ask(CheckStorage(volumes=[data, near, *made], snapshots=[snapshot]), Report)
+    assert problems(report) == []
+
+
+async def happened(lab: VolumesLab, type: str, subject: str) -> None:
+    async with asyncio.timeout(30):
+        while (type, subject) not in [event[:2] for event in lab.events]:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_storage_process_that_stands_still_is_said_to_and_goes_on(lab: VolumesLab) -> None:
+    data, other = await lab.create(new_volume()), await lab.create(new_volume("other"))
+    tree = await lab.create(directory_volume())
+    file = (await lab.attach(data, "inst_vm", Isolation.VM)).path
+    records = [lab.home.run / "storage" / f"{role}.json" for role in ("disks", "doors")]
+    pids = [json.loads(record.read_bytes())["pid"] for record in records]
+    async with guest_of(file) as guest:
+        await guest.write(b"before")
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(Unavailable, match="did not answer"):
+                await lab.attach(other, "inst_other", Isolation.VM)
+            # What needs no disk goes on.
+            (await lab.attach(tree, "inst_tree")).path.joinpath("file").write_text("goes on")
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        await guest.write(b"during", 4096)
+        assert (await guest.read(6), await guest.read(6, 4096)) == (b"before", b"during")
+        second = (await lab.attach(other, "inst_other", Isolation.VM)).path
+        async with guest_of(second) as another:
+            await another.write(b"well")
+    await lab.wing.detach("inst_vm")
+    await lab.wing.detach("inst_other")
+    assert problems(await lab.ask(CheckStorage(volumes=[data, other, tree], snapshots=[]), Report)) == []

@@ -31,10 +31,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@contextmanager
-def software_tpm(place: Path) -> Iterator[str]:
-    """How to reach a TPM that lives in *place*."""
-    place.mkdir(exist_ok=True)
+def _started(place: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """A TPM that answers, and its port; another port is taken when somebody was faster."""
+    said = b""
     for _ in range(5):
         port = free_port()
         command = [
@@ -43,20 +42,28 @@ def software_tpm(place: Path) -> Iterator[str]:
             *("--ctrl", f"type=tcp,port={port + 1},bindaddr=127.0.0.1"),
             *("--flags", "not-need-init,startup-clear"),
         ]
-        daemon = subprocess.Popen(command, env=environment(MARK), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        daemon = subprocess.Popen(command, env=environment(MARK), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         deadline = time.monotonic() + 10
         while daemon.poll() is None and time.monotonic() < deadline:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port + 1)) == 0:
-                    break
+                    return daemon, port
             time.sleep(0.02)
-        if daemon.poll() is None:
-            break
+        daemon.kill()
+        said = daemon.communicate(timeout=10)[1]
+    raise AssertionError(f"swtpm does not start: {said.decode(errors='replace')}")
+
+
+@contextmanager
+def software_tpm(place: Path) -> Iterator[str]:
+    """How to reach a TPM that lives in *place*."""
+    place.mkdir(exist_ok=True)
+    daemon, port = _started(place)
     try:
         yield f"swtpm:host=127.0.0.1,port={port}"
     finally:
         daemon.kill()
-        daemon.wait(10)
+        daemon.communicate(timeout=10)
 
 
 @pytest.fixture

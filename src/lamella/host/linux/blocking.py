@@ -2,11 +2,20 @@
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+# Threads are made as they are needed. Those that wait for a filesystem that stands still must not be all there are.
+_MOST = 256
+
+
+def many_threads() -> None:
+    """Have the running loop do blocking work in more threads than its own few (``min(32, cpus + 4)``)."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_MOST, thread_name_prefix="blocking"))
 
 
 async def blocking(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -44,21 +44,32 @@ class Checking:
             by_pool.setdefault(volume.spec.pool, []).append(volume)
         for name in sorted({*by_pool, *self._parts.pools.opened}):
             try:
-                pool = self._parts.pools.get(name)
-                there = await pool.inventory()
-                report.findings += await pool.check(repair=request.repair)
+                looking = self._pool(name, by_pool.get(name, []), snapshots, request, report, tell)
+                await self._parts.stalls.bounded([name], looking)
             except LamellaError as error:
                 report.findings.append(StorageFinding(subject=name, problem=error.message, hint=error.hint))
-                continue
-            known = {volume.id for volume in by_pool.get(name, [])}
-            hidden = {copy for id in known for copy in self._parts.stacks.made(id).copies.values()}
-            await self._orphans(name, pool, there - known - hidden, request, report)
-            for volume in by_pool.get(name, []):
-                tell("check", report.checked, len(request.volumes), "volumes")
-                await self._volume(volume, pool, volume.id in there, snapshots.get(volume.id, set()), request, report)
-                report.checked += 1
         await self._strays(report)
         return report
+
+    async def _pool(
+        self,
+        name: str,
+        volumes: list[Volume],
+        snapshots: dict[str, set[str]],
+        request: CheckStorage,
+        report: Report,
+        tell: Tell,
+    ) -> None:
+        pool = self._parts.pools.get(name)
+        there = await pool.inventory()
+        report.findings += await pool.check(repair=request.repair)
+        known = {volume.id for volume in volumes}
+        hidden = {copy for id in known for copy in self._parts.stacks.made(id).copies.values()}
+        await self._orphans(name, pool, there - known - hidden, request, report)
+        for volume in volumes:
+            tell("check", report.checked, len(request.volumes), "volumes")
+            await self._volume(volume, pool, volume.id in there, snapshots.get(volume.id, set()), request, report)
+            report.checked += 1
 
     async def _orphans(
         self, name: str, pool: StorageDriver, orphans: set[str], request: CheckStorage, report: Report

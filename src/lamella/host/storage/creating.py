@@ -135,7 +135,7 @@ class Creating:
         for number, volume in enumerate(request.volumes):
             tell("measure", number, len(request.volumes), "volumes")
             try:
-                found[volume.id] = await self.status(volume)
+                found[volume.id] = await self._parts.stalls.bounded([volume.spec.pool], self.status(volume))
             except LamellaError:
                 continue
         return found

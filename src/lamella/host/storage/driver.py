@@ -222,6 +222,18 @@ class Placed(Protocol):
 
 
 @runtime_checkable
+class Tried(Protocol):
+    """A pool of which one can find out whether it stands still."""
+
+    def try_out(self) -> None:
+        """Write something small, and wait until it is on the disk. Blocks, maybe for ever.
+
+        :raise OSError: when that is refused: then it does not stand still.
+        """
+        ...
+
+
+@runtime_checkable
 class Identified(Protocol):
     """A pool in whose place something else may lie: the empty directory below a filesystem that is not mounted."""
 

@@ -76,6 +76,8 @@ class Guard:
         self._full: dict[str, set[str]] = {}
         self._slowed: set[str] = set()
         self._wake = asyncio.Event()
+        # Why a pool could not be looked at, while it cannot.
+        self._said: dict[str, str] = {}
 
     def start(self) -> None:
         if self._task is None:
@@ -115,10 +117,13 @@ class Guard:
         own = self._parts.writers.own_disks().values() if self._parts.writers is not None else ()
         for name in set(open).union(self._full, *own):
             try:
-                status = await self._parts.pools.get(name).status()
+                status = await self._parts.stalls.bounded([name], self._parts.pools.get(name).status())
             except LamellaError as error:
-                log.warning("pool %s: %s", name, error)
+                if self._said.get(name) != error.message:
+                    log.warning("pool %s: %s", name, error)
+                self._said[name] = error.message
                 continue
+            self._said.pop(name, None)
             short |= await self._judge(name, status, open.get(name, set()))
         return short
 

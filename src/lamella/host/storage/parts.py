@@ -16,6 +16,7 @@ from lamella.host.storage.pools import Pools
 from lamella.host.storage.records import Records
 from lamella.host.storage.requests import Requests
 from lamella.host.storage.stacks import Stacks
+from lamella.host.storage.stalls import Stalls
 from lamella.host.storage.wing import Heard, Writers
 from lamella.model.errors import Conflict, Internal, LamellaError
 from lamella.model.instance import Phase
@@ -51,10 +52,6 @@ class Locks:
                 self._held[id][0].release()
                 self._leave(id)
 
-    def held(self, id: str) -> bool:
-        """Whether somebody has it, or waits for it."""
-        return id in self._held
-
     def _leave(self, id: str) -> None:
         lock, count = self._held[id]
         if count == 1:
@@ -81,6 +78,11 @@ class Parts:
     closing: set[str] = field(default_factory=set[str])
     # Asked before a volume is opened for an instance; they raise Conflict when it may not be.
     may_open: list[Callable[[Volume], None]] = field(default_factory=list[Callable[[Volume], None]])
+    stalls: Stalls = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stalls = Stalls(self.pools, self.tell)
+        self.requests.bind(self.stalls.answer)
 
     async def add(self, volume: Volume, *, passphrase: str = "") -> None:
         """Open a block volume in the storage process; the same again is fine. One whose key was being changed when a daemon ended opens

@@ -4,8 +4,9 @@ import time
 
 from lamella.host.storage.guard import overcommitted
 from lamella.host.storage.parts import Parts
+from lamella.host.storage.pools import unusable
 from lamella.host.storage.requests import Tell
-from lamella.model.errors import Conflict, LamellaError
+from lamella.model.errors import Conflict, LamellaError, Unavailable
 from lamella.model.storage import PoolStatus, StoragePhase, VolumeForm
 from lamella.model.storage_requests import ClosePool, OpenPool
 
@@ -39,6 +40,10 @@ class Pooling:
     async def status(self, name: str) -> PoolStatus:
         """How it is now, with a warning when its volumes were promised more than it holds. Never raises: one that does not answer is
         ``failed``, with the reason as a condition."""
+        try:
+            self._parts.stalls.require([name])
+        except Unavailable as error:
+            return unusable(error.message)
         status = await self._parts.pools.status(name)
         if status.phase is StoragePhase.READY:
             warning = overcommitted(status, await self._sum(name))

@@ -6,7 +6,7 @@ request names, or raises what a person should read. Work goes on when nobody lis
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -21,7 +21,9 @@ log = logging.getLogger("lamella.host.storage")
 Tell = Callable[[str, int, int, str], None]
 
 RequestT = TypeVar("RequestT", bound=StorageRequest)
-Handler = Callable[[RequestT, Tell], Awaitable[object]]
+Handler = Callable[[RequestT, Tell], Coroutine[Any, Any, object]]
+# Awaits the work of a request, or says why nobody should wait for it any longer.
+Bound = Callable[[AnyStorageRequest, Coroutine[Any, Any, object]], Awaitable[object]]
 
 
 class Requests:
@@ -31,6 +33,7 @@ class Requests:
         self._handlers: dict[type[StorageRequest], Handler[Any]] = {}
         self._running: set[asyncio.Task[object]] = set()
         self._guards: list[Callable[[AnyStorageRequest], None]] = []
+        self._bound: Bound | None = None
 
     def serve(self, kind: type[RequestT], handler: Handler[RequestT]) -> None:
         self._handlers[kind] = handler
@@ -38,6 +41,10 @@ class Requests:
     def guard(self, refuse: Callable[[AnyStorageRequest], None]) -> None:
         """Ask *refuse* before every request: what it raises is the answer."""
         self._guards.append(refuse)
+
+    def bind(self, bound: Bound) -> None:
+        """Have all work done by *bound*."""
+        self._bound = bound
 
     async def answer(self, request: AnyStorageRequest) -> AsyncIterator[StorageProgress]:
         """Lines of progress, the newest only when they come faster than they are read, and last the result or the error."""
@@ -70,7 +77,8 @@ class Requests:
             raise Unsupported(f"this host answers no {type(request).__name__}")
         for refuse in self._guards:
             refuse(request)
-        return await handler(request, tell)
+        work = handler(request, tell)
+        return await (work if self._bound is None else self._bound(request, work))
 
     async def close(self) -> None:
         """What is being done is let go of, as by a crash: whoever asks again has it finished."""

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 
 from lamella.host.compute.driver import Home, MountedVolume
+from lamella.host.linux.blocking import many_threads
 from lamella.host.storage.attaching import Attaching
 from lamella.host.storage.backup.backups import Backups
 from lamella.host.storage.blocks import BlockDaemon
@@ -74,6 +75,7 @@ class Volumes:
 
     async def open(self) -> list[Capability]:
         """Adopt what is open. The first capability says whether block volumes can be, and why not."""
+        many_threads()
         # First: the storage process may have to be brought back, and asks for keys.
         self.parts.opened.load()
         reason = await self.parts.daemon.open()
@@ -96,6 +98,7 @@ class Volumes:
         await self._healing.close()
         await self.carrying.close()
         await self.parts.requests.close()
+        await self.parts.stalls.close()
         await self._guard.close()
         await self.parts.daemon.close()
         await self.parts.pools.close()
@@ -130,12 +133,17 @@ class Volumes:
         return await self._pooling.status(name)
 
     async def attach(self, attachment: Attachment) -> MountedVolume:
-        mounted = await self.attaching.attach(attachment)
+        pool = attachment.volume.spec.pool
+        mounted = await self.parts.stalls.bounded([pool], self.attaching.attach(attachment))
         self._guard.look_now()
         return mounted
 
     async def detach(self, user: str, volume_ids: set[str] | None = None) -> None:
-        await self.attaching.detach(user, volume_ids)
+        open = self.parts.opened.all
+        pools = {
+            open[id].volume.spec.pool for id in self.parts.opened.of(user) if volume_ids is None or id in volume_ids
+        }
+        await self.parts.stalls.bounded(pools, self.attaching.detach(user, volume_ids))
 
     async def attached(self) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}

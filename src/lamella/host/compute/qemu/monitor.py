@@ -152,7 +152,7 @@ class Monitor:
         except ExecuteError as error:
             raise Refused(command, error.error_class, str(error)) from error
         except (QMPError, OSError, EOFError, TimeoutError) as error:
-            raise Unavailable(f"QEMU did not answer {command}: {error or 'it took too long'}") from error
+            raise Unavailable(f"QEMU did not answer {command}: {str(error) or 'it took too long'}") from error
 
     def _send_descriptor(self, fd: int) -> None:
         """What ``send_fd_scm`` of the library does, on any event loop: it reaches for a socket that uvloop does not have."""

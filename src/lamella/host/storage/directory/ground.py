@@ -182,6 +182,14 @@ class Ground:
                     hint="unmount it; the remains go when the daemon starts",
                 ) from error
 
+    def try_out(self) -> None:
+        """Write a file, and wait until it is on the disk."""
+        file = self.staging / f"{secrets.token_hex(4)}.trial"
+        try:
+            write(file, b"answers")
+        finally:
+            file.unlink(missing_ok=True)
+
     def ids(self) -> set[str]:
         """:raise Unavailable: when the pool is not at its place."""
         self.require()

@@ -118,6 +118,10 @@ class FilePool:
     async def status(self) -> PoolStatus:
         raise NotImplementedError
 
+    def try_out(self) -> None:
+        """:class:`~lamella.host.storage.driver.Tried`."""
+        self.ground.try_out()
+
     async def inventory(self) -> set[str]:
         return await asyncio.to_thread(self.ground.ids)
 
