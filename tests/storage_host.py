@@ -16,6 +16,7 @@ from lamella.model.host import Capability, HostStatus
 from lamella.model.instance import InstanceStatus, Isolation, Phase, Power
 from lamella.model.resource import now
 from lamella.model.storage import Feature, PoolStatus, SnapshotStatus, StoragePhase, VolumeStatus
+from lamella.model.storage_report import Orphan
 from lamella.model.storage_requests import (
     CheckStorage,
     ClosePool,
@@ -26,6 +27,7 @@ from lamella.model.storage_requests import (
     MeasureVolumes,
     OpenPool,
     RekeyVolume,
+    RemoveOrphan,
     Report,
     ResizeVolume,
     RestoreSnapshot,
@@ -53,6 +55,8 @@ class StorageHost(CarryHost):
         self.refuse: dict[str, LamellaError] = {}
         self.crash: set[str] = set()
         self.slow: dict[str, asyncio.Event] = {}
+        # Volumes that this host keeps for itself, which no row names.
+        self.hidden: set[str] = set()
         self._acting: asyncio.Task[None] | None = None
 
     @staticmethod
@@ -176,13 +180,16 @@ class StorageHost(CarryHost):
 
     def _check_storage(self, request: CheckStorage) -> Report:
         lost = [volume for volume in request.volumes if volume.id not in self.volumes and volume.spec.owner is None]
-        return Report(
-            checked=len(request.volumes),
-            findings=[
-                StorageFinding(subject=f"volume {volume.name}", problem="it is gone", hint="restore it")
-                for volume in lost
-            ],
-        )
+        findings = [
+            StorageFinding(subject=f"volume {volume.name}", problem="it is gone", hint="restore it") for volume in lost
+        ]
+        for id in sorted(self.volumes.keys() - set(request.known) - self.hidden):
+            orphan = Orphan(pool="default", volume=id)
+            findings.append(StorageFinding(subject=id, problem="nobody knows it", orphan=orphan))
+        return Report(checked=len(request.volumes), findings=findings)
+
+    def _remove_orphan(self, request: RemoveOrphan) -> None:
+        del self.volumes[request.orphan.volume]
 
     def _scrub_pool(self, request: ScrubPool) -> Report:
         return Report(checked=len(self.volumes), bytes=sum(kept["used"] for kept in self.volumes.values()))

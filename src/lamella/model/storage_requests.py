@@ -13,6 +13,7 @@ from lamella.model.backup_requests import AnyBackupRequest
 from lamella.model.instance import Instance
 from lamella.model.replication_requests import AnyReplicationRequest
 from lamella.model.storage import Pool, Snapshot, Volume
+from lamella.model.storage_report import Orphan
 from lamella.model.storage_report import Report as Report
 from lamella.model.storage_report import StorageFinding as StorageFinding
 from lamella.model.storage_requests_base import StorageRequest as StorageRequest
@@ -123,13 +124,21 @@ class MoveVolume(StorageRequest, kw_only=True):
 
 
 class CheckStorage(StorageRequest, kw_only=True):
-    """``fsck``: compare what control knows (*volumes*, *snapshots*) with what lies in the pools, and mend with *repair*.
-    :class:`Report`. Orphans are named, and removed only with *remove_orphans*."""
+    """``fsck``: compare *volumes* and their *snapshots* with what lies in the pools, and mend with *repair*. :class:`Report`.
+
+    *known* are the ids of all volumes of the layer, those of other hosts among them. What is none of these is named as an
+    :class:`Orphan`; whether it is one is for control to say, which reads its rows again and then asks for :class:`RemoveOrphan`."""
 
     volumes: list[Volume]
     snapshots: list[Snapshot]
+    known: list[str] = []
     repair: bool = False
-    remove_orphans: bool = False
+
+
+class RemoveOrphan(StorageRequest, kw_only=True):
+    """Remove what no row names. Nothing. ``Conflict`` when somebody has it open or works on it, or this host keeps it for itself."""
+
+    orphan: Orphan
 
 
 class ScrubPool(StorageRequest, kw_only=True):
@@ -155,6 +164,7 @@ AnyStorageRequest = (
     | ImportVolume
     | MoveVolume
     | CheckStorage
+    | RemoveOrphan
     | ScrubPool
     | AnyBackupRequest
     | AnyReplicationRequest

@@ -10,7 +10,8 @@ from carry_lab import CarryLab, Child, instant, numbers
 from lamella.model.errors import Conflict
 from lamella.model.replication_requests import Replicate
 from lamella.model.storage import KeyWrap
-from lamella.model.storage_requests import DeleteVolume, RestoreSnapshot
+from lamella.model.storage_report import Orphan
+from lamella.model.storage_requests import CheckStorage, DeleteVolume, RemoveOrphan, Report, RestoreSnapshot
 
 CUTS = 12
 
@@ -176,3 +177,26 @@ async def test_a_replica_of_noise_opens_with_the_same_key(lab: CarryLab) -> None
     async with lab.wing.parts.disk(target) as file:
         content = await asyncio.to_thread(file.read_bytes)
     assert instant(numbers(content, 200)) == last
+
+
+async def test_fsck_leaves_a_replication_alone(lab: CarryLab) -> None:
+    source = await lab.volume(filesystem="ext4")
+    replication, target = lab.replication(source, every=0.5)
+    await lab.replicate(replication, source, target)
+    await lab.until(replication, "current", cycles=2)
+    await lab.replicate(_paused(replication), source, target)
+    journal = lab.journal(replication)
+    before = await lab.content("far", target.id)
+    report = await lab.ask(CheckStorage(volumes=[source, target], snapshots=[], repair=True), Report)
+    assert report.findings == [], "what a replication keeps for itself is known"
+    assert await lab.content("far", target.id) == before, "nobody writes to a replica but its replication"
+    for volume, pool in ((source, "default"), (target, "far")):
+        orphan = Orphan(pool=pool, volume=volume.id, snapshot=journal.base)
+        with pytest.raises(Conflict, match="replica"):
+            await lab.ask(RemoveOrphan(orphan=orphan), type(None))
+    replication.spec.paused = False
+    await lab.replicate(replication, source, target)
+    await lab.until(replication, "current", cycles=journal.cycles + 1)
+    await lab.end_replication(replication, source, target)
+    report = await lab.ask(CheckStorage(volumes=[source], snapshots=[]), Report)
+    assert report.findings == []

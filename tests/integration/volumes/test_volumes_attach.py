@@ -13,7 +13,8 @@ from lamella.model.errors import Conflict, Corrupt, NotFound, Unsupported
 from lamella.model.instance import Isolation
 from lamella.model.resource import new_resource
 from lamella.model.storage import PoolSpec, PoolStatus, VolumeStatus, device_of
-from lamella.model.storage_requests import CheckStorage, ClosePool, MeasureVolumes, Report
+from lamella.model.storage_report import Orphan
+from lamella.model.storage_requests import CheckStorage, ClosePool, MeasureVolumes, RemoveOrphan, Report
 
 
 async def debugfs(path: Path, *commands: str) -> None:
@@ -247,7 +248,32 @@ async def test_fsck_names_orphans_and_what_is_gone(lab: VolumesLab) -> None:
     await lab.wing.pool("default").delete(lost.id)
     report = await lab.ask(CheckStorage(volumes=[known, lost], snapshots=[]), Report)
     assert {finding.subject for finding in report.findings} == {lost.id, orphan.id}
-    report = await lab.ask(CheckStorage(volumes=[known], snapshots=[], remove_orphans=True), Report)
-    assert [(f.subject, f.mended) for f in report.findings] == [(orphan.id, True)]
+    found = report.findings[[finding.subject for finding in report.findings].index(orphan.id)]
+    assert found.orphan == Orphan(pool="default", volume=orphan.id)
+    # One that another host has, or that was made after control read its rows, is not for this host to remove.
+    report = await lab.ask(CheckStorage(volumes=[known], snapshots=[], known=[known.id, orphan.id]), Report)
+    assert report.findings == []
+    await lab.ask(RemoveOrphan(orphan=found.orphan), type(None))
     assert await lab.wing.pool("default").inventory() == {known.id}
     assert (await lab.ask(CheckStorage(volumes=[known], snapshots=[]), Report)).findings == []
+
+
+async def test_what_is_in_use_is_no_orphan(lab: VolumesLab) -> None:
+    data = await lab.create(ext4_volume())
+    snapshot = await lab.take(data)
+    mounted = await lab.attach(data, "inst_one")
+    (mounted.path / "file").write_text("kept")
+    assert (await lab.ask(CheckStorage(volumes=[], snapshots=[]), Report)).findings == []
+    for orphan in (
+        Orphan(pool="default", volume=data.id),
+        Orphan(pool="default", volume=data.id, snapshot=snapshot.id),
+    ):
+        with pytest.raises(Conflict, match="in use"):
+            await lab.ask(RemoveOrphan(orphan=orphan), type(None))
+    # Whoever writes to it may be nobody that this daemon knows of: the file says so.
+    with pytest.raises(Conflict, match="written"):
+        await lab.wing.pool("default").delete(data.id)
+    assert (mounted.path / "file").read_text() == "kept"
+    await lab.wing.detach("inst_one")
+    await lab.ask(RemoveOrphan(orphan=Orphan(pool="default", volume=data.id, snapshot=snapshot.id)), type(None))
+    assert await lab.wing.pool("default").snapshots(data.id) == []

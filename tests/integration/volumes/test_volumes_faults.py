@@ -104,7 +104,7 @@ async def test_a_pool_that_was_unmounted_is_never_taken_for_an_empty_one(lab: Vo
         with pytest.raises(Unavailable, match="not mounted"):
             await verb
     assert (await lab.wing.pool_status("far")).phase is StoragePhase.FAILED
-    report = await lab.ask(CheckStorage(volumes=[data, other], snapshots=[], remove_orphans=True), Report)
+    report = await lab.ask(CheckStorage(volumes=[data, other], snapshots=[], repair=True), Report)
     assert [finding.subject for finding in report.findings] == ["far"], problems(report)
     assert list(disk.point.iterdir()) == []
     await lab.attach(other, "inst_two")

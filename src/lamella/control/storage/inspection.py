@@ -6,9 +6,12 @@ from contextlib import suppress
 
 from lamella.control.events import record
 from lamella.control.storage.asking import Hosts, ask
+from lamella.control.storage.attaching import BUSY
 from lamella.control.storage.conditions import READY
 from lamella.control.storage.hearing import measured
+from lamella.control.storage.lookup import held
 from lamella.control.storage.operations import Job, Operations
+from lamella.control.storage.orphans import is_nobodys, sharers
 from lamella.control.storage.pools import add
 from lamella.model.errors import LamellaError, Unavailable
 from lamella.model.host import Host, HostStatus
@@ -16,8 +19,8 @@ from lamella.model.operation import Operation
 from lamella.model.requests import Principal
 from lamella.model.storage import Pool, PoolStatus, Snapshot, StoragePhase, Volume, VolumeStatus
 from lamella.model.storage_bodies import StorageCheck
-from lamella.model.storage_report import StorageFinding
-from lamella.model.storage_requests import CheckStorage, MeasureVolumes, Report
+from lamella.model.storage_report import Orphan, StorageFinding
+from lamella.model.storage_requests import CheckStorage, MeasureVolumes, RemoveOrphan, Report
 from lamella.store.store import Audit, Store, Transaction
 
 log = logging.getLogger("lamella.control")
@@ -62,11 +65,13 @@ class Inspection:
         return await self._operations.finish(operation, wait)
 
     async def _check(self, job: Job) -> str:
-        hosts, volumes, snapshots = await self._store.read(
-            lambda tx: (_hosts(tx), _volumes(tx), list[Snapshot](tx.list("snapshot")))
+        hosts, volumes, snapshots, busy = await self._store.read(
+            lambda tx: (_hosts(tx), _volumes(tx), list[Snapshot](tx.list("snapshot")), tx.claims(BUSY))
         )
-        job.report = Report()
+        job.report = Report(findings=[_busy(volume) for volume in volumes if volume.id in busy])
         present = self._hosts.present
+        orphans: dict[Orphan, StorageFinding] = {}
+        seen: dict[Orphan, set[str]] = {}
         for host in hosts:
             if host.id not in present:
                 job.report.findings.append(
@@ -77,14 +82,44 @@ class Inspection:
                     )
                 )
                 continue
+            here = {volume.id: volume for volume in volumes if volume.status.host == host.id and volume.id not in busy}
             request = CheckStorage(
-                volumes=[volume for volume in volumes if volume.status.host == host.id],
-                snapshots=[snapshot for snapshot in snapshots if snapshot.status.host == host.id],
+                volumes=list(here.values()),
+                snapshots=[snapshot for snapshot in snapshots if here.keys() & held(snapshot)],
+                known=[volume.id for volume in volumes],
                 repair=bool(job.arguments["repair"]),
-                remove_orphans=bool(job.arguments["remove_orphans"]),
             )
-            add(job.report, await ask(present[host.id], request, Report, job.tell))
+            report: Report = await ask(present[host.id], request, Report, job.tell)
+            for finding in report.findings:
+                if finding.orphan is not None:
+                    orphans[finding.orphan] = finding
+                    seen.setdefault(finding.orphan, set()).add(host.id)
+            report.findings = [finding for finding in report.findings if finding.orphan is None]
+            add(job.report, report)
+        for orphan, finding in orphans.items():
+            if await self._look_again(orphan, finding, seen[orphan], remove=bool(job.arguments["remove_orphans"])):
+                job.report.findings.append(finding)
         return "storage"
+
+    async def _look_again(self, orphan: Orphan, finding: StorageFinding, by: set[str], *, remove: bool) -> bool:
+        """Whether *orphan*, which the hosts *by* have found, is nobody's now, too; it is removed then, if that is asked."""
+        hosts, shared, nobodys = await self._store.read(
+            lambda tx: (_hosts(tx), sharers(_hosts(tx), _pools(tx)), is_nobodys(tx, orphan))
+        )
+        others = shared.get(orphan.pool, set()) - by
+        present = self._hosts.present
+        if not nobodys or others & present.keys():
+            return False
+        if others:
+            away = ", ".join(sorted(host.name for host in hosts if host.id in others))
+            finding.hint = f"it stays until {away} is back, which may know it"
+        elif remove:
+            try:
+                await ask(self._hosts.agent(min(by)), RemoveOrphan(orphan=orphan), None)
+                finding.mended = True
+            except LamellaError as error:
+                finding.hint = error.message
+        return True
 
     async def _measure(self) -> None:
         while True:
@@ -136,6 +171,11 @@ class Inspection:
                     tx.update(volume)
 
         await self._store.write(write)
+
+
+def _busy(volume: Volume) -> StorageFinding:
+    problem = f"volume {volume.name} is busy: it was not looked at"
+    return StorageFinding(subject=volume.id, problem=problem, hint="lamella fsck again when its operation has ended")
 
 
 def _hosts(tx: Transaction) -> list[Host]:

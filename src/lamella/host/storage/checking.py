@@ -1,4 +1,8 @@
-"""``fsck`` of storage and ``pool scrub``: what control knows against what lies in the pools, and what lies there against itself."""
+"""``fsck`` of storage and ``pool scrub``: what control knows against what lies in the pools, and what lies there against itself.
+
+What a host does not know by what it was told may be another host's, or was made meanwhile: it is only named here. Control looks again,
+and asks for each removal.
+"""
 
 import contextlib
 
@@ -7,19 +11,25 @@ from lamella.host.storage import ext4
 from lamella.host.storage.attaching import TREE, Attaching
 from lamella.host.storage.driver import StorageDriver
 from lamella.host.storage.parts import Parts
+from lamella.host.storage.records import MadeVolume
 from lamella.host.storage.requests import Tell
-from lamella.model.errors import Corrupt, LamellaError, NotFound, Unavailable
+from lamella.model.errors import Conflict, Corrupt, LamellaError, NotFound, Unavailable
 from lamella.model.storage import Feature, Snapshot, StoragePhase, Volume, VolumeForm
-from lamella.model.storage_requests import CheckStorage, Report, ScrubPool, StorageFinding
+from lamella.model.storage_report import Orphan
+from lamella.model.storage_requests import CheckStorage, RemoveOrphan, Report, ScrubPool, StorageFinding
+
+# What the person is told of an orphan that stays.
+HINT = "lamella fsck --remove-orphans removes it"
 
 
 class Checking:
-    """Answers CheckStorage and ScrubPool."""
+    """Answers CheckStorage, RemoveOrphan and ScrubPool."""
 
     def __init__(self, parts: Parts, attaching: Attaching) -> None:
         self._parts = parts
         self._attaching = attaching
         parts.requests.serve(CheckStorage, self.check)
+        parts.requests.serve(RemoveOrphan, self.remove)
         parts.requests.serve(ScrubPool, self.scrub)
 
     async def scrub(self, request: ScrubPool, tell: Tell) -> Report:
@@ -63,34 +73,56 @@ class Checking:
         pool = self._parts.pools.get(name)
         there = await pool.inventory()
         report.findings += await pool.check(repair=request.repair)
-        known = {volume.id for volume in volumes}
-        hidden = {copy for id in known for copy in self._parts.stacks.made(id).copies.values()}
-        await self._orphans(name, pool, there - known - hidden, request, report)
+        known = {*request.known, *(volume.id for volume in request.volumes)}
+        await self._orphans(name, there - known - await self._hidden(), report)
+        for volume in request.volumes:
+            if volume.id in there and volume.spec.pool != name:
+                report.findings.append(_elsewhere(volume, name))
         for volume in volumes:
             tell("check", report.checked, len(request.volumes), "volumes")
             await self._volume(volume, pool, volume.id in there, snapshots.get(volume.id, set()), request, report)
             report.checked += 1
 
-    async def _orphans(
-        self, name: str, pool: StorageDriver, orphans: set[str], request: CheckStorage, report: Report
-    ) -> None:
+    async def _hidden(self) -> set[str]:
+        """The volumes that keep snapshots of others, where a pool has none."""
+        made = await blocking(self._parts.records.made.all, MadeVolume)
+        return {copy for volume in made.values() for copy in volume.copies.values()}
+
+    async def _in_use(self, id: str) -> bool:
+        parts = self._parts
+        return id in parts.opened or id in parts.locks or id in await parts.daemon.inventory()
+
+    async def _orphans(self, name: str, orphans: set[str], report: Report) -> None:
         for id in sorted(orphans):
-            if id in self._parts.opened:
+            if await self._in_use(id):
                 continue
-            finding = StorageFinding(
-                subject=id,
-                problem=f"pool {name} holds a volume that nobody knows",
-                hint="lamella fsck --remove-orphans removes it",
-            )
-            if request.remove_orphans:
-                try:
-                    async with self._parts.locks.of([id]):
-                        await pool.delete(id)
-                        await blocking(self._parts.records.made.forget, id)
-                    finding.mended = True
-                except LamellaError as error:
-                    finding.hint = error.message
-            report.findings.append(finding)
+            problem = f"pool {name} holds a volume that nobody knows"
+            orphan = Orphan(pool=name, volume=id)
+            report.findings.append(StorageFinding(subject=id, problem=problem, hint=HINT, orphan=orphan))
+
+    async def remove(self, request: RemoveOrphan, tell: Tell) -> None:
+        """:class:`RemoveOrphan`.
+
+        :raise Conflict: when somebody has it open or works on it, or this host keeps it for itself.
+        """
+        orphan, parts = request.orphan, self._parts
+        id = orphan.volume
+        pool = parts.pools.get(orphan.pool)
+        if await self._in_use(id):
+            raise Conflict(f"volume {id} is in use", hint="stop its instance, or wait until its operation has ended")
+        async with parts.locks.of([id]):
+            if orphan.snapshot:
+                if orphan.snapshot in self._kept(id):
+                    raise Conflict(f"snapshot {orphan.snapshot} is what a replica or a restore stands on")
+                await pool.drop(id, orphan.snapshot)
+                return
+            if id in await self._hidden():
+                raise Conflict(f"volume {id} keeps a snapshot of another volume")
+            await pool.delete(id)
+            await blocking(parts.records.made.forget, id)
+
+    def _kept(self, id: str) -> set[str]:
+        return {snapshot for kept in self._parts.kept for snapshot in kept(id)}
 
     async def _volume(
         self,
@@ -110,43 +142,38 @@ class Checking:
             return
         async with self._parts.locks.of([volume.id]):
             with contextlib.suppress(NotFound):
-                await self._snapshots(volume, pool, snapshots, request, report)
+                await self._snapshots(volume, pool, snapshots, report)
             if volume.spec.form is not VolumeForm.BLOCK or volume.id in self._parts.opened:
                 return
             # One that its instance opens by itself is its instance's to look at.
             if volume.spec.owner is None:
                 await self._content(volume, request, report)
 
-    async def _snapshots(
-        self, volume: Volume, pool: StorageDriver, known: set[str], request: CheckStorage, report: Report
-    ) -> None:
-        if Feature.SNAPSHOT in pool.features:
-            there = set(await pool.snapshots(volume.id))
-        else:
-            there = set(self._parts.stacks.made(volume.id).copies)
+    async def _snapshots(self, volume: Volume, pool: StorageDriver, known: set[str], report: Report) -> None:
+        native = Feature.SNAPSHOT in pool.features
+        there = set(await pool.snapshots(volume.id) if native else self._parts.stacks.made(volume.id).copies)
         for id in sorted(known - there):
             problem = f"snapshot {id} of volume {volume.name} is not in its pool any more"
             report.findings.append(StorageFinding(subject=id, problem=problem, hint="remove it, and take another"))
-        for id in sorted(there - known):
-            finding = StorageFinding(
-                subject=id,
-                problem=f"volume {volume.name} has a snapshot that nobody knows",
-                hint="lamella fsck --remove-orphans removes it",
-            )
-            closed = volume.id not in self._parts.opened and not await self._parts.runs(volume)
-            if request.remove_orphans and closed and Feature.SNAPSHOT in pool.features:
-                try:
-                    await pool.drop(volume.id, id)
-                    finding.mended = True
-                except LamellaError as error:
-                    finding.hint = error.message
+        open = volume.id in self._parts.opened or await self._parts.runs(volume)
+        for id in sorted(there - known - self._kept(volume.id)):
+            finding = StorageFinding(subject=id, problem=f"volume {volume.name} has a snapshot that nobody knows")
+            if open:
+                finding.hint = "it is removed while nobody has the volume open"
+            elif native:
+                finding.hint, finding.orphan = HINT, Orphan(pool=volume.spec.pool, volume=volume.id, snapshot=id)
             report.findings.append(finding)
 
     async def _content(self, volume: Volume, request: CheckStorage, report: Report) -> None:
         """Whether it opens (its header, its key), and whether its filesystem is whole."""
         tools = self._attaching.mounts.tools
         try:
+            for check in self._parts.may_open:
+                await blocking(check, volume)
             key = await self._parts.stacks.key(volume)
+        except Conflict:
+            # A replica, or what is half restored: it is written by whoever keeps it, and by nobody else.
+            return
         except Unavailable:
             # Nobody brought the passphrase: what lies under it cannot be judged.
             return
@@ -188,6 +215,14 @@ class Checking:
                         hint="stop its instance and start it again",
                     )
                 )
+
+
+def _elsewhere(volume: Volume, pool: str) -> StorageFinding:
+    return StorageFinding(
+        subject=volume.id,
+        problem=f"pool {pool} holds volume {volume.name}, which is in pool {volume.spec.pool} by its row",
+        hint=f"lamella volume move {volume.name} --pool {pool} ends what was begun",
+    )
 
 
 def volumes_of(snapshot: Snapshot) -> list[str]:

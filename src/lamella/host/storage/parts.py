@@ -32,6 +32,10 @@ class Locks:
     def __init__(self) -> None:
         self._held: dict[str, tuple[asyncio.Lock, int]] = {}
 
+    def __contains__(self, id: str) -> bool:
+        """Whether somebody works on it, or waits for that."""
+        return id in self._held
+
     @asynccontextmanager
     async def of(self, volume_ids: Iterable[str]) -> AsyncGenerator[None]:
         """Hold the locks of all these, taken in one order, so that no two wait for each other."""
@@ -78,6 +82,8 @@ class Parts:
     closing: set[str] = field(default_factory=set[str])
     # Asked before a volume is opened for an instance; they raise Conflict when it may not be.
     may_open: list[Callable[[Volume], None]] = field(default_factory=list[Callable[[Volume], None]])
+    # Asked for the snapshots of a volume (an id) that this host keeps for itself, and no row names.
+    kept: list[Callable[[str], Iterable[str]]] = field(default_factory=list[Callable[[str], Iterable[str]]])
     stalls: Stalls = field(init=False)
 
     def __post_init__(self) -> None:
@@ -101,7 +107,12 @@ class Parts:
 
     @asynccontextmanager
     async def disk(self, volume: Volume, *, passphrase: str = "") -> AsyncGenerator[Path]:
-        """The file of a block volume that nobody has open, for as long as the context lasts."""
+        """The file of a block volume that nobody has open, for as long as the context lasts.
+
+        :raise Conflict: when nobody may open it: it is a replica, or half restored.
+        """
+        for check in self.may_open:
+            await blocking(check, volume)
         await self.add(volume, passphrase=passphrase)
         try:
             ways = await self.daemon.export(volume.id)

@@ -42,6 +42,7 @@ class Keeping:
         self._records = Folder(parts.home.state / "backup" / "restores")
         self._half: set[str] = set()
         parts.may_open.append(self._check)
+        parts.kept.append(self._kept)
 
     async def open(self) -> None:
         """Go back from what a former daemon was cut off in. What cannot be now is tried when the volume is restored again."""
@@ -101,6 +102,10 @@ class Keeping:
             await self._snapshots.drop(DropSnapshot(snapshot=_row(record), volumes=[record.volume]), tell)
         except LamellaError as error:
             log.warning("what volume %s was before it was restored stays: %s", record.volume.name, error)
+
+    def _kept(self, id: str) -> list[str]:
+        record = self._records.read(id, Overwriting)
+        return [record.snapshot] if record is not None else []
 
     def _check(self, volume: Volume) -> None:
         if volume.id in self._half:

@@ -17,6 +17,7 @@ from lamella.host.storage.directory.blocks import Blocks
 from lamella.host.storage.directory.ground import Ground
 from lamella.host.storage.directory.record import Record, SnapshotRecord
 from lamella.host.storage.directory.trees import Trees
+from lamella.host.storage.directory.writing import written
 from lamella.host.storage.driver import Base, Extent, Node, Source, VolumeHandle
 from lamella.model.errors import Conflict, Corrupt, Invalid, LamellaError, NotFound, Unavailable
 from lamella.model.storage import Feature, PoolStatus, VolumeForm
@@ -337,7 +338,8 @@ class FilePool:
         """Rename it into the trash, then remove it there. What is left after a crash goes when the pool is opened, shredded if it was
         to be.
 
-        :raise Conflict: when something is mounted inside, or volumes stand on its snapshots; then nothing is changed.
+        :raise Conflict: when something is mounted inside, somebody writes to it, or volumes stand on its snapshots; then nothing is
+            changed.
         :raise Unavailable: when the pool is not at its place: whether the volume is gone cannot be known then.
         """
         place = self.ground.place(id)
@@ -349,6 +351,8 @@ class FilePool:
             if not await asyncio.to_thread(place.exists):
                 await asyncio.to_thread(self.ground.require)
                 return
+            if await asyncio.to_thread(written, place):
+                raise Conflict(f"volume {id} is written to", hint="stop whoever has it open first")
             await asyncio.to_thread(self.ground.discard, place, shred=shred)
             self._stands.pop(id, None)
         try:

@@ -40,6 +40,7 @@ class Replications:
         self._of: dict[str, Cycles | Pair] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         parts.may_open.append(self.journals.check)
+        parts.kept.append(self._kept)
         parts.requests.guard(lambda request: refuse(request, [one.journal for one in self._of.values()]))
         parts.stacks.over = self._over
         parts.requests.serve(Replicate, self.replicate)
@@ -126,6 +127,17 @@ class Replications:
             status.rpo = 0.0 if degraded is None else (now() - degraded).total_seconds()
             status.worst, status.last = None, None if degraded is None else degraded
         return status
+
+    def _kept(self, id: str) -> list[str]:
+        """The snapshots that cycles stand on, of a source or a target."""
+        of = (one.journal for one in self._of.values())
+        return [
+            snapshot
+            for journal in of
+            if id in (journal.source.id, journal.target.id)
+            for snapshot in (journal.base, journal.next, *journal.stale)
+            if snapshot
+        ]
 
     async def promote(self, request: Promote, tell: Tell) -> VolumeStatus:
         """:class:`Promote`. A source that nobody has open is copied one last time first: then nothing is lost."""
