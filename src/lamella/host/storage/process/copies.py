@@ -3,8 +3,11 @@
 Two stacks with the same key (or none) are copied as they lie, ciphertext and header, so that holes stay holes; others from plain text to
 plain text, over ``doors``, where holes of what is encrypted are noise, which is copied.
 
-QEMU's backup writes a hole as zeros that take room in a raw file, its mirror lets go of them. So only a source that is written, and has
-to be copied as it is at one instant, is backed up, and to a target that is open. Such a copy takes its whole size in a raw file.
+QEMU's backup writes a hole as zeros that take room in a raw file, its mirror lets go of them. So a whole volume is mirrored, but for a
+source that is written and has to be copied as it is at one instant, and a target that is open. Such a copy takes its whole size in a raw
+file. A part is a slice (``raw`` with an offset), and of a slice QEMU 7.2 sees the uppermost layer alone as allocated
+(block/io.c, ``bdrv_co_block_status`` with ``BDRV_BLOCK_RAW``): a mirror would write zeros where a layer below has data. So parts are
+backed up, which reads what it does not know to be zeros, and what reads as zeros is let go of at the target (``detect-zeroes``).
 """
 
 import asyncio
@@ -68,8 +71,8 @@ class _Pieces:
         try:
             size, room = await self.sizes()
             source, target = self._origin, self._aim
-            if not self._backup or length != size:
-                # A mirror starts on what nothing else stands on.
+            backup = self._backup or length != size
+            if length != size:
                 source = f"cut-{name}-s"
                 await _slice(self._monitor, source, self._origin, offset, length, read_only=True)
                 made.append(source)
@@ -79,11 +82,11 @@ class _Pieces:
                 made.append(target)
             await jobs.run(
                 self._monitor,
-                "blockdev-backup" if self._backup else "blockdev-mirror",
+                "blockdev-backup" if backup else "blockdev-mirror",
                 {"job-id": job, "device": source, "target": target, "sync": "full"},
                 told=told,
                 speed=self._speed or None,
-                stay=not self._backup,
+                stay=not backup,
             )
         except Refused as error:
             raise Unavailable(f"the copy cannot be made: {error.reason}") from error
@@ -244,5 +247,6 @@ async def _slice(monitor: Monitor, name: str, of: str, offset: int, length: int,
             "size": length,
             "read-only": read_only,
             "discard": "unmap",
+            "detect-zeroes": "off" if read_only else "unmap",
         },
     )
