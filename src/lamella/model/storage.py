@@ -172,7 +172,8 @@ class VolumeMount(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class StorageEvent(msgspec.Struct, kw_only=True):
-    """What befell a host's storage: ``pool.low``, ``pool.full``, ``pool.ok``, ``volume.error``, ``volume.ok``, ``storage.restarted``.
+    """What befell a host's storage: ``pool.low``, ``pool.full``, ``pool.ok``, ``volume.error``, ``volume.ok``, ``storage.restarted``,
+    ``volume.unflushed`` (what was not flushed may be lost).
 
     ``pool`` is its name, ``volume`` an id; both are empty for what befell all of it.
     """

@@ -2,14 +2,16 @@
 
 import asyncio
 import base64
+import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from process_lab import MIB, Writer, content, lost, overlay, raw, volume
 
 from lamella.host.storage.blocks import Stack
-from lamella.host.storage.driver import Extent, Layer
+from lamella.host.storage.driver import Extent, Layer, Node
 from lamella.host.storage.process import nodes
 from lamella.host.storage.process.daemon import QemuStorageDaemon
 from lamella.model.errors import Unavailable
@@ -153,6 +155,41 @@ async def test_holes_stay_holes(daemon: QemuStorageDaemon, tmp_path: Path, key: 
     await daemon.remove("vol_a")
     assert _taken(tmp_path / "moved.raw") < 8 * MIB
     assert content(moved.node) == content(stack.node)
+
+
+@pytest.mark.parametrize("key", [b"", KEY], ids=["plain", "luks"])
+async def test_what_lies_in_lower_layers_is_copied(daemon: QemuStorageDaemon, tmp_path: Path, key: bytes) -> None:
+    """All of it, and parts of it; holes stay holes."""
+    stack = volume(tmp_path, key=key)
+    if key:
+        await daemon.make_luks(stack)
+    node, data = stack.node, os.urandom(MIB)
+    (tmp_path / "data").write_bytes(data)
+    for number, place in enumerate((8, 20, 40)):
+        _fill(node, tmp_path / "data", place)
+        node = nodes.over(node, overlay(tmp_path / f"layer-{number}", 64 * MIB))
+    source = Stack(id="vol_a", node=node, key=key, read_only=True)
+    whole = Stack(id="vol_c", node=raw(tmp_path / "whole.raw", 64 * MIB), key=key)
+    assert await daemon.copy(source, whole) == 64 * MIB
+    assert content(whole.node) == content(node)
+    assert _taken(tmp_path / "whole.raw") < 8 * MIB
+    larger = Stack(id="vol_d", node=raw(tmp_path / "larger.raw", 80 * MIB), key=key)
+    await daemon.copy(source, larger)
+    assert content(larger.node)[: 64 * MIB] == content(node)
+    parts = Stack(id="vol_e", node=raw(tmp_path / "parts.raw", 64 * MIB), key=key)
+    shift = daemon.luks_overhead if key else 0
+    extents = [Extent(offset=place * MIB - shift, length=MIB) for place in (8, 40)]
+    await daemon.copy(source, parts, extents=extents)
+    copied = content(parts.node)
+    for place in (8, 40):
+        assert copied[place * MIB : (place + 1) * MIB] == data
+    assert not any(copied[20 * MIB : 21 * MIB])
+
+
+def _fill(node: Node, data: Path, place: int) -> None:
+    """The bytes of *data* at *place* MiB."""
+    image = "json:" + json.dumps(node)
+    subprocess.run(["qemu-io", "-c", f"write -s {data} {place}M 1M", "-c", "flush", image], check=True, timeout=30)
 
 
 def _taken(path: Path) -> int:

@@ -124,6 +124,8 @@ class PowerDisk:
     def after(self, moment: int, keep: float, chance: random.Random, *, between: bool) -> Iterator[Path]:
         """The disk after a cut at *moment*, mounted; ask in rising order. What is done to it is forgotten afterwards."""
         assert self._replay is not None
+        # A file of its own: whoever holds the former disk still, in a mount namespace of another program, does not write to this one.
+        self._cut.unlink(missing_ok=True)
         cached, lost = self._replay.cut(moment, self._cut, keep, chance)
         self.tally.cuts += 1
         self.tally.between += between

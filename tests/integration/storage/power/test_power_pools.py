@@ -19,7 +19,7 @@ from power_disk import BTRFS, EXT4, XFS, Filesystem, PowerDisk, Start
 from power_model import Step, Story, World
 from power_pool import act, differs, half_made
 
-CUTS = int(os.environ.get("LAMELLA_CUTS", "20"))
+CUTS = int(os.environ.get("LAMELLA_CUTS", "16"))
 SEED = int(os.environ.get("LAMELLA_SEED", "4"))
 STEPS = 30 + CUTS // 10
 DIRECTORY = "lamella.host.storage.directory:DirectoryDriver"

@@ -69,6 +69,8 @@ class Core:
         disks, doors = await self.disks.process.adopt(), await self.doors.process.adopt()
         await self.disks.spare.adopt()
         await self._end_strays()
+        if not disks:
+            self._tell_unflushed()
         if self.opened or disks or doors:
             await self._restore(adopted=True)
         return ""
@@ -109,8 +111,17 @@ class Core:
         if self._closed or not self.opened or role == "spare":
             return
         self.tell("storage.restarted", "", f"the storage process ({role}) ended; it is started again")
+        if role == "disks":
+            self._tell_unflushed()
         if self._revival is None or self._revival.done():
             self._revival = asyncio.create_task(self._revive(), name="storage revival")
+
+    def _tell_unflushed(self) -> None:
+        """What a layer was given lies in the file at once, but where in the file is written when somebody flushes (qcow2's tables)."""
+        for id, opened in self.opened.items():
+            if not opened.read_only and opened.node["driver"] == "qcow2":
+                what = "was written to it and not flushed may be lost, as after a power cut; no later flush says so"
+                self.tell("volume.unflushed", id, f"the storage process ended: what {what}")
 
     async def _revive(self) -> None:
         while True:
