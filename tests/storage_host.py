@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
+from tests.backup_host import BackupHost
 from tests.carry_host import CarryHost
 
 from lamella.model.errors import Conflict, Invalid, LamellaError, NotFound, Unavailable, Unsupported
@@ -42,11 +43,12 @@ FREE = 10 << 30
 FEATURES = [Feature.BLOCK, Feature.FILESYSTEM, Feature.THIN, Feature.SNAPSHOT, Feature.CLONE]
 
 
-class StorageHost(CarryHost):
+class StorageHost(CarryHost, BackupHost):
     """Storage, and instances that run by being said to: :meth:`act` does what is assigned."""
 
     def __init__(self, name: str = "alpha") -> None:
-        super().__init__()
+        CarryHost.__init__(self)
+        BackupHost.__init__(self)
         self.name = name
         self.pools: dict[str, PoolStatus] = {"default": self.room()}
         self.volumes: dict[str, dict[str, Any]] = {}
