@@ -10,7 +10,7 @@ from lamella.host.storage.driver import Extent
 from lamella.host.storage.lvm import driver as lvm
 from lamella.host.storage.lvm import thin
 from lamella.host.storage.nfs import mount_command
-from lamella.host.storage.rbd.images import extents
+from lamella.host.storage.rbd.images import extents, with_growth
 from lamella.host.storage.zfs import driver as zfs
 from lamella.host.storage.zfs import tables
 from lamella.model.errors import Unavailable, Unsupported
@@ -89,6 +89,14 @@ def test_an_rbd_difference_joins_neighbours() -> None:
         b'{"offset":8192,"length":1,"exists":"false"}]'
     )
     assert extents(text) == [Extent(offset=0, length=8192), Extent(offset=8192, length=1, zero=True)]
+
+
+def test_what_an_rbd_volume_gained_is_in_the_difference() -> None:
+    first, last = Extent(offset=2, length=4), Extent(offset=7, length=1)
+    assert with_growth([first], 8, 8) == with_growth([first], 8, 4) == [first]
+    assert with_growth([], 0, 4) == [Extent(offset=0, length=4, zero=True)]
+    gained = [Extent(offset=6, length=1, zero=True), Extent(offset=8, length=2, zero=True)]
+    assert with_growth([first, last], 4, 10) == [first, gained[0], last, gained[1]]
 
 
 @pytest.mark.skipif(shutil.which("mount.nfs") is None, reason="nfs-common is not installed")

@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import hashlib
-import secrets
 from typing import TYPE_CHECKING
 
 from lamella.host.storage.driver import Base
@@ -22,29 +21,28 @@ class Bases:
         self._images = images
         self._importing = asyncio.Lock()
 
-    async def ready(self, base: Base, owner: str) -> tuple[str, str]:
-        """Image and snapshot that hold *base*, imported under the name of *owner* if they are not there.
+    async def ready(self, base: Base) -> tuple[str, str]:
+        """Image and snapshot that hold *base*, imported if they are not there.
 
         :raise Unavailable: when the disk cannot be read or is not what it was.
         """
         name = await asyncio.to_thread(_name, base)
         async with self._importing:
             if await self._images.info(name, READY) is None:
-                await self._import(base, name, owner)
+                await self._import(base, name)
         return name, READY
 
-    async def _import(self, base: Base, name: str, owner: str) -> None:
+    async def _import(self, base: Base, name: str) -> None:
         cluster = self._images.cluster
-        fresh = f"half.{owner}.{name}.{secrets.token_hex(4)}"
-        image = cluster.image(fresh)
+        fresh = self._images.half(name)
         try:
-            await cluster.rbd("import", "--no-progress", str(base.path), image, timeout=LONG)
+            await cluster.rbd("import", "--no-progress", str(base.path), cluster.image(fresh), timeout=LONG)
             await cluster.rbd("snap", "create", "--no-progress", cluster.image(fresh, READY))
-            done = await cluster.rbd("rename", image, cluster.image(name), fine=(errno.EEXIST,))
+            done = await self._images.named(fresh, name)
         except BaseException:
-            await asyncio.shield(self._images.remove(fresh))
+            await asyncio.shield(self._images.discard(fresh))
             raise
-        if done.code:  # another host was faster
+        if not done:  # another host was faster
             await self._images.remove(fresh)
 
     async def unused(self) -> list[str]:
@@ -58,7 +56,7 @@ class Bases:
 
     async def drop(self, name: str) -> None:
         cluster = self._images.cluster
-        gone = f"gone.{secrets.token_hex(4)}.{name}"
+        gone = self._images.gone(name)
         async with self._importing:
             if not await self._images.children(name, READY):
                 await cluster.rbd("rename", cluster.image(name), cluster.image(gone), fine=(errno.ENOENT,))

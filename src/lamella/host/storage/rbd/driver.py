@@ -1,22 +1,21 @@
 """The driver ``rbd``: ``PoolSpec.path`` is a Ceph pool's name, a volume is an image of its id, a snapshot a snapshot of its id.
 
-Beside volumes the pool holds ``half.OWNER.…`` (clones that are being made on the host that OWNER stands for), ``gone.…`` (images that
-are being removed, by whichever host comes by) and ``base.…`` (disks of images, imported once, which volumes are clones of).
-A clone is renamed to its id when it is whole, an image that is deleted loses its name first: what is called ``vol_…`` is whole.
+Beside volumes the pool holds ``half.OWNER.…`` and ``gone.OWNER.…`` (images that are being made or removed on the host that OWNER stands
+for) and ``base.…`` (disks of images, imported once, which volumes are clones of).
+An image is renamed to its id when it is whole, and loses its name first when it is deleted: what is called ``vol_…`` is whole.
 Clones are of format 2 (https://docs.ceph.com/en/latest/rbd/rbd-snapshot/), so no snapshot has to be protected.
 """
 
 import asyncio
 import errno
-import secrets
 from pathlib import Path
 
-from lamella.host.storage import qemu_io
+from lamella.host.storage import owner, qemu_io
 from lamella.host.storage.driver import Base, Extent, Node, Source, VolumeHandle
 from lamella.host.storage.rbd import fencing, scrubbing
 from lamella.host.storage.rbd.bases import Bases
 from lamella.host.storage.rbd.cluster import LONG, Cluster
-from lamella.host.storage.rbd.images import Images, Info
+from lamella.host.storage.rbd.images import Images, Info, with_growth
 from lamella.model.errors import Conflict, Invalid, NotFound, Unsupported
 from lamella.model.ids import is_id
 from lamella.model.storage import Feature, PoolStatus, VolumeForm
@@ -49,7 +48,6 @@ class RbdDriver:
         self._images = Images(self.cluster)
         self._bases = Bases(self._images)
         self._place: Path | None = None
-        self._owner = secrets.token_hex(4)
 
     def place(self, directory: Path, mark: str) -> None:
         self._place = directory
@@ -58,16 +56,16 @@ class RbdDriver:
         self.cluster.check()
         await self.cluster.prepare(self._place)
         if self._place is not None:
-            self._owner = await asyncio.to_thread(_owner, self._place)
+            self._images.owner = await asyncio.to_thread(owner.lasting, self._place)
         status = await self.status()
         await self._sweep()
         return status
 
     async def _sweep(self) -> None:
-        """Finish deletions that a crash cut short, drop our half-made clones and the bases that nothing stands on."""
+        """Finish our deletions that a crash cut short, drop our half-made images and the bases that nothing stands on."""
         for name in await self._images.names():
-            if name.startswith(("gone.", f"half.{self._owner}.")):
-                await self._images.remove(name)
+            if self._images.ours(name):
+                await self._images.discard(name)
         await self._bases.collect()
 
     async def close(self) -> None:
@@ -94,7 +92,7 @@ class RbdDriver:
         if size < 0:
             raise Invalid(f"a volume cannot have {size} bytes", hint="use 0 or more", field="size")
         if base is None and source is None:
-            return await self._create_empty(id, _rounded(size or DEFAULT_BLOCK_SIZE))
+            return await self._make(id, _rounded(size or DEFAULT_BLOCK_SIZE))
         found, begins = await asyncio.gather(self._images.info(id), self._begins(base, source))
         if found is not None:
             return _located(id, found.size)
@@ -105,42 +103,34 @@ class RbdDriver:
                 hint=f"ask for {-(-least // (1 << 20))}MiB or more, or for 0 to take its size",
                 field="size",
             )
-        return await self._clone(id, parent, _rounded(size or least), least)
+        return await self._make(id, _rounded(size or least), parent, least)
 
     async def _begins(self, base: Base | None, source: Source | None) -> tuple[tuple[str, str], int]:
         """The image and the snapshot of it that a clone is made of, and its bytes."""
         if base is not None:
-            return await self._bases.ready(base, self._owner), base.size
+            return await self._bases.ready(base), base.size
         assert source is not None
         info = await self._images.info(source.volume, source.snapshot)
         if info is None:
             raise self._missing(source.volume, source.snapshot)
         return (source.volume, source.snapshot), info.size
 
-    async def _create_empty(self, id: str, size: int) -> VolumeHandle:
-        image = self.cluster.image(id)
-        words = ("create", image, "--size", f"{size}B")
-        if (await self.cluster.rbd(*words, fine=(errno.EEXIST,))).code:
-            found = await self._images.info(id)
-            if found is not None:
-                return _located(id, found.size)
-            # A crash between its name and its header: removing it by name clears that (librbd, RemoveRequest).
-            await self.cluster.rbd("rm", "--no-progress", image, fine=_ABSENT)
-            await self.cluster.rbd(*words)
-        return _located(id, size)
-
-    async def _clone(self, id: str, parent: tuple[str, str], size: int, begins: int) -> VolumeHandle:
-        half = f"half.{self._owner}.{id}.{secrets.token_hex(4)}"
+    async def _make(self, id: str, size: int, parent: tuple[str, str] | None = None, begins: int = 0) -> VolumeHandle:
+        """An empty image, or a clone of the snapshot *parent*, which has *begins* bytes."""
+        half = self._images.half(id)
         staged = self.cluster.image(half)
         try:
-            await self.cluster.rbd("clone", "--rbd-default-clone-format", "2", self.cluster.image(*parent), staged)
-            if size != begins:
-                await self.cluster.rbd("resize", staged, "--size", f"{size}B", "--no-progress")
-            done = await self.cluster.rbd("rename", staged, self.cluster.image(id), fine=(errno.EEXIST,))
+            if parent is None:
+                await self.cluster.rbd("create", staged, "--size", f"{size}B")
+            else:
+                await self.cluster.rbd("clone", "--rbd-default-clone-format", "2", self.cluster.image(*parent), staged)
+                if size != begins:
+                    await self.cluster.rbd("resize", staged, "--size", f"{size}B", "--no-progress")
+            done = await self._images.named(half, id)
         except BaseException:
-            await asyncio.shield(self._images.remove(half))
+            await asyncio.shield(self._images.discard(half))
             raise
-        if done.code:  # somebody else made it meanwhile
+        if not done:  # it is there, or somebody else made it meanwhile
             await self._images.remove(half)
             return await self.handle(id)
         return _located(id, size)
@@ -214,15 +204,14 @@ class RbdDriver:
         await self._unused(id)
         if shred:
             await qemu_io.overwrite(await self.node(id), await self._images.data(id), 0xFF)
-        gone = f"gone.{secrets.token_hex(4)}.{id}"
+        gone = self._images.gone(id)
         done = await self.cluster.rbd("rename", self.cluster.image(id), self.cluster.image(gone), fine=_ABSENT)
         if done.code == 0:
             await self._images.remove(gone)
 
     async def delta(self, id: str, since: str, until: str | None = None) -> list[Extent] | None:
-        await self._info(id, since)
-        await self._info(id, until)
-        return await self._images.delta(id, since, until)
+        before, after = await asyncio.gather(self._info(id, since), self._info(id, until))
+        return with_growth(await self._images.delta(id, since, until), before.size, after.size)
 
     async def check(self, *, repair: bool) -> list[StorageFinding]:
         return await self._images.check(self._bases, repair=repair)
@@ -252,12 +241,9 @@ class RbdDriver:
             raise Conflict(f"volumes stand on {what} of {id}: {', '.join(standing)}", hint="delete those first")
 
     async def _unused(self, id: str) -> None:
-        watchers = await fencing.watchers(self.cluster, id)
-        if watchers:
-            raise Conflict(
-                f"volume {id} is open by {', '.join(watchers)}",
-                hint="stop what uses it; Ceph takes 30 seconds to forget a client that died",
-            )
+        """What died amid its work on it is waited for."""
+        if users := await fencing.alive(self.cluster, id):
+            raise Conflict(f"volume {id} is open by {', '.join(users)}", hint="stop what uses it")
 
     def _missing(self, id: str, snapshot: str | None = None) -> NotFound:
         what = f"snapshot {snapshot} of volume {id}" if snapshot else f"volume {id}"
@@ -276,11 +262,3 @@ def _located(id: str, size: int) -> VolumeHandle:
 
 def _rounded(size: int) -> int:
     return -(-size // _GRAIN) * _GRAIN
-
-
-def _owner(place: Path) -> str:
-    """What stands for this host and layer in the names of half-made images: random, kept for good."""
-    path = place / "owner"
-    if not path.exists():
-        path.write_text(secrets.token_hex(4))
-    return path.read_text()

@@ -4,6 +4,8 @@ A client is an address with a nonce that no other has (``127.0.0.1:0/2451868034`
 writes holds its exclusive lock, which by itself is a courtesy between clients: the next writer asks for it and gets it. Ceph
 forgets a client that died after 30 seconds (``osd_client_watch_timeout``); one that is blocklisted at once, and OSDs refuse what it had
 on its way. Source: https://docs.ceph.com/en/latest/rbd/rbd-exclusive-locks/.
+
+Nothing but that time tells a client that died from one that lives and says nothing: who is still there when it has passed, lives.
 """
 
 import asyncio
@@ -12,9 +14,15 @@ import errno
 import msgspec
 
 from lamella.host.storage.rbd.cluster import Cluster, decode
+from lamella.model.errors import Unavailable
 
 # For how long the cluster remembers it. A process that slept for longer than this could still write.
 _SECONDS = 365 * 24 * 3600
+# After how many seconds Ceph forgets a client that died, unless the cluster says something else.
+_FORGETS = 30.0
+# What an OSD may take beyond that, and how often we look.
+_SLACK = 5.0
+_PAUSE = 0.5
 
 
 class _Watcher(msgspec.Struct, kw_only=True):
@@ -37,6 +45,25 @@ async def watchers(cluster: Cluster, id: str) -> list[str]:
     """Addresses of the clients that have the image open."""
     said = await cluster.rbd("status", cluster.image(id), "--format", "json", fine=(errno.ENOENT,))
     return [] if said.code else [watcher.address for watcher in decode(said.out, _Status).watchers]
+
+
+async def alive(cluster: Cluster, id: str) -> list[str]:
+    """Addresses of the clients that have the image open and live; this waits until Ceph would have forgotten one that died."""
+    loop = asyncio.get_running_loop()
+    began, patience = loop.time(), 0.0
+    while found := await watchers(cluster, id):
+        patience = patience or await _forgets(cluster) + _SLACK
+        if loop.time() - began > patience:
+            return found
+        await asyncio.sleep(_PAUSE)
+    return []
+
+
+async def _forgets(cluster: Cluster) -> float:
+    try:
+        return decode(await cluster.ceph("config", "get", "osd", "osd_client_watch_timeout"), float)
+    except Unavailable:
+        return _FORGETS
 
 
 async def locks(cluster: Cluster, id: str) -> list[Lock]:

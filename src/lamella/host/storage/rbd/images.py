@@ -1,10 +1,13 @@
 """Images of a Ceph pool: what ``rbd --format json`` tells of them."""
 
 import errno
+import secrets
 
 import msgspec
 
+from lamella.host.storage import owner
 from lamella.host.storage.driver import Extent
+from lamella.host.storage.rbd import fencing
 from lamella.host.storage.rbd.bases import Bases
 from lamella.host.storage.rbd.cluster import LONG, Cluster, decode
 from lamella.model.errors import LamellaError
@@ -53,8 +56,23 @@ class _Piece(msgspec.Struct, kw_only=True):
 
 
 class Images:
+    """``owner`` stands for this host in the names of what is being made and removed: ``half.OWNER.ID.…``, ``gone.OWNER.ID.…``."""
+
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
+        self.owner = owner.passing()
+
+    def half(self, name: str) -> str:
+        """What the image *name* is called while it is made."""
+        return f"half.{self.owner}.{name}.{secrets.token_hex(4)}"
+
+    def gone(self, name: str) -> str:
+        """What the image *name* is called while it is removed."""
+        return f"gone.{self.owner}.{name}.{secrets.token_hex(4)}"
+
+    def ours(self, name: str) -> bool:
+        """Whether this host was making or removing it."""
+        return name.startswith((f"half.{self.owner}.", f"gone.{self.owner}."))
 
     async def names(self) -> list[str]:
         said = await self.cluster.rbd("ls", self.cluster.image("").rstrip("/"), "--format", "json")
@@ -80,11 +98,31 @@ class Images:
         said = await self.cluster.rbd("children", image, "--format", "json", fine=_ABSENT)
         return [] if said.code else [child.image for child in decode(said.out, list[_Child])]
 
+    async def named(self, half: str, name: str) -> bool:
+        """Give a finished image its name; ``False`` when one has that name already."""
+        words = ("rename", self.cluster.image(half), self.cluster.image(name))
+        if (await self.cluster.rbd(*words, fine=(errno.EEXIST,))).code == 0:
+            return True
+        if await self.info(name) is not None:
+            return False
+        # A crash amid a renaming left the name with nothing behind it: to remove it clears that (librbd, RemoveRequest).
+        await self.cluster.rbd("rm", "--no-progress", self.cluster.image(name), fine=_ABSENT)
+        return (await self.cluster.rbd(*words, fine=(errno.EEXIST,))).code == 0
+
+    async def discard(self, name: str) -> None:
+        """Remove one of ours that is of no use; a command of ours that was killed still has it open, as far as Ceph knows."""
+        await fencing.fence(self.cluster, name)
+        await self.remove(name)
+
     async def remove(self, name: str) -> None:
         """The image and its snapshots; absent is fine."""
         image = self.cluster.image(name)
-        await self.cluster.rbd("snap", "purge", "--no-progress", image, fine=_ABSENT, timeout=LONG)
-        await self.cluster.rbd("rm", "--no-progress", image, fine=_ABSENT, timeout=LONG)
+        removal = ("rm", "--no-progress", image)
+        if (
+            await self.cluster.rbd(*removal, fine=(errno.ENOENT, errno.ENOTEMPTY), timeout=LONG)
+        ).code == errno.ENOTEMPTY:
+            await self.cluster.rbd("snap", "purge", "--no-progress", image, fine=_ABSENT, timeout=LONG)
+            await self.cluster.rbd(*removal, fine=_ABSENT, timeout=LONG)
 
     async def data(self, name: str) -> list[Extent]:
         """Where it or what it stands on holds data."""
@@ -111,14 +149,16 @@ class Images:
 
     async def _check(self, name: str, *, repair: bool) -> list[StorageFinding]:
         if name.startswith("gone."):
-            if repair:
+            mended = repair and not await fencing.alive(self.cluster, name)
+            if mended:
                 await self.remove(name)
-            return [StorageFinding(subject=name, problem="its deletion was cut short", mended=repair)]
+            problem = "an image that is being removed, or was when its host failed"
+            return [StorageFinding(subject=name, problem=problem, mended=mended)]
         if name.startswith("half."):
             return [
                 StorageFinding(
                     subject=name,
-                    problem="a clone that is being made, or was when its host failed",
+                    problem="an image that is being made, or was when its host failed",
                     hint="the host that made it drops it when it opens the pool; if that is gone for good, rbd rm it",
                 )
             ]
@@ -152,3 +192,16 @@ def extents(text: bytes) -> list[Extent]:
         else:
             found.append(Extent(offset=piece.offset, length=piece.length, zero=zero))
     return found
+
+
+def with_growth(found: list[Extent], begins: int, ends: int) -> list[Extent]:
+    """*found*, and zeros where nothing is of what a volume gained that grew from *begins* to *ends* bytes: ``rbd diff`` leaves that out."""
+    gained: list[Extent] = []
+    at = begins
+    for extent in found:
+        if extent.offset > at:
+            gained.append(Extent(offset=at, length=min(extent.offset, ends) - at, zero=True))
+        at = max(at, extent.offset + extent.length)
+    if at < ends:
+        gained.append(Extent(offset=at, length=ends - at, zero=True))
+    return sorted([*found, *gained], key=lambda extent: extent.offset)
