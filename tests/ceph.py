@@ -143,6 +143,15 @@ class Ceph:
         self.run("ceph", "osd", "pool", "application", "enable", name, "rbd")
         return name
 
+    @contextlib.contextmanager
+    def forgetful(self, seconds: int = 10) -> Iterator[None]:
+        """A client that died is forgotten after *seconds*, not after 30. Those that live say so every five."""
+        self.run("ceph", "config", "set", "osd", "osd_client_watch_timeout", str(seconds))
+        try:
+            yield
+        finally:
+            self.run("ceph", "config", "rm", "osd", "osd_client_watch_timeout")
+
     def client(self, name: str, *capabilities: str) -> Path:
         """The keyring of a new user."""
         keyring = self.home / f"client.{name}.keyring"

@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from tests import ceph as ceph_of_tests
+from tests.ceph import Ceph, small_ceph
 from tests.debian import Built, build
 
 from lamella.host.linux.processes import all_pids
@@ -67,3 +69,12 @@ def debian(tmp_path_factory: pytest.TempPathFactory) -> Built:
 def debian_disk(debian: Built) -> Path:
     """Its raw disk; never written."""
     return debian.disk.path
+
+
+@pytest.fixture(scope="session")
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
+    """A cluster of two OSDs, started once; each test has pools of its own there."""
+    if reason := ceph_of_tests.missing():
+        pytest.skip(reason)
+    with small_ceph(tmp_path_factory.mktemp("ceph") / "cluster") as running:
+        yield running

@@ -4,22 +4,12 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from tests import ceph as ceph_of_tests
 from tests import gluster as gluster_of_tests
-from tests.ceph import Ceph, small_ceph
 from tests.gluster import Gluster, small_gluster
 
 from lamella.host.linux import syscalls
 
 CLONE_NEWNET = 0x40000000
-
-
-@pytest.fixture(scope="session")
-def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
-    if reason := ceph_of_tests.missing():
-        pytest.skip(reason)
-    with small_ceph(tmp_path_factory.mktemp("ceph") / "cluster") as running:
-        yield running
 
 
 @pytest.fixture(scope="session")

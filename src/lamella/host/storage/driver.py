@@ -149,7 +149,10 @@ class StorageDriver(Protocol):
         ...
 
     async def restore(self, id: str, snapshot: str) -> None:
-        """The volume, which nobody has open, becomes what it was, size and all; later snapshots stay."""
+        """The volume, which nobody has open, becomes what it was, size and all; later snapshots stay.
+
+        Cut short it may be some of both, until it is asked again: nobody opens it before.
+        """
         ...
 
     async def delete(self, id: str, *, shred: bool = False) -> None:

@@ -12,19 +12,16 @@ from lamella.host.storage.driver import StorageDriver
 from lamella.model.storage import Feature
 
 HERE = Path(__file__).parent
-# Their own tests are in tests/integration/pools; the contract takes long on them, and is not steady there yet.
-EXTENDED = {"iscsi", "rbd"}
-LABS = [
-    pytest.param(name, marks=pytest.mark.extended) if name in EXTENDED else name
-    for name in sorted(path.stem.removeprefix("lab_") for path in HERE.glob("lab_*.py"))
-]
+LABS = sorted(path.stem.removeprefix("lab_") for path in HERE.glob("lab_*.py"))
 
 
 @pytest.fixture(scope="session", params=LABS)
 def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with ExitStack() as stack:
         module = importlib.import_module(f"lab_{request.param}")
-        yield stack.enter_context(module.lab(tmp_path_factory.mktemp(request.param)))
+        # What takes long to start is a fixture that other tests have too.
+        servers = [request.getfixturevalue(name) for name in getattr(module, "STANDS_ON", ())]
+        yield stack.enter_context(module.lab(tmp_path_factory.mktemp(request.param), *servers))
 
 
 @pytest.fixture
@@ -35,6 +32,18 @@ async def pool(lab: Lab) -> AsyncIterator[StorageDriver]:
     yield driver
     await empty(driver)
     await driver.close()
+
+
+@pytest.fixture
+async def leaves_nothing(lab: Lab, request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """For a test that opens the pool itself: what it left when it failed is deleted."""
+    failed = request.session.testsfailed
+    yield
+    if request.session.testsfailed > failed:
+        driver = lab.make()
+        await driver.open()
+        await empty(driver)
+        await driver.close()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ writes ``pid N``, ``ready`` (the pool is open), ``done`` or ``failed …`` (what
 """
 
 import asyncio
-import importlib
 import json
 import os
 import random
@@ -16,27 +15,28 @@ import time
 from pathlib import Path
 from typing import Any
 
+from contract_lab import driver
+
 from lamella.host.storage.driver import Source, StorageDriver
 from lamella.model.storage import VolumeForm
 
 
 async def perform(job: dict[str, Any]) -> None:
-    module, _, name = job["driver"].partition(":")
-    driver: StorageDriver = getattr(importlib.import_module(module), name)(Path(job["path"]), job["options"])
-    await driver.open()
+    pool = driver(job)
+    await pool.open()
     say("ready")
-    await act(driver, job["verb"], job["arguments"])
+    await act(pool, job["verb"], job["arguments"])
     say("done")
 
 
-async def act(driver: StorageDriver, verb: str, arguments: dict[str, Any]) -> None:
+async def act(pool: StorageDriver, verb: str, arguments: dict[str, Any]) -> None:
     """*verb* of the Protocol, its arguments as JSON has them."""
     given = dict(arguments)
     if "form" in given:
         given["form"] = VolumeForm(given["form"])
     if "source" in given:
         given["source"] = Source(**given["source"])
-    await getattr(driver, verb)(**given)
+    await getattr(pool, verb)(**given)
 
 
 def say(line: str) -> None:

@@ -7,6 +7,7 @@ A driver takes part by a file ``lab_<driver>.py`` in this folder, found by its n
         with something_real(scratch) as place:        # pytest.skip(reason) when a probe says that it cannot run here
             yield Lab(name="rbd", driver="lamella.host.storage.rbd:RbdDriver", path=place, scratch=scratch, …)
 
+A session fixture that it needs is named in ``STANDS_ON = ("ceph",)`` and given after *scratch*.
 It is entered once a driver and run; each test leaves the pool empty (``pool`` deletes what is there). Everything is read and
 written by ``qemu-io`` and ``qemu-img`` through the driver's own ``node()``, so that no test knows where bytes lie.
 """
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lamella.host.storage.driver import Node, StorageDriver
+from lamella.host.storage.driver import Node, Placed, StorageDriver
 from lamella.model.errors import LamellaError
 
 MIB = 1 << 20
@@ -48,17 +49,22 @@ class Lab:
     """How many snapshots one volume gets."""
     cuts: int = 8
     """How often a process is killed, for each verb."""
+    verb_takes: float | None = None
+    """Cuts come within this many seconds; ``None``: within what the verb takes, which one that is let go to its end tells."""
     clone_bytes: int = 4 * MIB
     """What a clone may take in the pool, however large its source."""
+    tells_room_at_once: bool = True
+    """Whether the pool's free bytes are those of now; else what a clone takes is what it says itself."""
     grain: int = 1 << 20
     """Delta extents are exact to this many bytes."""
     refuses_second_writer: bool = True
-    """Whether QEMU's own locks keep a second writer out (RBD: claims and blocklists do)."""
+    """Whether QEMU's own locks keep a second writer out (RBD: blocklists do; iSCSI: the layer's claims alone)."""
+    restores_at_once: bool = True
+    """Whether a restore that is cut short is there or not; else it may be some of both until it is asked again."""
 
     def make(self) -> StorageDriver:
-        """The driver, not opened."""
-        module, _, name = self.driver.partition(":")
-        return getattr(importlib.import_module(module), name)(Path(self.path), dict(self.options))
+        """The driver, not opened, as the daemon of this host makes it each time that it starts."""
+        return driver(self.described())
 
     def run(
         self, *command: str, stdin: bytes = b"", check: bool = True, timeout: float = TOOL_DEADLINE
@@ -138,7 +144,17 @@ class Lab:
 
     def described(self) -> dict[str, Any]:
         """What a child process needs to make the driver."""
-        return {"driver": self.driver, "path": self.path, "options": self.options}
+        place = str(self.scratch / "place")
+        return {"driver": self.driver, "path": self.path, "options": self.options, "place": place}
+
+
+def driver(described: dict[str, Any]) -> StorageDriver:
+    """Of what :meth:`Lab.described` says."""
+    module, _, name = described["driver"].partition(":")
+    made: StorageDriver = getattr(importlib.import_module(module), name)(Path(described["path"]), described["options"])
+    if isinstance(made, Placed):
+        made.place(Path(described["place"]), "lamella-contract")
+    return made
 
 
 def image(node: Node) -> str:

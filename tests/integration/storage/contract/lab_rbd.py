@@ -1,29 +1,31 @@
-"""The rbd driver on a real Ceph, started for this run."""
+"""The rbd driver on a real Ceph."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from contract_lab import Lab
-from tests.ceph import missing, small_ceph
+from tests.ceph import Ceph
+
+STANDS_ON = ("ceph",)
 
 
 @contextmanager
-def lab(scratch: Path) -> Iterator[Lab]:
-    if reason := missing():
-        pytest.skip(reason)
-    with small_ceph(scratch / "ceph", osds=1) as ceph:
+def lab(scratch: Path, ceph: Ceph) -> Iterator[Lab]:
+    with ceph.forgetful():
         yield Lab(
             name="rbd",
             driver="lamella.host.storage.rbd:RbdDriver",
-            path=ceph.pool("volumes"),
+            path=ceph.pool("contract"),
             scratch=scratch,
             options={"conf": str(ceph.conf)},
             environment={"CEPH_CONF": str(ceph.conf)},
-            foreign_volumes=20,
+            foreign_volumes=8,
             depth=5,
             cuts=1,
-            clone_bytes=4 << 20,
+            verb_takes=0.6,
+            # OSDs tell what they hold every few seconds.
+            tells_room_at_once=False,
             refuses_second_writer=False,
+            restores_at_once=False,
         )

@@ -138,9 +138,11 @@ async def test_a_clone_costs_the_same_of_any_size(lab: Lab, pool: StorageDriver,
         await pool.snapshot(id, snapshot)
         before = (await pool.status()).free
         fresh = await clone(pool, id, snapshot)
-        assert before - (await pool.status()).free <= lab.clone_bytes
+        if lab.tells_room_at_once:
+            assert before - (await pool.status()).free <= lab.clone_bytes
         taken.append(await pool.used(fresh))
-    assert max(taken) - min(taken) <= lab.clone_bytes, taken
+    # What is shared may be counted; then it is of both.
+    assert max(taken) - (min(taken) if lab.tells_room_at_once else 0) <= lab.clone_bytes, taken
 
 
 async def test_a_long_line_of_snapshots(lab: Lab, pool: StorageDriver, needs: Needs) -> None:
@@ -175,15 +177,19 @@ async def test_a_delta_is_what_changed(lab: Lab, pool: StorageDriver, needs: Nee
     lab.io(await pool.node(id), f"write -P 1 0 {32 * MIB}", "flush")
     first, second = new_id("snapshot"), new_id("snapshot")
     await pool.snapshot(id, first)
-    lab.io(await pool.node(id), f"write -P 2 {4 * MIB} 65536", f"write -z -u {8 * MIB} {2 * MIB}", "flush")
+    # Zeros over what Ceph calls an object: of less than one it cannot tell whether it is data.
+    lab.io(await pool.node(id), f"write -P 2 {4 * MIB} 65536", f"write -z -u {8 * MIB} {4 * MIB}", "flush")
     lab.io(await pool.node(id), f"discard {16 * MIB} {2 * MIB}", "flush")
     await pool.snapshot(id, second)
     lab.write(await pool.node(id), 3, 40 * MIB, 65536)
     await pool.resize(id, 80 * MIB)
     changed = await pool.delta(id, first, second)
     assert changed is not None
-    _covers(changed, [(4 * MIB, 65536), (8 * MIB, 2 * MIB), (16 * MIB, 2 * MIB)], lab.grain)
-    assert all(extent.zero for extent in changed if 8 * MIB <= extent.offset < 10 * MIB)
+    _covers(changed, [(4 * MIB, 65536), (8 * MIB, 4 * MIB), (16 * MIB, 2 * MIB)], lab.grain)
+    assert all(extent.zero for extent in changed if 8 * MIB <= extent.offset < 12 * MIB)
+    zeros = [(0, extent.offset, extent.length) for extent in changed if extent.zero]
+    assert zeros
+    lab.expect(await pool.node(id, second), *zeros, read_only=True)
     later = await pool.delta(id, second)
     assert later is not None
     _covers(later, [(40 * MIB, 65536), (64 * MIB, 16 * MIB)], lab.grain)

@@ -8,7 +8,7 @@ import pytest
 from contract_lab import MIB, Lab, refused
 
 from lamella.host.storage.driver import Source, StorageDriver
-from lamella.model.errors import Conflict, Invalid, NotFound, Unsupported
+from lamella.model.errors import Conflict, Invalid, NoRoom, NotFound, Unsupported
 from lamella.model.ids import new_id
 from lamella.model.storage import Feature, VolumeForm
 
@@ -137,6 +137,42 @@ async def test_a_form_that_it_has_not_is_refused(pool: StorageDriver) -> None:
         await pool.create(id, FILESYSTEM, 0)
         await refused(pool.create(id, BLOCK, MIB), Conflict)
         await refused(pool.node(id), Invalid)
+
+
+async def test_what_it_has_not_it_refuses(pool: StorageDriver) -> None:
+    """With a sentence, and nothing changes; the layer does it another way then."""
+    block = Feature.BLOCK in pool.features
+    form = BLOCK if block else FILESYSTEM
+    id, snapshot, fresh = new_id("volume"), new_id("snapshot"), new_id("volume")
+    before = await pool.create(id, form, 4 * MIB if block else 0)
+    if Feature.SNAPSHOT not in pool.features:
+        await refused(pool.snapshot(id, snapshot), Unsupported)
+        await refused(pool.restore(id, snapshot), NotFound, Unsupported)
+        await pool.drop(id, snapshot)
+        assert await pool.snapshots(id) == []
+        if block:
+            await refused(pool.node(id, snapshot), NotFound)
+    else:
+        await pool.snapshot(id, snapshot)
+    if Feature.CLONE not in pool.features:
+        await refused(pool.create(fresh, form, 0, source=Source(volume=id, snapshot=snapshot)), Unsupported)
+    if Feature.DELTA not in pool.features:
+        assert await pool.delta(id, snapshot) is None
+    assert await pool.inventory() == {id} and await pool.handle(id) == before
+
+
+async def test_what_does_not_fit_is_refused_and_changes_nothing(lab: Lab, pool: StorageDriver, needs: Needs) -> None:
+    """A pool that is not thin promises no more than there is."""
+    needs(Feature.BLOCK)
+    if Feature.THIN in pool.features:
+        pytest.skip(f"the {lab.name} driver is thin")
+    id, capacity = new_id("volume"), (await pool.status()).capacity
+    made = await pool.create(id, BLOCK, 4 * MIB)
+    lab.write(await pool.node(id), 3, 0, MIB)
+    await refused(pool.create(new_id("volume"), BLOCK, 2 * capacity), NoRoom)
+    await refused(pool.resize(id, 2 * capacity), NoRoom)
+    assert await pool.inventory() == {id} and await pool.handle(id) == made
+    lab.expect(await pool.node(id), (3, 0, MIB), (0, MIB, 3 * MIB))
 
 
 async def test_many_at_once_are_made_once(pool: StorageDriver, needs: Needs) -> None:
