@@ -85,8 +85,13 @@ class Checking:
 
     async def _hidden(self) -> set[str]:
         """The volumes that keep snapshots of others, where a pool has none."""
-        made = await blocking(self._parts.records.made.all, MadeVolume)
-        return {copy for volume in made.values() for copy in volume.copies.values()}
+        records = self._parts.records.made
+
+        def read() -> set[str]:
+            made = (records.read(id, MadeVolume) for id in records.ids())
+            return {copy for volume in made if volume is not None for copy in volume.copies.values()}
+
+        return await blocking(read)
 
     async def _in_use(self, id: str) -> bool:
         parts = self._parts

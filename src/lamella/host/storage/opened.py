@@ -1,10 +1,13 @@
 """The open table: which volume is open here, for whom, and how. It outlives the daemon, not the machine."""
 
+import logging
 from pathlib import Path
 
 from lamella.host.storage.records import OpenVolume, Records
-from lamella.model.errors import Conflict
+from lamella.model.errors import Conflict, LamellaError
 from lamella.model.storage import Volume, VolumeForm
+
+log = logging.getLogger("lamella.host.storage")
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -16,11 +19,19 @@ class OpenTable:
         self._records = records
         self._boot = BOOT.read_text().strip()
         self._open: dict[str, OpenVolume] = {}
+        # What may be open: nobody can tell for whom.
+        self._lost: dict[str, LamellaError] = {}
 
     def load(self) -> None:
         """What was open when the daemon ended. After a restart of the machine nothing is."""
-        for id, record in self._records.open.all(OpenVolume).items():
-            if record.boot == self._boot:
+        for id in self._records.open.ids():
+            try:
+                record = self._records.open.read(id, OpenVolume)
+            except LamellaError as error:
+                log.error("volume %s: %s", id, error)
+                self._lost[id] = error
+                continue
+            if record is not None and record.boot == self._boot:
                 self._open[id] = record
             else:
                 self._records.open.forget(id)
@@ -41,7 +52,9 @@ class OpenTable:
         """Write down that *user* has it open.
 
         :raise Conflict: when a block volume is open for somebody else and one of them writes, or in another way.
+        :raise Corrupt: when it may be open, and what was written down of that is broken.
         """
+        self._require_known(volume.id)
         known = self._open.get(volume.id)
         others = {name: reads for name, reads in known.users.items() if name != user} if known is not None else {}
         if known is not None and others and volume.spec.form is VolumeForm.BLOCK:
@@ -96,7 +109,8 @@ class OpenTable:
         return {id for id, record in self._open.items() if user in record.users}
 
     def require_closed(self, volume: Volume, to: str) -> None:
-        """:raise Conflict: when it is open; *to* is what cannot be done then."""
+        """:raise Conflict: when it is open; *to* is what cannot be done then. :raise Corrupt: when nobody can tell."""
+        self._require_known(volume.id)
         known = self._open.get(volume.id)
         if known is not None:
             raise Conflict(

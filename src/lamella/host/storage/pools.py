@@ -46,7 +46,7 @@ class Pools:
         """The default pool is there from the first start. When it cannot be used now, what is in other pools can."""
         try:
             await self.use(DEFAULT, PoolSpec())
-        except Unavailable as error:
+        except LamellaError as error:
             log.error("pool %s: %s", DEFAULT, error)
 
     async def close(self) -> None:

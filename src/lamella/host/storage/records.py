@@ -7,6 +7,7 @@
 Nothing in them is secret: keys are wrapped.
 """
 
+import logging
 import os
 from pathlib import Path
 from typing import TypeVar
@@ -14,8 +15,12 @@ from typing import TypeVar
 import msgspec
 
 from lamella.host.compute.driver import Home
+from lamella.host.linux.files import write_all
+from lamella.model.errors import Corrupt, LamellaError, Unavailable
 from lamella.model.ids import is_id
 from lamella.model.storage import SnapshotStatus, Volume
+
+log = logging.getLogger("lamella.host.storage")
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -64,11 +69,21 @@ class Folder:
         self._path = path
 
     def read(self, id: str, kind: type[T]) -> T | None:
-        """``None`` when there is none, or when it is not what it should be: what wrote it was not ours."""
+        """``None`` when there is none. One that cannot be read is not none: what it says (open, encrypted, a replica) may hold.
+
+        :raise Corrupt: when it is not what was written. :raise Unavailable: when it cannot be read.
+        """
+        path = self._path / f"{id}.json"
         try:
-            return msgspec.json.decode((self._path / f"{id}.json").read_bytes(), type=kind)
-        except (OSError, msgspec.DecodeError):
+            return msgspec.json.decode(path.read_bytes(), type=kind)
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            raise Unavailable(f"the record {path} cannot be read: {error.strerror}", hint="see to its disk") from error
+        except msgspec.DecodeError as error:
+            raise Corrupt(
+                f"the record {path} is broken: {error}", hint="restore it from a backup of the host, or remove it"
+            ) from error
 
     def write(self, id: str, record: msgspec.Struct) -> None:
         """It is on the disk when this returns."""
@@ -76,7 +91,7 @@ class Folder:
         draft = self._path / f".{id}.new"
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(descriptor, msgspec.json.encode(record))
+            write_all(descriptor, msgspec.json.encode(record))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -89,12 +104,22 @@ class Folder:
         if self._path.exists():
             self._sync()
 
+    def ids(self) -> list[str]:
+        """Of all that there are, read or not."""
+        return [path.stem for path in self._path.glob("*.json") if is_id(path.stem)] if self._path.exists() else []
+
     def all(self, kind: type[T]) -> dict[str, T]:
-        """Those that can be read, by id."""
-        if not self._path.exists():
-            return {}
-        names = [path.stem for path in self._path.glob("*.json") if is_id(path.stem)]
-        return {name: record for name in names if (record := self.read(name, kind)) is not None}
+        """Those that can be read, by id; the log names the others. Who must not overlook one reads each of :meth:`ids`."""
+        found: dict[str, T] = {}
+        for id in self.ids():
+            try:
+                record = self.read(id, kind)
+            except LamellaError as error:
+                log.error("%s", error)
+                continue
+            if record is not None:
+                found[id] = record
+        return found
 
     def _sync(self) -> None:
         descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

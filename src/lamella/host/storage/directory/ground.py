@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from lamella.host.linux import mounts
+from lamella.host.linux.files import write_all
 from lamella.host.storage import tree
 from lamella.host.storage.directory import record as records
 from lamella.host.storage.directory.record import Record
@@ -288,7 +289,7 @@ def write(path: Path, content: bytes, *, size: int | None = None) -> None:
     """A new file of mode 0600, durable; *size* makes it a sparse one."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        os.write(descriptor, content)
+        write_all(descriptor, content)
         if size is not None:
             os.ftruncate(descriptor, size)
         os.fsync(descriptor)
