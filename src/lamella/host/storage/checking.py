@@ -95,7 +95,7 @@ class Checking:
 
     async def _in_use(self, id: str) -> bool:
         parts = self._parts
-        return id in parts.opened or id in parts.locks or id in await parts.daemon.inventory()
+        return id in parts.opened or parts.locks.held(id) or id in await parts.daemon.inventory()
 
     async def _orphans(self, name: str, orphans: set[str], report: Report) -> None:
         for id in sorted(orphans):

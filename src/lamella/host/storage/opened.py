@@ -117,3 +117,11 @@ class OpenTable:
                 f"volume {volume.name} cannot be {to}: it is attached to {', '.join(sorted(known.users))}",
                 hint="detach it, or stop the instance, first",
             )
+
+    def _require_known(self, id: str) -> None:
+        """One whose record was mended or removed meanwhile is known again."""
+        if id in self._lost:
+            record = self._records.open.read(id, OpenVolume)
+            del self._lost[id]
+            if record is not None and record.boot == self._boot:
+                self._open[id] = record

@@ -32,10 +32,6 @@ class Locks:
     def __init__(self) -> None:
         self._held: dict[str, tuple[asyncio.Lock, int]] = {}
 
-    def __contains__(self, id: str) -> bool:
-        """Whether somebody works on it, or waits for that."""
-        return id in self._held
-
     @asynccontextmanager
     async def of(self, volume_ids: Iterable[str]) -> AsyncGenerator[None]:
         """Hold the locks of all these, taken in one order, so that no two wait for each other."""
@@ -55,6 +51,10 @@ class Locks:
             for id in reversed(taken):
                 self._held[id][0].release()
                 self._leave(id)
+
+    def held(self, id: str) -> bool:
+        """Whether somebody has it, or waits for it."""
+        return id in self._held
 
     def _leave(self, id: str) -> None:
         lock, count = self._held[id]
