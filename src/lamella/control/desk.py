@@ -10,6 +10,7 @@ from lamella.control.bulletin import Bulletin
 from lamella.control.events import record
 from lamella.control.storage.attaching import let_go
 from lamella.control.storage.hearing import hear, measured
+from lamella.control.storage.parting import part_with_snapshots
 from lamella.model.assignment import Assignment, Assignments, InstanceReport
 from lamella.model.errors import Conflict, Forbidden, NotFound
 from lamella.model.host import Host, HostSpec, HostStatus
@@ -250,6 +251,8 @@ def _part_with(tx: Transaction, instance: Instance, id: str) -> None:
     if part.kind == "volume" and part.spec.owner != instance.id:
         let_go(tx, instance, part)
     else:
+        if part.kind == "volume":
+            part_with_snapshots(tx, id)
         tx.delete(id)
 
 

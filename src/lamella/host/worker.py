@@ -355,6 +355,7 @@ class Worker:
         if seen is not None and seen.phase is Phase.STARTING:
             await self.driver.remove(self.id)
         await self._assembly.close()
+        self._wings.storage_wing.rest([*([asked.volume] if asked.volume is not None else []), *asked.disks.values()])
         self._plugged = False
 
     async def _remove(self, asked: Assignment) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol, TypeVar, runtime_checkable
 
 from lamella.host.compute.driver import ComputeDriver, Freezes, OpensDisks
-from lamella.host.storage.blocks import Told
 from lamella.host.storage.driver import Layer
 from lamella.model.assignment import Assignment
 from lamella.model.errors import NotFound, Unsupported
@@ -15,13 +14,6 @@ T = TypeVar("T")
 Find = Callable[[str], Awaitable[ComputeDriver]]
 # What there is to do here, with the driver of each.
 Assigned = Callable[[], Iterable[tuple[Assignment, ComputeDriver]]]
-
-
-@runtime_checkable
-class MergesDisks(Protocol):
-    """A driver whose running instances can merge two layers of a disk that they have open themselves."""
-
-    async def merge(self, id: str, volume: str, upper: Layer, lower: Layer, told: Told | None = None) -> None: ...
 
 
 @runtime_checkable
@@ -66,10 +58,6 @@ class InstanceWriters:
 
     async def switch(self, id: str, layers: dict[str, Layer]) -> None:
         await (await self._able(id, OpensDisks, "has no disks of its own open")).switch(id, layers)
-
-    async def merge(self, id: str, volume: str, upper: Layer, lower: Layer, told: Told | None = None) -> None:
-        driver = await self._able(id, MergesDisks, "cannot merge layers of a disk while it runs; stop it first")
-        await driver.merge(id, volume, upper, lower, told)
 
     async def resized(self, id: str, volume: str, size: int) -> None:
         driver = await self._find(id)

@@ -9,7 +9,6 @@ import pytest
 from volumes_lab import MIB, VolumesLab, directory_volume, ext4_volume, guest_of, new_snapshot, new_volume
 
 from lamella.host.compute.driver import MountedVolume
-from lamella.host.storage.blocks import Told
 from lamella.host.storage.driver import Layer
 from lamella.model.errors import Conflict, DeadlineExceeded, Unsupported
 from lamella.model.instance import Isolation, Phase
@@ -44,9 +43,6 @@ class Instances:
         return self._holds
 
     async def switch(self, id: str, layers: dict[str, Layer]) -> None:
-        raise Unsupported("it has no disks of its own")
-
-    async def merge(self, id: str, volume: str, upper: Layer, lower: Layer, told: Told | None = None) -> None:
         raise Unsupported("it has no disks of its own")
 
     async def resized(self, id: str, volume: str, size: int) -> None:

@@ -7,10 +7,10 @@ from lamella.control.storage.asking import Hosts, Tell, ask
 from lamella.control.storage.conditions import READY, drop, of, put
 from lamella.control.storage.keeper import Keeper
 from lamella.control.storage.lookup import held
+from lamella.control.storage.parting import part_with_snapshots
 from lamella.control.storage.steps import Step
 from lamella.model.errors import Conflict, LamellaError, Unavailable
 from lamella.model.quantity import format_size
-from lamella.model.resource import now
 from lamella.model.storage import KeyWrap, Snapshot, StoragePhase, Volume, VolumeForm, VolumeStatus
 from lamella.model.storage_requests import CreateVolume, DeleteVolume, LimitVolume, ResizeVolume
 from lamella.store.store import Store, Transaction
@@ -141,16 +141,7 @@ def _gone(tx: Transaction, id: str) -> list[str]:
     volume: Volume | None = tx.by_id(id)
     if volume is None:
         return []
-    theirs: list[str] = []
-    for snapshot in tx.list("snapshot"):
-        if snapshot.spec.owner == id:
-            snapshot.status.phase, snapshot.deleted_at = StoragePhase.DELETING, now()
-            theirs.append(tx.update(snapshot).id)
-        elif held(snapshot) == [id]:
-            tx.delete(snapshot.id)
-        elif id in held(snapshot):
-            snapshot.spec.volumes.remove(id)
-            tx.update(snapshot)
+    theirs = part_with_snapshots(tx, id)
     record(tx, volume, "volume.removed", f"volume {volume.name} is removed")
     tx.delete(id)
     return theirs

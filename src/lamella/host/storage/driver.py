@@ -214,6 +214,10 @@ class Layered(Protocol):
         """The storage process has merged those two: write it down, and remove what is not needed any more."""
         ...
 
+    async def tidy(self, id: str) -> bool:
+        """Merge what was left of snapshots that went while somebody had the volume open; ``False``: somebody has it open still."""
+        ...
+
 
 @runtime_checkable
 class Placed(Protocol):

@@ -250,30 +250,28 @@ class Snapshots:
         if Feature.SNAPSHOT not in pool.features:
             return
         owner = await parts.runs(volume)
-        if volume.spec.form is VolumeForm.BLOCK and isinstance(pool, Layered) and (owner or volume.id in parts.opened):
-            await self._merge(id, volume, pool, owner, tell)
+        if volume.spec.form is VolumeForm.BLOCK and isinstance(pool, Layered) and volume.id in parts.opened:
+            await self._merge(id, volume, pool, tell)
         else:
             await pool.drop(volume.id, id)
+            if owner and isinstance(pool, Layered):
+                said = f"the snapshot's room comes back when instance {owner} has stopped"
+                parts.tell("volume.merges-later", volume.id, said)
 
-    async def _merge(self, id: str, volume: Volume, pool: StorageDriver, owner: str, tell: Tell | None) -> None:
-        """Of a volume that is open: the one who has it open does it, while it goes on writing."""
+    async def _merge(self, id: str, volume: Volume, pool: StorageDriver, tell: Tell | None) -> None:
+        """Of a volume that the storage process has open, while it goes on writing."""
         layered = self._layered(volume)
         kept = await pool.snapshots(volume.id)
         if id in kept and kept[-1] == id:
             # What lies above it is being written: that becomes an inner layer first.
-            await self._go_over(volume, owner, await layered.begin_layer(volume.id, ""))
+            await self._go_over(volume, "", await layered.begin_layer(volume.id, ""))
 
         def told(done: int, total: int) -> None:
             if tell is not None:
                 tell("merge", done, total, "bytes")
 
         while (pair := await layered.mergeable(volume.id, id)) is not None:
-            upper, lower = pair
-            if owner:
-                assert self._parts.writers is not None
-                await self._parts.writers.merge(owner, volume.id, upper, lower, told)
-            else:
-                await self._parts.daemon.merge(volume.id, upper, lower, told)
+            await self._parts.daemon.merge(volume.id, *pair, told)
             await layered.merged(volume.id, id)
 
     # --- going back

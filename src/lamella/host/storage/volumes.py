@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lamella.host.compute.driver import Home, MountedVolume
 from lamella.host.linux.blocking import many_threads
+from lamella.host.storage import resting
 from lamella.host.storage.attaching import Attaching
 from lamella.host.storage.backup.backups import Backups
 from lamella.host.storage.blocks import BlockDaemon
@@ -98,6 +99,7 @@ class Volumes:
         await self._healing.close()
         await self.carrying.close()
         await self.parts.requests.close()
+        await self._backups.close()
         await self.parts.stalls.close()
         await self._guard.close()
         await self.parts.daemon.close()
@@ -144,6 +146,9 @@ class Volumes:
             open[id].volume.spec.pool for id in self.parts.opened.of(user) if volume_ids is None or id in volume_ids
         }
         await self.parts.stalls.bounded(pools, self.attaching.detach(user, volume_ids))
+
+    def rest(self, volumes: list[Volume]) -> None:
+        self._do(resting.tidy(self.parts, volumes))
 
     async def attached(self) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}

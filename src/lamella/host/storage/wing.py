@@ -7,7 +7,6 @@ from typing import Protocol
 import msgspec
 
 from lamella.host.compute.driver import MountedVolume
-from lamella.host.storage.blocks import Told
 from lamella.host.storage.driver import Layer, StorageDriver, VolumeHandle
 from lamella.model.host import Capability
 from lamella.model.instance import InstanceSpec, Phase
@@ -51,11 +50,6 @@ class Writers(Protocol):
 
     async def switch(self, id: str, layers: dict[str, Layer]) -> None:
         """:meth:`~lamella.host.compute.driver.OpensDisks.switch`; a layer that is on top already stays."""
-        ...
-
-    async def merge(self, id: str, volume: str, upper: Layer, lower: Layer, told: Told | None = None) -> None:
-        """Put *upper*'s content into *lower* below the disk *volume* that the running instance has open itself; *upper* is in its chain
-        no more then. *upper* may be the layer that is written: then *lower* is from then on."""
         ...
 
     async def resized(self, id: str, volume: str, size: int) -> None:
@@ -115,6 +109,10 @@ class Storage(Protocol):
 
     async def detach(self, user: str, volume_ids: set[str] | None = None) -> None:
         """The instance has let go of these, or of all: unmounted, written out, closed. What is gone already is fine."""
+        ...
+
+    def rest(self, volumes: list[Volume]) -> None:
+        """The instance whose own *volumes* these are has stopped: what had to wait for that is done now, in the background."""
         ...
 
     async def attached(self) -> dict[str, set[str]]:

@@ -85,6 +85,12 @@ class DirectoryDriver(FilePool):
                 self.merging[id, snapshot] = pair[0].path.name, pair[1].path.name
             return pair
 
+    async def tidy(self, id: str) -> bool:
+        async with self.held(id):
+            await asyncio.to_thread(self.block, id)
+            with self.ground.room(f"merge layers of volume {id}"):
+                return await self.blocks.tidy(id)
+
     async def merged(self, id: str, snapshot: str) -> None:
         async with self.held(id):
             pair = self.merging.pop((id, snapshot), None)
