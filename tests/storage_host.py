@@ -1,6 +1,7 @@
 """A host whose storage is in memory, for what is above hosts: it keeps its word about requests, and fails when it is told to.
 
-``crash`` names a request after whose work, and before whose answer, the connection is lost; ``refuse`` one that is answered with an error.
+``crash`` names a request after whose work, and before whose answer, the connection is lost, ``lose`` for how many of them in a row;
+``refuse`` one that is answered with an error.
 """
 
 import asyncio
@@ -56,6 +57,7 @@ class StorageHost(CarryHost, BackupHost):
         self.asked: list[str] = []
         self.refuse: dict[str, LamellaError] = {}
         self.crash: set[str] = set()
+        self.lose: dict[str, int] = {}
         self.slow: dict[str, asyncio.Event] = {}
         # Volumes that this host keeps for itself, which no row names.
         self.hidden: set[str] = set()
@@ -87,8 +89,9 @@ class StorageHost(CarryHost, BackupHost):
         except LamellaError as error:
             yield StorageProgress(error_code=error.code, error=error.message, hint=error.hint)
             return
-        if name in self.crash:
+        if name in self.crash or self.lose.get(name, 0):
             self.crash.discard(name)
+            self.lose[name] = max(0, self.lose.get(name, 0) - 1)
             raise Unavailable("the host's daemon went away", hint="wait for it")
         yield StorageProgress(result=msgspec.Raw(msgspec.json.encode(result)))
 

@@ -74,6 +74,8 @@ async def _local_host(stack: AsyncExitStack, home: Home, role: Role, layer: Laye
 
     agent = build_agent(home, role.host_name)
     stack.push_async_callback(agent.close)
+    # First what asks the host: it goes on with the next daemon, and hears of no host that is ending.
+    stack.push_async_callback(layer.storage.operations.close)
     layer.connect_host(await agent.open(layer.desk), agent)
 
 

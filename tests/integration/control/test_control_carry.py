@@ -8,6 +8,7 @@ import pytest
 from tests.storage_host import StorageHost
 
 from lamella.control.layer import Layer
+from lamella.control.storage import operations
 from lamella.control.tiering import WORK
 from lamella.model.errors import Conflict, LamellaError, NotFound, Unavailable
 from lamella.model.instance import InstanceSpec, Power
@@ -23,7 +24,7 @@ from lamella.model.replication_bodies import ReplicationCreate, VolumeImport, Vo
 from lamella.model.requests import InstanceCreate, Principal
 from lamella.model.resource import now
 from lamella.model.storage import PoolSpec, Volume, VolumeMount, VolumeSpec
-from lamella.model.storage_bodies import PoolCreate, VolumeCreate
+from lamella.model.storage_bodies import PoolCreate, SnapshotCreate, VolumeCreate
 
 WHO = Principal(name="unix:root", admin=True)
 WAIT = 20.0
@@ -108,6 +109,37 @@ async def test_a_host_that_goes_away_after_a_move_is_asked_again(layer: Layer, h
     assert ended.status.phase is OperationPhase.DONE, ended.status
     assert (await volume(layer, "data")).spec.pool == host.places[made.id] == "far"
     assert host.asked.count("MoveVolume") == 2
+
+
+@pytest.mark.parametrize("how", ["lost", "stands still"])
+async def test_what_a_host_does_not_answer_for_a_while_is_asked_again(
+    layer: Layer, host: StorageHost, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Its daemon may be starting anew, or a pool stand still: what was begun goes on there."""
+    monkeypatch.setattr(operations, "SELDOM", 0.01)
+    made = await two_pools(layer)
+    await layer.storage.snapshots.create(WHO, "default", SnapshotCreate(name="now", volume="data"), wait=WAIT)
+    verbs = {"MoveVolume", "ImportVolume", "RestoreSnapshot"} if how == "lost" else {"MoveVolume"}
+    if how == "lost":
+        host.lose = dict.fromkeys(verbs, 8)
+    else:
+        host.refuse["MoveVolume"] = Unavailable("pool far does not answer: what is written there waits")
+    begun = [await layer.storage.transferring.move(WHO, "default", "data", VolumeMove(pool="far"), wait=0)]
+    async with asyncio.timeout(WAIT):
+        while host.asked.count("MoveVolume") < 8:
+            await asyncio.sleep(0.01)
+    host.refuse.clear()
+    begun[0] = await layer.storage.operations.finish(begun[0], WAIT)
+    if how == "lost":
+        begun.append(await layer.storage.snapshots.restore(WHO, "default", "data@now", wait=WAIT))
+        begun.append(
+            await layer.storage.transferring.bring(WHO, "default", VolumeImport(name="disk", path="/d.raw"), wait=WAIT)
+        )
+    for ended in begun:
+        assert ended.status.phase is OperationPhase.DONE, ended.status
+    assert (await volume(layer, "data")).spec.pool == host.places[made.id] == "far"
+    assert "DeleteVolume" not in host.asked
+    assert all(host.asked.count(verb) >= 9 for verb in verbs)
 
 
 async def test_moves_and_imports_go_on_in_the_next_daemon(opened: Open, host: StorageHost) -> None:

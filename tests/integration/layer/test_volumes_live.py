@@ -1,11 +1,12 @@
 """Volumes as a person has them: with real containers, a real storage process, and a daemon that is killed in the middle."""
 
 import json
+import subprocess
 import time
 from typing import Any
 
 import pytest
-from tests.house import LayerUnderTest
+from tests.house import BIN, LayerUnderTest
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180, method="thread")]
 
@@ -162,3 +163,40 @@ def test_a_pool_of_one_s_own(layer: LayerUnderTest) -> None:
     done = layer.lamella("pool", "create", "none", "--path", "/proc/none", check=False)
     assert done.returncode == 1 and b"Traceback" not in done.stderr
     assert layer.out("pool", "ls", "-q") == "default\n"
+
+
+def test_a_daemon_that_is_restarted_goes_on_with_what_goes_on(layer: LayerUnderTest) -> None:
+    layer.lamella("pool", "create", "far", "--driver", "directory", "--path", str(layer.home / "far"))
+    layer.lamella("volume", "create", "data", "--size", "64MiB")
+    run(layer, "data", "dd if=/dev/urandom of=/data/x bs=1M count=32 && echo day > /data/day && sync")
+    asked = subprocess.Popen(
+        [str(BIN / "lamella"), "volume", "move", "data", "--pool", "far", "--speed", "8MiB/s"],
+        env=layer.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 30
+    while not (
+        moves := [
+            item for item in _operations(layer) if item["spec"]["verb"] == "move" and item["status"]["step"] == "copy"
+        ]
+    ):
+        assert time.monotonic() < deadline
+    layer.stop()
+    asked.wait(30)
+    layer.start()
+    while (moved := next(item for item in _operations(layer) if item["id"] == moves[0]["id"]))["status"][
+        "phase"
+    ] == "running":
+        assert time.monotonic() < deadline + 60
+        time.sleep(0.1)
+    assert moved["status"]["phase"] == "done", moved["status"]
+    assert shown(layer, "volume", "data")["spec"]["pool"] == "far"
+    assert run(layer, "data", "cat /data/day") == "day\n"
+    assert "nothing found" in layer.out("fsck")
+    layer.lamella("volume", "rm", "data")
+    layer.lamella("pool", "rm", "far")
+
+
+def _operations(layer: LayerUnderTest) -> list[dict[str, Any]]:
+    return json.loads(layer.out("operation", "ls", "-o", "json"))

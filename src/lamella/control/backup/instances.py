@@ -11,7 +11,7 @@ from lamella.control.backup.lookup import find_instance_backup, find_repository_
 from lamella.control.backup.repositories import PATIENCE
 from lamella.control.backup.restoring import Restoring
 from lamella.control.instances import Instances
-from lamella.control.storage.asking import Hosts, ask
+from lamella.control.storage.asking import Hosts, Lost, ask
 from lamella.control.storage.operations import Job, Operations
 from lamella.control.storage.volumes import Volumes
 from lamella.model.backup import Backup, InstanceRecord, Repository
@@ -92,12 +92,15 @@ class InstanceRestoring:
 
     async def _restore(self, job: Job) -> str:
         try:
-            return await self._put_back(job)
+            name = await self._put_back(job)
+        except Lost:
+            raise
         except LamellaError:
+            self._passphrases.pop(job.operation.id, None)
             await self._undo(job)
             raise
-        finally:
-            self._passphrases.pop(job.operation.id, None)
+        self._passphrases.pop(job.operation.id, None)
+        return name
 
     async def _put_back(self, job: Job) -> str:
         record = await self._record(await self._store.by_id(job.arguments["backup"]))

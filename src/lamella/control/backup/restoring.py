@@ -3,7 +3,7 @@
 from lamella.control.backup.lookup import find_backup, find_repository_of, ready
 from lamella.control.backup.repositories import PATIENCE
 from lamella.control.events import record
-from lamella.control.storage.asking import Hosts, ask
+from lamella.control.storage.asking import Hosts, Lost, ask
 from lamella.control.storage.attaching import BUSY
 from lamella.control.storage.conditions import READY, drop, put
 from lamella.control.storage.operations import Job, Operations
@@ -138,11 +138,16 @@ class Restoring:
 
     async def _restore(self, job: Job) -> str:
         try:
-            return await self._put_back(job)
+            name = await self._put_back(job)
+        except Lost:
+            raise
         except LamellaError:
+            self._passphrases.pop(job.operation.id, None)
             if job.arguments["new"]:
                 await self._gone(job.arguments["volume"])
             raise
+        self._passphrases.pop(job.operation.id, None)
+        return name
 
     async def _put_back(self, job: Job) -> str:
         arguments = job.arguments
@@ -154,7 +159,7 @@ class Restoring:
             backup=backup,
             repository=repository,
             volume=volume,
-            passphrase=self._passphrases.pop(job.operation.id, ""),
+            passphrase=self._passphrases.get(job.operation.id, ""),
             fresh=bool(arguments.get("fresh")),
         )
         seen: VolumeStatus = await ask(agent, request, VolumeStatus, job.tell)

@@ -1,7 +1,7 @@
 """Asking a host's storage: requests out, lines of progress in, the result typed."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -13,6 +13,10 @@ from lamella.model.storage_requests import AnyStorageRequest, StorageProgress
 Tell = Callable[[StorageProgress], Awaitable[None]]
 
 
+class Lost(Unavailable):
+    """No answer came, because the host is away or went away: whether it was done, it knows when it is asked again."""
+
+
 async def unheard(line: StorageProgress) -> None:
     """For who does not want to know how far it is."""
 
@@ -20,10 +24,10 @@ async def unheard(line: StorageProgress) -> None:
 async def ask(agent: HostAgent, request: AnyStorageRequest, result: Any, tell: Tell = unheard) -> Any:
     """What *agent* answers to *request*, as a *result*; each line of progress goes to *tell*.
 
-    :raise LamellaError: what the host said was wrong.
+    :raise LamellaError: what the host said was wrong. :raise Lost: when it said nothing.
     """
     answer: bytes | None = None
-    async for line in agent.storage(request):
+    async for line in _lines(agent, request):
         if line.error_code:
             raise error_for(line.error_code)(line.error, hint=line.hint)
         if bytes(line.result):
@@ -36,6 +40,14 @@ async def ask(agent: HostAgent, request: AnyStorageRequest, result: Any, tell: T
         return msgspec.json.decode(answer, type=result)
     except msgspec.MsgspecError as error:
         raise Internal(f"the host's result of {type(request).__name__} is not understood: {error}") from error
+
+
+async def _lines(agent: HostAgent, request: AnyStorageRequest) -> AsyncGenerator[StorageProgress]:
+    try:
+        async for line in agent.storage(request):
+            yield line
+    except Unavailable as error:
+        raise Lost(error.message, hint=error.hint) from error
 
 
 class Hosts:
@@ -52,18 +64,18 @@ class Hosts:
         self._joined = asyncio.Event()
 
     def agent(self, host: str | None) -> HostAgent:
-        """:raise Unavailable: when it cannot be asked; the sentence says why."""
+        """:raise Lost: when it cannot be asked; the sentence says why."""
         if why := self._away(host or ""):
-            raise Unavailable(f"the host of it is away: {why}", hint="`lamella host ls` tells when it is back")
+            raise Lost(f"the host of it is away: {why}", hint="`lamella host ls` tells when it is back")
         agent = self._agents.get(host or "")
         if agent is None:
-            raise Unavailable("the host of it is not connected", hint="lamella host ls tells which hosts are")
+            raise Lost("the host of it is not connected", hint="lamella host ls tells which hosts are")
         return agent
 
     async def reach(self, host: str | None, *, patience: float) -> HostAgent:
         """As :meth:`agent`, but wait up to *patience* seconds for it to join.
 
-        :raise Unavailable: when it did not.
+        :raise Lost: when it did not.
         """
         try:
             async with asyncio.timeout(patience):

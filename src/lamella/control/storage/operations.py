@@ -1,4 +1,4 @@
-"""Long verbs: the operation's row is the intent. One whose verb can be begun again goes on after a restart of the daemon.
+"""Long verbs: the operation's row is the intent. One whose verb can be begun again goes on after a restart of the daemon or of its host.
 
 A new verb is a function of a :class:`Job` and a call of :meth:`Operations.add`; what it has to know stands in the operation's
 ``arguments``.
@@ -13,6 +13,7 @@ from contextlib import suppress
 import msgspec
 
 from lamella.control.bulletin import Bulletin
+from lamella.control.storage.asking import Lost
 from lamella.model.errors import Internal, LamellaError
 from lamella.model.operation import Operation, OperationPhase, OperationSpec, OperationStatus
 from lamella.model.requests import Principal
@@ -25,6 +26,8 @@ log = logging.getLogger("lamella.control")
 
 # Progress goes to the store this often at most, in seconds: it is for eyes.
 PROGRESS_EVERY = 0.25
+# A host that went away is asked again, first after so many seconds, then ever less often; and so long altogether.
+AGAIN, SELDOM, PATIENCE = 0.5, 10.0, 1800.0
 
 
 class Job:
@@ -83,6 +86,7 @@ class Operations:
         self._bulletin = bulletin
         self._verbs: dict[str, _Known] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._closed = False
 
     def add(
         self,
@@ -92,7 +96,8 @@ class Operations:
         again: bool = False,
         ended: Callable[[Transaction, Operation], None] = _nothing,
     ) -> None:
-        """Know *verb*. With *again* it is run anew after a restart; *ended* is written with its end, whatever that was."""
+        """Know *verb*. With *again* it is run anew after a restart, and when it raises :class:`Lost`; *ended* is written with its end,
+        whatever that was."""
         self._verbs[verb] = _Known(run, again, ended)
 
     async def open(self) -> None:
@@ -119,7 +124,8 @@ class Operations:
             self.start(operation)
 
     async def close(self) -> None:
-        """Leave what goes on where it is; its rows stay as they are, and the next daemon reads them."""
+        """Leave what goes on where it is, and begin nothing more; its rows stay as they are, and the next daemon reads them."""
+        self._closed = True
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -140,6 +146,8 @@ class Operations:
 
     def start(self, operation: Operation) -> None:
         """Carry it out, in a task that lives as long as this object."""
+        if self._closed:
+            return
         task = asyncio.create_task(self._carry_out(operation), name=operation.name)
         self._tasks[operation.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(operation.id, None))
@@ -163,13 +171,26 @@ class Operations:
         error: LamellaError | None = None
         result = ""
         try:
-            result = await self._verbs[operation.spec.verb].run(job)
+            result = await self._run(job)
         except LamellaError as failed:
             error = failed
         except Exception as failed:
             log.exception("operation %s", operation.id)
             error = Internal(f"{type(failed).__name__}: {failed}")
         await self._store.write(lambda tx: self._close(tx, operation.id, result=result, report=job.report, error=error))
+
+    async def _run(self, job: Job) -> str:
+        known = self._verbs[job.operation.spec.verb]
+        waited, pause = 0.0, AGAIN
+        while True:
+            try:
+                return await known.run(job)
+            except Lost as error:
+                if not known.again or waited > PATIENCE:
+                    raise
+                await job.tell(StorageProgress(step=f"waiting: {error.message}"))
+            await asyncio.sleep(pause)
+            waited, pause = waited + pause, min(2 * pause, SELDOM)
 
     def _close(
         self,

@@ -1,6 +1,5 @@
 """Volumes brought in from files, taken out as files, moved to other pools: operations that go on after a restart."""
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import cast
@@ -9,7 +8,7 @@ import msgspec
 
 from lamella.control.events import record
 from lamella.control.lookup import need_project
-from lamella.control.storage.asking import Hosts, ask
+from lamella.control.storage.asking import Hosts, Lost, ask
 from lamella.control.storage.attaching import BUSY, check_usable
 from lamella.control.storage.fitting import settled_spec
 from lamella.control.storage.lookup import find_pool, find_snapshot, find_volume, held
@@ -28,9 +27,6 @@ from lamella.model.storage_requests import DeleteVolume, ImportVolume, MoveVolum
 from lamella.store.store import Audit, Store, Transaction
 
 PATIENCE = 60.0
-# A host that goes away in the middle is asked so often, and after so many seconds.
-TRIES = 5
-AGAIN = 0.5
 
 
 class Transferring:
@@ -95,6 +91,8 @@ class Transferring:
             volume.spec.size = seen.size
             status.size, status.used, status.key = seen.size, seen.used, seen.key
             name = await self._store.write(lambda tx: _insert(tx, volume, body.path))
+        except Lost:
+            raise
         except LamellaError:
             await ask(agent, DeleteVolume(volume=volume), None)
             raise
@@ -178,16 +176,13 @@ class Transferring:
         return volume.name
 
     async def _heard(self, volume: Volume, request: MoveVolume, job: Job) -> VolumeStatus:
-        """What became of it. A host that went away meanwhile is asked again: it may have moved it, and then the row has to say so."""
-        for left in reversed(range(TRIES)):
-            agent = await self._hosts.reach(volume.status.host, patience=PATIENCE)
-            try:
-                return await ask(agent, request, VolumeStatus, job.tell)
-            except Unavailable:
-                if not left:
-                    raise
-                await asyncio.sleep(AGAIN)
-        raise Unavailable(f"the host of volume {volume.name} does not answer")
+        """What became of it. One that cannot be told is asked for again, such as of a pool that stands still: it goes on there, and the
+        row has to say where the volume lies."""
+        agent = await self._hosts.reach(volume.status.host, patience=PATIENCE)
+        try:
+            return await ask(agent, request, VolumeStatus, job.tell)
+        except Unavailable as error:
+            raise Lost(error.message, hint=error.hint) from error
 
 
 def _insert(tx: Transaction, volume: Volume, path: str) -> str:

@@ -47,7 +47,10 @@ class Requests:
         self._bound = bound
 
     async def answer(self, request: AnyStorageRequest) -> AsyncIterator[StorageProgress]:
-        """Lines of progress, the newest only when they come faster than they are read, and last the result or the error."""
+        """Lines of progress, the newest only when they come faster than they are read, and last the result or the error.
+
+        :raise Unavailable: when storage ends before: what becomes of it is answered to whoever asks again.
+        """
         news = asyncio.Event()
         line: list[StorageProgress] = []
 
@@ -65,7 +68,7 @@ class Requests:
             while line:
                 yield line.pop()
         if task.cancelled():
-            yield failed(Unavailable("the host's storage is ending", hint="ask again in a moment"))
+            raise Unavailable("the host's storage is ending", hint="ask again in a moment")
         elif (error := task.exception()) is not None:
             yield failed(error)
         else:
