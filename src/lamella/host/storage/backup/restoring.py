@@ -16,6 +16,7 @@ from lamella.host.storage.backup.engine import Engine
 from lamella.host.storage.backup.keeping import Keeping
 from lamella.host.storage.backup.repositories import Repositories
 from lamella.host.storage.backup.samples import piece_digest
+from lamella.host.storage.directory.ground import sync_filesystem
 from lamella.host.storage.keys import method_of
 from lamella.host.storage.parts import Parts
 from lamella.host.storage.requests import Tell
@@ -131,6 +132,8 @@ class Restoring:
         await engine.restore(
             request.backup.status.engine_id, handle.path, told=lambda done, _: tell("restore", done, note.size, "bytes")
         )
+        # The engine does not wait for the disk.
+        await blocking(sync_filesystem, handle.path)
 
 
 def note_of(request: RestoreBackup) -> BackupNote:
