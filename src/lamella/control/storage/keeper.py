@@ -14,6 +14,7 @@ from lamella.control.storage.asking import Tell, unheard
 from lamella.control.storage.steps import Step, next_step
 from lamella.model.errors import DeadlineExceeded, Internal, LamellaError, NotFound, Unavailable
 from lamella.model.kinds import AnyResource
+from lamella.model.storage import StoragePhase
 from lamella.store.store import Store, Transaction
 
 log = logging.getLogger("lamella.control")
@@ -35,7 +36,7 @@ class Keeper:
         self._store = store
         self._take: dict[str, Take] = {}
         self._failed: dict[str, Failed] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[str, asyncio.Task[bool]] = {}
         self._anew: set[str] = set()
         self._left: set[str] = set()
         self._tell: dict[str, Tell] = {}
@@ -65,10 +66,10 @@ class Keeper:
         for id in await self._store.read(look):
             self.drive(id)
 
-    def drive(self, id: str) -> "asyncio.Task[None]":
-        """Bring the row *id* to rest; the task raises what stands in the way."""
+    def drive(self, id: str) -> "asyncio.Task[bool]":
+        """Bring the row *id* to rest; the task raises what stands in the way, and gives whether anything was to be done."""
         running = self._tasks.get(id)
-        if running is not None:
+        if running is not None and not running.done():
             # It may have read the row before the change that it is driven for.
             self._anew.add(id)
             return running
@@ -76,10 +77,16 @@ class Keeper:
         task.add_done_callback(lambda done: self._ended(id, done))
         return task
 
-    def _ended(self, id: str, task: "asyncio.Task[None]") -> None:
-        self._tasks.pop(id, None)
-        if not task.cancelled() and isinstance(task.exception(), Unavailable):
+    def _ended(self, id: str, task: "asyncio.Task[bool]") -> None:
+        if self._tasks.get(id) is task:
+            del self._tasks[id]
+        if task.cancelled():
+            return
+        if isinstance(task.exception(), Unavailable):
             self._left.add(id)
+        if id in self._anew:
+            # It failed of what was asked before; what was asked since is another matter.
+            self.drive(id)
 
     async def settle(self, id: str, wait: float, tell: Tell = unheard) -> None:
         """Drive *id*, and wait up to *wait* seconds for it to have come to rest (0: do not).
@@ -91,17 +98,29 @@ class Keeper:
             return
         self._tell[id] = tell
         try:
-            task = self.drive(id)
-            done, _ = await asyncio.wait({task}, timeout=wait)
-            if not done:
-                raise DeadlineExceeded(
-                    f"it was not done within {wait:g} s", hint="it goes on: look again, or wait longer"
-                )
-            task.result()
+            async with asyncio.timeout(wait):
+                before = self._tasks.get(id)
+                task = self.drive(id)
+                await asyncio.wait({task})
+                if task is before and task.exception() is not None:
+                    # A step that was taken before this was asked has failed. What became of this shows in the next.
+                    task = after if await self._took(after := self.drive(id)) else task
+                task.result()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"it was not done within {wait:g} s", hint="it goes on: look again, or wait longer"
+            ) from None
         finally:
             self._tell.pop(id, None)
 
-    async def _drive(self, id: str) -> None:
+    @staticmethod
+    async def _took(task: "asyncio.Task[bool]") -> bool:
+        """Whether *task* had anything to do, well or not."""
+        await asyncio.wait({task})
+        return task.exception() is not None or task.result()
+
+    async def _drive(self, id: str) -> bool:
+        took = False
         while True:
             self._anew.discard(id)
             row = await self._row(id)
@@ -109,8 +128,9 @@ class Keeper:
             if row is None or step is None:
                 if id in self._anew:
                     continue
-                return
+                return took
             await self._one(row, step)
+            took = True
 
     async def _row(self, id: str) -> AnyResource | None:
         with suppress(NotFound):
@@ -137,7 +157,7 @@ class Keeper:
 
         def write(tx: Transaction) -> None:
             current = tx.by_id(row.id)
-            if current is not None:
+            if current is not None and not _superseded(row, current):
                 self._failed[row.kind](tx, current, step, error)
 
         await self._store.write(write)
@@ -148,3 +168,9 @@ class Keeper:
             left, self._left = self._left, set()
             for id in left:
                 self.drive(id)
+
+
+def _superseded(row: AnyResource, current: AnyResource) -> bool:
+    """Whether something else was asked since the step with *row* was chosen: then its failure says nothing about that."""
+    phase = current.status.phase
+    return current.generation != row.generation or (phase is StoragePhase.DELETING and row.status.phase is not phase)
