@@ -6,7 +6,7 @@ import sys
 from lamella.cli import output, when
 from lamella.cli.document import Document, render
 from lamella.cli.image import follow
-from lamella.cli.nouns import CREATED, NAME, PHASE, both, size
+from lamella.cli.nouns import CREATED, NAME, PHASE, both, show, size
 from lamella.cli.output import clean, line
 from lamella.cli.progress import Progress
 from lamella.cli.session import Session
@@ -232,6 +232,20 @@ def _ls(options: "Options") -> int:
     return 0
 
 
+def _show_options(parser: "Parser") -> None:
+    _name_options(parser)
+    parser.output()
+
+
+def _show(options: "Options") -> int:
+    found, _ = Session(options).find("backup")
+    whole = [item for item in found if item.text("status", "engine_id")]
+    newest = {item.text("spec", "volume_name"): item.text("name") for item in whole}
+    if options.name not in [item.text("name") for item in found]:
+        options.name = newest.get(options.name, options.name)
+    return show("backup", COLUMNS)(options)
+
+
 def _verify_options(parser: "Parser") -> None:
     parser.positional("name", nargs="*", help="backups, or volumes (their newest); none: the newest of every volume")
     parser.option("--in", dest="repository", metavar="REPOSITORY", help="(default: the only one there is)")
@@ -395,7 +409,7 @@ COMMANDS: "dict[str, Command]" = {
     "backup policy set": (_policy_options, _policy_set),
     "backup policy rm": _removing("policy", "names of volumes, or layer"),
     "backup ls": (_ls_options, _ls),
-    "backup show": both("backup", COLUMNS)["backup show"],
+    "backup show": (_show_options, _show),
     "backup create": (_create_options, _create),
     "backup verify": (_verify_options, _verify),
     "backup restore": (_restore_options, _restore),

@@ -136,6 +136,15 @@ class Retention(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     weekly: Keep = 0
     monthly: Keep = 0
 
+    @property
+    def interval(self) -> int:
+        """Seconds between two backups that this asks for, when nobody says otherwise."""
+        if self.hourly:
+            return 3600
+        if self.daily or self.last or not (self.weekly or self.monthly):
+            return 86400
+        return 7 * 86400 if self.weekly else 30 * 86400
+
 
 class PolicySpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A volume (its id; or the layer's own state, when it is empty) is backed up to the repository with that id every ``every`` seconds,

@@ -213,3 +213,58 @@ def test_the_library_waits_not(served: StorageServed) -> None:
             assert (await layer.fsck(repair=True)).checked == 1
 
     asyncio.run(all())
+
+
+def test_the_library_keeps_backups(served: StorageServed) -> None:
+    with connect(served.url) as layer:
+        made = layer.repositories.create("vault", "/mnt/usb")
+        assert made.recovery_key and layer.repositories.get("vault").spec.url == "/mnt/usb"
+        layer.volumes.create("data", size="1GiB")
+        served.host.volumes[layer.volumes.get("data").id]["data"] = b"first"
+        steps: list[str] = []
+        [backup] = layer.backups.create("data", "vault", progress=lambda status: steps.append(status.phase))
+        assert steps[-1] == "done" and backup.spec.volume_name == "data"
+        assert [item.name for item in layer.backups.list()] == [backup.name]
+        assert len(layer.backups.list(all=True)) == 2 and layer.backups.list("absent") == []
+        assert layer.backups.restore("data", "copy") == "copy"
+        with pytest.raises(Conflict, match="volume data is there"):
+            layer.backups.restore(backup.name, "data")
+        assert layer.backups.restore(backup.name, "data", force=True) == "data"
+        assert layer.backups.mount("data").path and layer.backups.get(backup.name).status.mounted
+        with pytest.raises(Conflict, match="mounted"):
+            layer.backups.remove(backup.name)
+        layer.backups.unmount("data")
+        assert layer.repositories.verify("vault", full=True).findings == []
+        layer.instances.create("box", name="db", start=False, volumes={"data": "/var/lib/x"})
+        whole = layer.backups.create("db", "vault", instance=True)
+        assert [item.spec.of for item in whole][-1] == "instance"
+        assert layer.backups.restore("db", "db2", instance=True) == "db2"
+        assert layer.instances.get("db2").instance.spec.volumes[0].volume == "db2-data"
+        policy = layer.policies.set("", "vault", daily=7, weekly=4, verify=0)
+        assert (policy.spec.every, policy.spec.keep.weekly, policy.spec.verify_every) == (86400, 4, 0)
+        assert layer.policies.set("", "vault", hourly=24, every="2h").spec.every == 7200
+        with pytest.raises(Invalid):
+            layer.policies.set("", "vault", every="often")
+        layer.policies.remove("layer")
+        layer.repositories.prune("vault")
+        layer.backups.remove(backup.name)
+        with pytest.raises(Conflict):
+            layer.repositories.remove("vault")
+        layer.repositories.remove("vault", force=True)
+        assert layer.repositories.list() == layer.backups.list() == layer.policies.list() == []
+
+
+def test_backups_as_a_person_types_them(served: StorageServed) -> None:
+    served.out("backup", "repository", "create", "vault", "--to", "/mnt/usb")
+    served.out("volume", "create", "data", "--size", "1GiB")
+    [name] = served.out("backup", "create", "data").split()
+    assert name in served.out("backup", "ls") and "layer" not in served.out("backup", "ls", "-q")
+    assert "layer" in served.out("backup", "ls", "--all", "-q")
+    assert name in served.out("backup", "show", "data")
+    assert served.out("backup", "restore", "data", "--as", "copy") == "copy\n"
+    served.out("create", "--name", "db", "--volume", "data:/x", "box")
+    *parts, whole = served.out("backup", "create", "db", "--instance").split()
+    assert parts and whole.startswith("db.all-")
+    assert served.out("backup", "restore", "db", "--instance", "--as", "db2") == "db2\n"
+    assert "instance db2 is there" in served.fails("backup", "restore", "db", "--instance", "--as", "db2")
+    assert "but the instance" in served.fails("backup", "restore", whole)

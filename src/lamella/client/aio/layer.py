@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Unpack
 
 from lamella.client import address, calls, wish
+from lamella.client.aio.backups import Backups, Policies, Repositories
 from lamella.client.aio.box import Box
 from lamella.client.aio.images import Images
 from lamella.client.aio.instances import Instances
@@ -30,6 +31,8 @@ class Layer:
         self.instances = Instances(self._talk)
         self.images = Images(self._talk)
         self.pools, self.volumes, self.snapshots = Pools(self._talk), Volumes(self._talk), Snapshots(self._talk)
+        self.repositories, self.backups = Repositories(self._talk), Backups(self._talk)
+        self.policies = Policies(self._talk)
 
     @asynccontextmanager
     async def run(self, image: str, *, keep: bool = False, **wishes: Unpack[wish.Wishes]) -> AsyncGenerator[Box]:

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Unpack
 
 from lamella.client import address, calls, wish
+from lamella.client.blocking.backups import Backups, Policies, Repositories
 from lamella.client.blocking.box import Box
 from lamella.client.blocking.images import Images
 from lamella.client.blocking.instances import Instances
@@ -29,6 +30,8 @@ class Layer:
         self.instances = Instances(self._talk)
         self.images = Images(self._talk)
         self.pools, self.volumes, self.snapshots = Pools(self._talk), Volumes(self._talk), Snapshots(self._talk)
+        self.repositories, self.backups = Repositories(self._talk), Backups(self._talk)
+        self.policies = Policies(self._talk)
 
     @contextmanager
     def run(self, image: str, *, keep: bool = False, **wishes: Unpack[wish.Wishes]) -> Generator[Box]:

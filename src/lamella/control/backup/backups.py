@@ -1,7 +1,5 @@
 """Backups: of a volume, of all volumes of an instance at one instant, or of the layer's own state."""
 
-from typing import Any
-
 from lamella.control.backup.lookup import base_of, find_backup, find_repository, let_go_of_snapshots
 from lamella.control.backup.repositories import LAYER_BESIDE, PATIENCE, Repositories
 from lamella.control.backup.state import DumpStore
@@ -15,7 +13,7 @@ from lamella.control.storage.operations import Job, Operations
 from lamella.model.backup import Backup, BackupSource, BackupSpec, BackupStatus, InstanceRecord, Repository
 from lamella.model.backup_bodies import BackupCreate, BackupMounted
 from lamella.model.backup_requests import BackUp, BackUpInstance, BackUpLayer, MountBackup, UnmountBackup
-from lamella.model.errors import Conflict, Invalid, LamellaError
+from lamella.model.errors import Conflict, Invalid, LamellaError, error_for
 from lamella.model.ids import check_name
 from lamella.model.operation import Operation, OperationPhase
 from lamella.model.quantity import format_size
@@ -331,7 +329,8 @@ def _over(tx: Transaction, operation: Operation) -> None:
     """Its end, by itself or with the daemon: what is not whole is no backup."""
     if operation.status.phase is not OperationPhase.FAILED:
         return
-    said: Any = LamellaError(operation.status.error or "the daemon ended meanwhile", hint=operation.status.hint)
+    error = error_for(operation.status.error_code or "unavailable")
+    said = error(operation.status.error or "the daemon ended meanwhile", hint=operation.status.hint)
     for id in operation.spec.arguments.get("backups", "").split():
         _failed(tx, id, said)
 

@@ -30,12 +30,3 @@ def kept(backups: Iterable[tuple[str, datetime]], keep: Retention) -> set[str]:
                 seen.add(period(at))
                 found.add(id)
     return found
-
-
-def interval(keep: Retention) -> int:
-    """Seconds between two backups that *keep* asks for, when nobody says otherwise."""
-    if keep.hourly:
-        return 3600
-    if keep.daily or keep.last or not (keep.weekly or keep.monthly):
-        return 86400
-    return 7 * 86400 if keep.weekly else 30 * 86400
