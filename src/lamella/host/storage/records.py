@@ -80,7 +80,7 @@ class Folder:
             return None
         except OSError as error:
             raise Unavailable(f"the record {path} cannot be read: {error.strerror}", hint="see to its disk") from error
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise Corrupt(
                 f"the record {path} is broken: {error}", hint="restore it from a backup of the host, or remove it"
             ) from error

@@ -74,6 +74,8 @@ def _files(id: str, record: Record, ground: Ground) -> list[StorageFinding]:
             found.append(
                 StorageFinding(subject=id, problem=f"the layer {path} cannot be read: {error.strerror}", hint=_LOST)
             )
+    if not found:
+        found += _kept(id, record, ground)
     if record.base is not None:
         try:
             size = qemu_img.virtual_size(Layer(path=ground.path / record.base.path, format="raw"))
@@ -83,6 +85,18 @@ def _files(id: str, record: Record, ground: Ground) -> list[StorageFinding]:
         except OSError as error:
             problem = f"the image's disk {record.base.path} cannot be read: {error.strerror}"
             found.append(StorageFinding(subject=id, problem=problem, hint="fetch or build the image again"))
+    return found
+
+
+def _kept(id: str, record: Record, ground: Ground) -> list[StorageFinding]:
+    """A snapshot's layer that is shorter than the snapshot is another one: what is above it would read zeros beyond its end."""
+    found: list[StorageFinding] = []
+    for snapshot in record.snapshots:
+        path = ground.place(id) / snapshot.layer
+        size = qemu_img.virtual_size(Layer(path=path, format=path.suffix.removeprefix(".")))
+        if size < snapshot.size:
+            problem = f"the layer {path} ends at {size} bytes, and snapshot {snapshot.id} has {snapshot.size}"
+            found.append(StorageFinding(subject=id, problem=problem, hint=_LOST))
     return found
 
 

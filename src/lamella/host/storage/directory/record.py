@@ -12,6 +12,7 @@ import msgspec
 
 from lamella.host.storage.driver import Base
 from lamella.model.errors import Invalid
+from lamella.model.ids import is_id
 from lamella.model.storage import VolumeForm
 
 DEFAULT_BLOCK_SIZE = 8 << 30
@@ -68,7 +69,10 @@ def decoded(content: bytes) -> Record:
 
     :raise msgspec.DecodeError: when it is none, or contradicts itself.
     """
-    record = msgspec.json.decode(content, type=Record)
+    try:
+        record = msgspec.json.decode(content, type=Record)
+    except RecursionError as error:
+        raise msgspec.DecodeError(str(error)) from error
     if record.form is VolumeForm.BLOCK and not record.layers:
         name = "disk.raw" if record.base is None else "disk.qcow2"
         record = msgspec.structs.replace(record, layers=[LayerRecord(name=name)], top=name)
@@ -90,7 +94,10 @@ def _contradiction(record: Record) -> str:
         if snapshot.layer not in names:
             return f"snapshot {snapshot.id} stands on the layer {snapshot.layer!r}, which is not among the layers"
     for layer in record.layers:
-        if layer.parent and "/" not in layer.parent and layer.parent not in names:
+        volume, _, other = layer.parent.rpartition("/")
+        if volume and (not is_id(volume) or not other):
+            return f"layer {layer.name} stands on {layer.parent!r}, which is no layer of a volume"
+        if layer.parent and not volume and layer.parent not in names:
             return f"layer {layer.name} stands on {layer.parent!r}, which is not among the layers"
         seen = {layer.name}
         below = layer

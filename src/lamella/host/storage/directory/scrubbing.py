@@ -109,7 +109,7 @@ def _forget(id: str, ground: Ground, names: set[str]) -> None:
 def _known(place: Path) -> dict[str, str]:
     try:
         return msgspec.json.decode((place / SUMS).read_bytes(), type=dict[str, str])
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, RecursionError):
         return {}
 
 
