@@ -1,6 +1,8 @@
 """Wrapped keys: what opens them, and what must not."""
 
+import asyncio
 import base64
+import os
 import stat
 from pathlib import Path
 
@@ -31,6 +33,34 @@ async def test_a_key_file_is_made_once_for_root_alone_and_opens_what_it_wrapped(
     other = await KeyRing(home).wrap(new_id("volume"), new_key(), KeyWrap.KEY_FILE)
     assert len(list((home.state / "keys").iterdir())) == 1
     assert other != text
+
+
+@pytest.mark.parametrize("left", [b"", b"half a key"])
+async def test_what_a_crash_left_of_the_first_key_file_is_no_key(home: Home, left: bytes) -> None:
+    place = home.state / "keys"
+    place.mkdir(parents=True)
+    for name in (".0123456789abcdef.key", ".key.new", "ffffffffffffffff.key"):
+        (place / name).write_bytes(left)
+    id, key = new_id("volume"), new_key()
+    text = await KeyRing(home).wrap(id, key, KeyWrap.KEY_FILE)
+    assert await KeyRing(home).unwrap(id, text) == key
+    assert not (place / ".key.new").exists()
+
+
+async def test_the_newest_key_file_is_the_one_that_was_made_last(home: Home) -> None:
+    place = home.state / "keys"
+    place.mkdir(parents=True)
+    for made, name in enumerate(("ffffffffffffffff.key", "0000000000000000.key")):
+        (place / name).write_bytes(os.urandom(keys.KEY_BYTES))
+        os.utime(place / name, (made, made))
+    text = await KeyRing(home).wrap(new_id("volume"), new_key(), KeyWrap.KEY_FILE)
+    assert keys.parse(text).file == "0000000000000000.key"
+
+
+async def test_volumes_that_are_made_at_once_share_one_key_file(home: Home) -> None:
+    ring = KeyRing(home)
+    await asyncio.gather(*(ring.wrap(new_id("volume"), new_key(), KeyWrap.KEY_FILE) for _ in range(16)))
+    assert len(list((home.state / "keys").iterdir())) == 1
 
 
 @pytest.mark.parametrize("method", [KeyWrap.KEY_FILE, KeyWrap.PASSPHRASE])

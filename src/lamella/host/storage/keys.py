@@ -8,6 +8,7 @@ version and method. A passphrase goes through scrypt (RFC 7914) with 64 MiB of m
 import base64
 import os
 import secrets
+import threading
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from lamella.host.compute.driver import Home
 from lamella.host.linux.blocking import blocking
+from lamella.host.linux.files import write_all
 from lamella.host.storage.tpm import Sealed, Tpm
 from lamella.model.errors import Corrupt, Forbidden, Invalid, Unavailable
 from lamella.model.storage import KeyWrap
@@ -50,6 +52,8 @@ class KeyRing:
         self._place = home.state / "keys"
         self._tpm = tpm or Tpm(home)
         self._unlocked: dict[tuple[str, str], bytes] = {}
+        # Two volumes that are made at once, in two threads, make one key file.
+        self._making = threading.Lock()
 
     async def wrap(self, volume_id: str, key: bytes, method: KeyWrap, passphrase: str = "") -> str:
         """*key* for this volume as text that may be shown to anybody.
@@ -116,26 +120,30 @@ class KeyRing:
         self._unlocked = {known: key for known, key in self._unlocked.items() if known[0] != volume_id}
 
     def _key_file(self) -> tuple[str, bytes]:
-        """The host's key, made when there is none: its name and its bytes."""
-        newest = sorted(self._place.glob("*.key")) if self._place.exists() else []
-        if newest:
-            return newest[-1].name, self._read_key_file(newest[-1].name)
-        self._place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        name = f"{secrets.token_hex(8)}.key"
-        draft = self._place / f".{name}"
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(descriptor, key := os.urandom(KEY_BYTES))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        draft.rename(self._place / name)
-        folder = os.open(self._place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-        return name, key
+        """The newest of the host's keys, made when there is none: its name and its bytes. One that is not whole wraps nothing new."""
+        with self._making:
+            whole = [(told.st_mtime_ns, path.name) for path, told in self._key_files() if told.st_size == KEY_BYTES]
+            if whole:
+                name = max(whole)[1]
+                return name, self._read_key_file(name)
+            self._place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            name, key = f"{secrets.token_hex(8)}.key", os.urandom(KEY_BYTES)
+            # Not "*.key": what a crash leaves of it is taken for no key.
+            draft = self._place / ".key.new"
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                write_all(descriptor, key)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            draft.rename(self._place / name)
+            for folder in (self._place, self._place.parent):
+                _sync(folder)
+            return name, key
+
+    def _key_files(self) -> list[tuple[Path, os.stat_result]]:
+        # pathlib's "*" matches names that begin with a dot, too.
+        return [(path, path.stat()) for path in self._place.glob("*.key") if not path.name.startswith(".")]
 
     def _read_key_file(self, name: str) -> bytes:
         if Path(name).name != name or not name.endswith(".key"):
@@ -152,6 +160,14 @@ class KeyRing:
                 f"the host's key file {name} does not hold {KEY_BYTES} bytes", hint="restore it from a backup"
             )
         return key
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def new_key() -> bytes:
