@@ -64,10 +64,15 @@ class BlockDaemon(Protocol):
         ...
 
     async def add(self, stack: Stack) -> None:
-        """Open it; the same one again is fine.
+        """Open it; the same one again is fine. One that is parked goes on, on the *stack*'s node.
 
         :raise Conflict: when it is open elsewhere (the lock in its format says so). :raise Unavailable: when it cannot be opened.
         """
+        ...
+
+    async def park(self, id: str) -> None:
+        """Close the files of an open volume, everything written out. Its ways in stay, and whoever uses it waits until it is added again,
+        however long that is and whoever ends meanwhile. Parked already is fine."""
         ...
 
     async def remove(self, id: str) -> None:

@@ -57,6 +57,10 @@ class Changing:
                 hint="detach it first",
             )
         if size > now:
+            if await parts.paired(volume.id):
+                # Two that are written as one are made larger while nobody writes; the replica follows before it is opened again.
+                async with parts.still(volume):
+                    await parts.pools.get(volume.spec.pool).resize(volume.id, size + parts.stacks.overhead(volume))
             await parts.daemon.resize(volume.id, size)
         # Also after a crash between the two.
         await parts.pools.get(volume.spec.pool).resized(volume.id, size + parts.stacks.overhead(volume))

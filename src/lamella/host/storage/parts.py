@@ -105,6 +105,20 @@ class Parts:
             made.key, made.next_key = made.next_key, ""
             await blocking(self.records.made.write, volume.id, made)
 
+    async def paired(self, id: str) -> bool:
+        """Whether the volume is open, and everything that is written to it is written to a replica as well."""
+        return id in await self.daemon.inventory() and (await self.daemon.node(id))["driver"] == "quorum"
+
+    @asynccontextmanager
+    async def still(self, volume: Volume) -> AsyncGenerator[None]:
+        """The files of an open volume are closed for as long as the context lasts, and its writers wait; then it goes on, as it lies in
+        its pool by then."""
+        try:
+            await self.daemon.park(volume.id)
+            yield
+        finally:
+            await asyncio.shield(self.add(volume))
+
     @asynccontextmanager
     async def disk(self, volume: Volume, *, passphrase: str = "") -> AsyncGenerator[Path]:
         """The file of a block volume that nobody has open, for as long as the context lasts.

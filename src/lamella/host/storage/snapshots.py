@@ -8,6 +8,7 @@ still. What is begun is written down first: whatever was not finished is undone 
 import asyncio
 import hashlib
 import logging
+import time
 
 import msgspec
 
@@ -35,6 +36,8 @@ class Taking:
 
     def __init__(self) -> None:
         self.process: list[Volume] = []
+        # Open with a replica: QEMU puts no layer below a quorum, so their files are closed for a moment.
+        self.paired: list[Volume] = []
         self.live: list[Volume] = []
         self.own: dict[str, str] = {}
         self.rest: list[Volume] = []
@@ -46,7 +49,13 @@ class Taking:
     @property
     def acts(self) -> int:
         """How many separate acts take it: with more than one, writers have to stand still in between."""
-        return bool(self.process) + len(set(self.own.values())) + len(self.live) + len(self.rest) * bool(self.users)
+        return (
+            bool(self.process)
+            + len(self.paired)
+            + len(set(self.own.values()))
+            + len(self.live)
+            + len(self.rest) * bool(self.users)
+        )
 
 
 class Snapshots:
@@ -148,7 +157,10 @@ class Snapshots:
                     raise Unsupported(
                         f"pool {volume.spec.pool} takes no snapshot of a volume that is open", hint="detach it first"
                     )
-                (taking.process if isinstance(pool, Layered) else taking.live).append(volume)
+                if isinstance(pool, Layered) and await parts.paired(volume.id):
+                    taking.paired.append(volume)
+                else:
+                    (taking.process if isinstance(pool, Layered) else taking.live).append(volume)
                 taking.users |= set(record.users)
                 if record.way == MOUNT:
                     taking.mounted.append(volume.id)
@@ -165,6 +177,11 @@ class Snapshots:
         pause = 0.0
         if taking.process:
             pause = await parts.daemon.switch({volume.id: layers[volume.id] for volume in taking.process})
+        for volume in taking.paired:
+            began = time.perf_counter()
+            async with parts.still(volume):
+                await parts.pools.get(volume.spec.pool).snapshot(volume.id, id)
+            pause += time.perf_counter() - began
         for instance in sorted(set(taking.own.values())):
             assert parts.writers is not None
             mine = {volume: layers[volume] for volume, owner in taking.own.items() if owner == instance}
@@ -218,7 +235,7 @@ class Snapshots:
         if id not in await pool.snapshots(volume.id):
             return
         owner = await self._parts.runs(volume)
-        open = volume.id in self._parts.opened
+        open = volume.id in self._parts.opened and not await self._parts.paired(volume.id)
         if owner or open:
             await self._go_over(volume, owner, await pool.begin_layer(volume.id, id))
 
@@ -250,7 +267,10 @@ class Snapshots:
         if Feature.SNAPSHOT not in pool.features:
             return
         owner = await parts.runs(volume)
-        if volume.spec.form is VolumeForm.BLOCK and isinstance(pool, Layered) and volume.id in parts.opened:
+        if await parts.paired(volume.id):
+            async with parts.still(volume):
+                await pool.drop(volume.id, id)
+        elif volume.spec.form is VolumeForm.BLOCK and isinstance(pool, Layered) and volume.id in parts.opened:
             await self._merge(id, volume, pool, tell)
         else:
             await pool.drop(volume.id, id)

@@ -208,6 +208,8 @@ class Core:
         await self.write(msgspec.structs.replace(opened, node=entered if done else opened.node, entering=None))
 
     async def reopen(self, opened: Opened) -> None:
+        if opened.parked:
+            return
         await self.disks.open(opened.id, opened.node, read_only=opened.read_only)
         await self.doors.open(opened, await self._key(opened))
         for door in opened.doors:

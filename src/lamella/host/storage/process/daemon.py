@@ -64,8 +64,25 @@ class QemuStorageDaemon(Core):
                 except BaseException:
                     await asyncio.shield(self._abandon(stack.id))
                     raise
+            elif opened.parked:
+                await self._unpark(opened, stack.node)
             else:
                 await self.reopen(opened)
+
+    async def park(self, id: str) -> None:
+        async with self.turn(id):
+            opened = self.known(id)
+            await self.write(msgspec.structs.replace(opened, parked=True))
+            await self.disks.close(id)
+
+    async def _unpark(self, opened: Opened, node: Node) -> None:
+        # First it is known what it stands on: from then on a process that ends is made to be that again.
+        await self.write(msgspec.structs.replace(opened, node=node, parked=False))
+        try:
+            await self.reopen(self.opened[opened.id])
+        except BaseException:
+            await asyncio.shield(self.write(msgspec.structs.replace(opened, node=node, parked=True)))
+            raise
 
     async def _abandon(self, id: str) -> None:
         with suppress(LamellaError):

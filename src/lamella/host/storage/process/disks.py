@@ -22,9 +22,13 @@ _PATIENCE = 10.0
 
 
 class BlockNode(msgspec.Struct):
-    """What of ``query-named-block-nodes`` we need."""
+    """What of ``query-named-block-nodes`` we need; bytes."""
+
+    class Image(msgspec.Struct):
+        size: int = msgspec.field(name="virtual-size", default=0)
 
     name: str = msgspec.field(name="node-name")
+    image: Image
     file: str = ""
 
 
@@ -113,9 +117,15 @@ class Disks:
                 return id
         raise Internal(f"{node} is not served by the storage process")
 
+    async def _size(self, name: str) -> int:
+        found = await self.monitor.ask(list[BlockNode], "query-named-block-nodes", {"flat": True})
+        return next((node.image.size for node in found if node.name == name), 0)
+
     async def resize(self, id: str, size: int, *, read_only: bool = False) -> None:
         """An NBD export forbids it, so it is taken away for a moment; ``doors`` waits and connects again."""
         name = await self.standing(id)
+        if await self._size(name) == size:
+            return
         await remove_exports(self.monitor, {f"nbd-{nodes.tag(id)}"})
         try:
             await self.monitor.execute("block_resize", {"node-name": name, "size": size})

@@ -56,6 +56,11 @@ def named(id: str, node: Node, cache: Node, *, read_only: bool) -> Node:
     for key, value in node.items():
         if key == "backing" and isinstance(value, dict):
             made[key] = named(id, cast("Node", value), cache, read_only=True)
+        elif key == "children":
+            # Of a quorum: the volume's own node, and what else is written with it.
+            own, *others = cast("list[Node]", value)
+            parts = [_part(id, f"child {n}", other, key_of(node), cache) for n, other in enumerate(others)]
+            made[key] = [named(id, own, cache, read_only=read_only), *parts]
         elif isinstance(value, dict) and "driver" in value:
             made[key] = _part(id, key, cast("Node", value), key_of(node), cache)
             if node["driver"] == "raw" and made[key]["driver"] in _FILES and not read_only:
@@ -105,8 +110,9 @@ def secret_files(node: Node) -> Iterator[dict[str, object]]:
         path = str(node[key])
         yield {"qom-type": "secret", "id": _secret_name(path), "format": "raw", "file": path}
     for value in node.values():
-        if isinstance(value, dict):
-            yield from secret_files(cast("Node", value))
+        for part in cast("list[Any]", value) if isinstance(value, list) else [value]:
+            if isinstance(part, dict):
+                yield from secret_files(cast("Node", part))
 
 
 def _secret_keys(node: Node) -> list[str]:
@@ -128,7 +134,8 @@ def chain(node: Node) -> list[Node]:
     below: Any = node
     while isinstance(below, dict):
         found.append(cast("Node", below))
-        below = cast("Node", below).get("backing")
+        # What of a quorum is the volume's own comes first.
+        below = cast("Node", below).get("backing", next(iter(cast("Node", below).get("children", [])), None))
     return found
 
 
@@ -164,8 +171,10 @@ def files(node: Node) -> Iterator[Path]:
     for key, value in node.items():
         if key == "filename" and node.get("driver") in _FILES:
             yield Path(str(value))
-        elif isinstance(value, dict):
-            yield from files(cast("Node", value))
+        else:
+            for part in cast("list[Any]", value) if isinstance(value, list) else [value]:
+                if isinstance(part, dict):
+                    yield from files(cast("Node", part))
 
 
 def stays_raw(node: Node) -> bool:
@@ -175,4 +184,5 @@ def stays_raw(node: Node) -> bool:
         if not isinstance(below, dict):
             return False
         node = cast("Node", below)
-    return node["driver"] not in ("file", "qcow2")
+    # A quorum says that it let go of something, and does nothing.
+    return node["driver"] not in ("file", "qcow2", "quorum")

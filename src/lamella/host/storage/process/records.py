@@ -27,7 +27,8 @@ class Door(msgspec.Struct, kw_only=True, frozen=True):
 class Opened(msgspec.Struct, kw_only=True, frozen=True):
     """An open volume. ``entering`` is the layer that it is told to go over to: it may stand on that already, or not yet.
 
-    ``job`` is the one after which it stands on ``node``: it is in its last step, or done.
+    ``job`` is the one after which it stands on ``node``: it is in its last step, or done. ``parked`` says that its files are closed, and
+    that whoever writes waits until it is added again, with the node that it has then.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Opened(msgspec.Struct, kw_only=True, frozen=True):
     held: bool = False
     entering: Layer | None = None
     job: str = ""
+    parked: bool = False
 
 
 class Places:

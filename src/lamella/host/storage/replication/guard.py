@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from lamella.host.storage.replication.journal import Journal
 from lamella.model.errors import Conflict
-from lamella.model.replication import ReplicationMode
 from lamella.model.storage_requests import (
     AnyStorageRequest,
     DeleteVolume,
@@ -15,7 +14,7 @@ from lamella.model.storage_requests import (
     TakeSnapshot,
 )
 
-# What a synchronous source cannot do, and an asynchronous one; a replica can do nothing by itself.
+# What a replica cannot do by itself.
 _WORDS = {
     DeleteVolume: "removed",
     MoveVolume: "moved",
@@ -24,7 +23,8 @@ _WORDS = {
     RestoreSnapshot: "restored",
     TakeSnapshot: "snapshotted",
 }
-_ASYNC = (DeleteVolume, MoveVolume, RekeyVolume, RestoreSnapshot)
+# What its source cannot do either.
+_SOURCE = (DeleteVolume, MoveVolume, RekeyVolume, RestoreSnapshot)
 
 
 def refuse(request: AnyStorageRequest, journals: Sequence[Journal]) -> None:
@@ -36,13 +36,12 @@ def refuse(request: AnyStorageRequest, journals: Sequence[Journal]) -> None:
         for journal in journals:
             if journal.promoted_at is not None:
                 continue
-            asynchronous = journal.replication.spec.mode is ReplicationMode.ASYNC
             if id == journal.target.id:
                 raise Conflict(
                     f"volume {journal.target.name} is the replica of {journal.source.name}",
                     hint=f"lamella replication rm {journal.replication.name}, or promote it, first",
                 )
-            if id == journal.source.id and (not asynchronous or isinstance(request, _ASYNC)):
+            if id == journal.source.id and isinstance(request, _SOURCE):
                 raise Conflict(
                     f"volume {journal.source.name} cannot be {word} while it is replicated",
                     hint=f"lamella replication rm {journal.replication.name} first",

@@ -29,7 +29,8 @@ class Journal(msgspec.Struct, kw_only=True):
 
     ``base`` is the snapshot that source and target both have: what the target is, whatever happens. ``next`` is the snapshot that is on
     its way, ``next_at`` an instant not after it; ``dirty`` says that the target was written to since ``base``. ``stale`` are snapshots
-    to be dropped. ``degraded_since`` is set before a write is acknowledged with one copy, and cleared when both are the same again.
+    to be dropped. ``degraded_since`` is set before a write is acknowledged with one copy, and cleared when both are the same again; of a
+    pair that begins it is set, too. ``size`` is what both halves of a pair have, as they lie in their pools; bytes.
     """
 
     replication: Replication
@@ -49,6 +50,7 @@ class Journal(msgspec.Struct, kw_only=True):
     seeded: bool = False
     degraded_since: datetime | None = None
     degraded_why: str = ""
+    size: int = 0
     promoted_at: datetime | None = None
     failed: str = ""
     failed_hint: str = ""

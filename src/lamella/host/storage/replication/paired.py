@@ -5,6 +5,9 @@ What is written down, in this order:
  2. the replica answers again and gets every new write, then everything is copied to it, then it has synced, and only then
     ``degraded_since`` is cleared.
 So whoever reads the journal after a crash at any line knows whether the replica may lack something that was acknowledged.
+
+A pair that begins is one that is degraded: a source that is open gets the socket beside it, the sink behind that, in a moment in which its
+files are closed and its writers wait (:meth:`Parts.still`); the rest is what brings any replica forward.
 """
 
 import asyncio
@@ -15,9 +18,10 @@ from lamella.host.linux.blocking import blocking
 from lamella.host.storage.blocks import Stack
 from lamella.host.storage.driver import Node
 from lamella.host.storage.parts import Parts
+from lamella.host.storage.process import nodes
 from lamella.host.storage.replication.journal import Journal, Journals
 from lamella.host.storage.replication.server import Server, both, client, sink
-from lamella.model.errors import LamellaError, Unavailable
+from lamella.model.errors import Conflict, LamellaError, Unavailable
 from lamella.model.resource import now
 from lamella.model.storage import VolumeForm
 
@@ -42,6 +46,7 @@ class Pair:
         self.failing = ""
         self.hint = ""
         self.resyncing = False
+        self._left = False
         self._turn = asyncio.Lock()
 
     @property
@@ -55,39 +60,84 @@ class Pair:
     # --- made, while nobody has the source open
 
     async def seed(self) -> None:
-        """The target becomes what the source is.
-
-        :raise Conflict: when the source is open.
-        """
+        """The target becomes what the source is, unless somebody opened that by now."""
         journal, parts = self.journal, self._parts
-        if journal.seeded:
-            return
         async with parts.locks.of([journal.source.id, journal.target.id]):
-            await parts.require_closed(journal.source, "paired with a replica")
-            pool = parts.pools.get(journal.target.spec.pool)
-            source = parts.pools.get(journal.source.spec.pool)
-            await pool.delete(journal.target.id)
-            await pool.create(journal.target.id, VolumeForm.BLOCK, (await source.handle(journal.source.id)).size)
-            journal.made = True
-            await self._write()
+            if journal.seeded or self._open:
+                return
+            await parts.pools.get(journal.target.spec.pool).delete(journal.target.id)
+            await self._make()
             await parts.daemon.copy(await self._plain(), await self._goal())
             journal.seeded, journal.degraded_since, journal.degraded_why = True, None, ""
             await self._write()
 
+    async def _make(self) -> None:
+        """The target, empty, as large as the source."""
+        target = self.journal.target
+        await self._parts.pools.get(target.spec.pool).create(target.id, VolumeForm.BLOCK, await self._size())
+        self.journal.made = True
+        await self._write()
+
+    # --- begun and ended, while somebody has it open
+
+    async def _begin(self) -> None:
+        """The open source has the socket beside it from now on.
+
+        :raise Conflict: when it lets its pool have room back, which a quorum does not.
+        """
+        source, parts = self.journal.source, self._parts
+        async with parts.locks.of([source.id]):
+            if not self._open or await parts.paired(source.id):
+                return
+            if not parts.stacks.encrypted(source) and nodes.stays_raw(await parts.daemon.node(source.id)):
+                raise Conflict(
+                    f"{source.name} gives room back to its pool while it is open: it is paired when it is closed",
+                    hint="stop the instance, or detach the volume, for a moment",
+                )
+            await self._degrade("its replica is being made whole")
+            async with parts.still(source):
+                pass
+
+    async def leave(self) -> None:
+        """The source goes on by itself, open or not, and nobody answers any more."""
+        source, parts = self.journal.source, self._parts
+        async with parts.locks.of([source.id]):
+            self._left = True
+            try:
+                if await parts.paired(source.id):
+                    async with parts.still(source):
+                        pass
+            except BaseException:
+                self._left = False
+                raise
+        await self.stop()
+
+    async def level(self) -> None:
+        """The target is as large as the source is now, or was when it was open last."""
+        target = self.journal.target
+        pool = self._parts.pools.get(target.spec.pool)
+        size = self.journal.size
+        with suppress(LamellaError):
+            size = await self._size()
+        if size and (await pool.handle(target.id)).size != size:
+            await pool.resize(target.id, size)
+
     # --- opened
 
     async def over(self, node: Node) -> Node:
-        """What the storage process opens instead of the source's own *node*; the socket is answered when this returns.
-
-        :raise LamellaError: when there is no whole replica yet.
-        """
+        """What the storage process opens instead of the source's own *node*; the socket is answered when this returns."""
         journal = self.journal
-        if not journal.seeded or journal.promoted_at is not None:
+        if self._left or journal.promoted_at is not None:
             return node
         async with self._turn:
+            size = await self._size()
+            if journal.size != size:
+                await self.server.stop()
+                journal.size = size
+                await self._write()
             if not self.server.alive:
                 await self._answer()
-        return both(node, self.server.path)
+        return both(node, self.server.path, size)
 
     async def _answer(self) -> None:
         if self.journal.degraded_since is None and not self.journal.replication.spec.paused:
@@ -117,6 +167,9 @@ class Pair:
         status = await pool.status()
         if status.free < _ROOM:
             raise Unavailable(f"pool {self.journal.target.spec.pool} is full", hint="lamella pool ls")
+        if (await pool.handle(self.journal.target.id)).size < await self._size():
+            await self.server.stop()
+            await self.level()
         await self.server.serve(await pool.node(self.journal.target.id), REPLICA)
 
     # --- watched
@@ -140,11 +193,10 @@ class Pair:
 
     async def _look(self) -> None:
         journal = self.journal
-        if not journal.seeded:
-            await self.seed()
-            return
         if journal.promoted_at is not None:
             return
+        if self._open:
+            await self._begin()
         if not self._open:
             async with self._parts.locks.of([journal.source.id]), self._turn:
                 if not self._open and self.server.role:
@@ -152,14 +204,15 @@ class Pair:
             if journal.degraded_since is not None and not journal.replication.spec.paused:
                 journal.seeded = False
                 await self.seed()
-            return
+            if not self._open:
+                return
         revived = False
         async with self._turn:
             if not self.server.alive:
                 await self._revive()
                 revived = True
-            elif self.server.role == REPLICA and await self._must_end():
-                await self._alone("its pool is full, or it was paused")
+            elif self.server.role == REPLICA and (why := await self._must_end()):
+                await self._alone(why)
         if revived:
             # A storage process that died as well could not be brought back while nobody answered here.
             await self._parts.daemon.add(await self._parts.stacks.of(journal.source))
@@ -183,13 +236,15 @@ class Pair:
                     await asyncio.sleep(0.25)
         await self._alone(why or "the replica does not come back")
 
-    async def _must_end(self) -> bool:
+    async def _must_end(self) -> str:
+        """Why the replica cannot go on; empty when it can."""
+        pool = self.journal.target.spec.pool
         if self.journal.replication.spec.paused:
-            return True
-        try:
-            return (await self._parts.pools.get(self.journal.target.spec.pool).status()).free < _ROOM
-        except LamellaError:
-            return False
+            return "it is paused"
+        with suppress(LamellaError):
+            if (await self._parts.pools.get(pool).status()).free < _ROOM:
+                return f"pool {pool} is full"
+        return ""
 
     async def _alone(self, why: str) -> None:
         await self._degrade(why)
@@ -199,15 +254,17 @@ class Pair:
         """Both get every write while everything is copied; then they are the same."""
         journal = self.journal
         async with self._turn:
+            if not journal.made:
+                await self._make()
             await self._serve_replica()
         self.resyncing = True
         try:
-            target = Stack(id=f"{journal.target.id}+resync", node=client(self.server.path))
+            target = Stack(id=f"{journal.target.id}+resync", node=client(self.server.path, await self._size()))
             await self._parts.daemon.follow(journal.source.id, target)
             async with self._turn:
                 if not self.server.alive or self.server.role != REPLICA:
                     raise Unavailable("the replica was lost again", hint="it is tried again")
-                journal.degraded_since, journal.degraded_why = None, ""
+                journal.seeded, journal.degraded_since, journal.degraded_why = True, None, ""
                 await self._write()
             self._parts.tell(
                 "replication.current", journal.source.id, f"{journal.source.name} and its replica are the same again"

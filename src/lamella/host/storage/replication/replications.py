@@ -23,7 +23,7 @@ from lamella.host.storage.snapshots import Snapshots
 from lamella.model.errors import Conflict, Internal, LamellaError, NotFound, Unavailable, Unsupported
 from lamella.model.replication import ReplicationMode, ReplicationPhase, ReplicationStatus
 from lamella.model.replication_requests import EndReplication, ObserveReplications, Promote, Replicate
-from lamella.model.resource import now
+from lamella.model.resource import Condition, now
 from lamella.model.storage import KeyWrap, Volume, VolumeForm, VolumeStatus
 
 log = logging.getLogger("lamella.host.storage")
@@ -73,15 +73,17 @@ class Replications:
     async def replicate(self, request: Replicate, tell: Tell) -> ReplicationStatus:
         """:class:`Replicate`.
 
-        :raise Unsupported: when the volume or a pool is not made for it. :raise Conflict: when ``sync`` begins with an open volume.
+        :raise Unsupported: when the volume or a pool is not made for it. :raise Conflict: when it is replicated already.
         """
         replication, source, target = request.replication, request.source, request.target
         known = self._of.get(replication.id)
         if known is None:
             self._check(source, target)
-            if replication.spec.mode is ReplicationMode.SYNC:
-                await self._parts.require_closed(source, "paired with a replica")
             journal = Journal(replication=replication, source=source, target=target)
+            if replication.spec.mode is ReplicationMode.SYNC:
+                if await self._parts.runs(source):
+                    raise Conflict(f"{source.name} is the own disk of an instance that runs", hint="stop it first")
+                journal.degraded_since, journal.degraded_why = now(), "there is no whole copy yet"
             await blocking(self.journals.fences.write, target.id, _replica_of(replication.id, source, target))
             await blocking(self.journals.of.write, replication.id, journal)
             self._of[replication.id] = known = self._carrier(journal)
@@ -124,8 +126,13 @@ class Replications:
                 if degraded is not None
                 else ReplicationPhase.CURRENT
             )
+            status.worst, status.last = None, degraded if one.journal.seeded else None
             status.rpo = 0.0 if degraded is None else (now() - degraded).total_seconds()
-            status.worst, status.last = None, None if degraded is None else degraded
+            if not one.journal.seeded:
+                status.rpo = status.degraded_since = None
+            elif degraded is not None and not status.conditions:
+                why = one.journal.degraded_why
+                status.conditions = [Condition(type="Current", status=False, reason=status.phase.value, message=why)]
         return status
 
     def _kept(self, id: str) -> list[str]:
@@ -174,6 +181,7 @@ class Replications:
             await one.settle()
         else:
             await one.stop()
+            await one.level()
         await self._take_key(request.source, request.target)
         journal.promoted_at = now()
         await blocking(self.journals.of.write, one.id, journal)
@@ -215,13 +223,11 @@ class Replications:
         await self._rest(one.id)
         journal = one.journal
         if isinstance(one, Pair):
-            if journal.promoted_at is None and journal.source.id in self._parts.opened:
+            try:
+                await one.leave()
+            except BaseException:
                 self._run(one.id)
-                raise Conflict(
-                    f"{journal.source.name} is open with its replica",
-                    hint="stop the instance, or detach the volume first",
-                )
-            await one.stop()
+                raise
         else:
             for id in dict.fromkeys([*journal.stale, journal.base, journal.next]):
                 if id:

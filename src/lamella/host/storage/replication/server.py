@@ -41,19 +41,20 @@ def sink(size: int) -> Node:
     return {"driver": "null-co", "size": size}
 
 
-def client(path: str) -> Node:
-    """The replica as the storage process opens it."""
-    return {
+def client(path: str, size: int) -> Node:
+    """The replica as the storage process opens it; *size* of its bytes, for both of a quorum have to be alike."""
+    node: Node = {
         "driver": "nbd",
         "server": {"type": "unix", "path": path},
         "export": EXPORT,
         "reconnect-delay": _KEEP,
     }
+    return {"driver": "raw", "size": size, "file": node}
 
 
-def both(node: Node, path: str) -> Node:
+def both(node: Node, path: str, size: int) -> Node:
     """*node* and the replica behind *path*: a write is acknowledged by both or not at all; reads are *node*'s."""
-    return {"driver": "quorum", "vote-threshold": 2, "read-pattern": "fifo", "children": [node, client(path)]}
+    return {"driver": "quorum", "vote-threshold": 2, "read-pattern": "fifo", "children": [node, client(path, size)]}
 
 
 class Server:
