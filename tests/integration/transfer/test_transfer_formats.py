@@ -11,10 +11,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from volumes_lab import MIB, VolumesLab, new_volume
+from volumes_lab import MIB, VolumesLab, guest_of, new_volume
 
 from lamella.host.storage.transfer import OUTPUTS
 from lamella.model.errors import Conflict, Corrupt, Invalid, NotFound
+from lamella.model.instance import Isolation
 from lamella.model.replication_requests import DigestExport, ExportedDigest
 from lamella.model.storage import KeyWrap, Volume, VolumeStatus
 from lamella.model.storage_requests import ImportVolume
@@ -190,3 +191,51 @@ async def test_an_import_that_was_cut_off_begins_anew(lab: VolumesLab, tmp_path:
     volume.status = await lab.ask(ImportVolume(volume=volume, path=str(small)), VolumeStatus)
     await taken(lab, volume, tmp_path / "out.raw")
     assert (tmp_path / "out.raw").read_bytes() == content(), "nothing of the first file shows through the holes"
+
+
+async def test_an_export_that_nobody_reads_on_takes_nothing_from_others(lab: VolumesLab, tmp_path: Path) -> None:
+    disk = content(3)
+    (tmp_path / "disk.raw").write_bytes(disk)
+    volume = await brought(lab, tmp_path / "disk.raw")
+    stalled = lab.wing.export(volume, "", "raw")
+    first = await anext(stalled)
+    async with asyncio.timeout(20):
+        await taken(lab, volume, tmp_path / "beside.raw")
+    assert (tmp_path / "beside.raw").read_bytes() == disk
+    async with asyncio.timeout(20):
+        with pytest.raises(Conflict, match="being exported"):
+            await lab.attach(volume, "inst_one", Isolation.VM)
+        with pytest.raises(Conflict, match="being exported"):
+            await lab.resize(volume, 2 * SIZE)
+        with pytest.raises(Conflict, match="being exported"):
+            await lab.delete(volume)
+        snapshot = await lab.take(volume)
+    rest = b"".join([piece async for piece in stalled])
+    assert first + rest == disk
+    mounted = await lab.attach(volume, "inst_one", Isolation.VM)
+    # Its snapshot may be read for as long as anybody likes.
+    stalled = lab.wing.export(volume, snapshot.id, "raw")
+    await anext(stalled)
+    async with asyncio.timeout(20), guest_of(mounted.path) as guest:
+        await guest.write(b"other")
+        await lab.resize(volume, 2 * SIZE)
+    await lab.wing.detach("inst_one")
+    await stalled.aclose()
+    await lab.drop(snapshot, volume)
+    await lab.delete(volume)
+
+
+async def test_exports_that_wait_for_an_attaching_leave_its_disk_alone(lab: VolumesLab, tmp_path: Path) -> None:
+    disk = content(4)
+    (tmp_path / "disk.raw").write_bytes(disk)
+    volume = await brought(lab, tmp_path / "disk.raw")
+    attaching = asyncio.create_task(lab.attach(volume, "inst_one", Isolation.VM))
+    await asyncio.sleep(0)
+    outcomes = await asyncio.gather(
+        *(taken(lab, volume, tmp_path / f"out{n}.raw") for n in range(2)), return_exceptions=True
+    )
+    assert [type(outcome) for outcome in outcomes] == [Conflict, Conflict]
+    mounted = await attaching
+    async with guest_of(mounted.path) as guest:
+        assert await guest.read(64) == disk[:64]
+    await lab.wing.detach("inst_one")

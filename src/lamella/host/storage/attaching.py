@@ -46,6 +46,7 @@ class Attaching:
         async with parts.locks.of([volume.id]):
             for check in parts.may_open:
                 check(volume)
+            parts.require_unread(volume, "attached")
             known = asked.user in parts.opened.users(volume.id)
             parts.opened.enter(volume, way, asked.user, read_only=asked.mount.read_only)
             try:

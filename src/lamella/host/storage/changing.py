@@ -77,6 +77,7 @@ class Changing:
 
     async def _resize_closed(self, volume: Volume, size: int, tell: Tell) -> None:
         parts = self._parts
+        parts.require_unread(volume, "resized")
         if size < await parts.size(volume):
             await self._make_small(volume, size, tell)
         # A filesystem grows when it is attached next.

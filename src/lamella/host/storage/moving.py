@@ -87,6 +87,7 @@ class Moving:
             raise Conflict(
                 f"volume {volume.name} has snapshots, which do not move", hint="lamella snapshot ls; remove them first"
             )
+        self._parts.require_unread(volume, "moved")
         if await self._parts.runs(volume):
             raise Conflict(
                 f"volume {volume.name} is its running instance's own disk", hint="stop the instance, then move it"

@@ -1,6 +1,7 @@
 """What every kind of storage work is given: the pools, the storage process, the keys, and what is open."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -80,6 +81,8 @@ class Parts:
     heard: Heard | None = None
     # What is being closed: nobody holds it up.
     closing: set[str] = field(default_factory=set[str])
+    # How many read a closed volume as it lies, by its id.
+    readers: Counter[str] = field(default_factory=Counter[str])
     # Asked before a volume is opened for an instance; they raise Conflict when it may not be.
     may_open: list[Callable[[Volume], None]] = field(default_factory=list[Callable[[Volume], None]])
     # Asked for the snapshots of a volume (an id) that this host keeps for itself, and no row names.
@@ -144,7 +147,20 @@ class Parts:
         return "" if await self.writers.phase(owner) in AT_REST else owner
 
     async def require_closed(self, volume: Volume, to: str) -> None:
-        """:raise Conflict: when somebody has it open; *to* is what cannot be done then."""
+        """:raise Conflict: when somebody has it open, or reads it; *to* is what cannot be done then."""
+        self.require_unread(volume, to)
+        await self.require_unwritten(volume, to)
+
+    def require_unread(self, volume: Volume, to: str) -> None:
+        """:raise Conflict: when it is read as it lies."""
+        if self.readers[volume.id]:
+            raise Conflict(
+                f"volume {volume.name} cannot be {to}: it is being exported",
+                hint="wait until that is done, or end it; snapshots are exported beside everything else",
+            )
+
+    async def require_unwritten(self, volume: Volume, to: str) -> None:
+        """:raise Conflict: when somebody has it open."""
         self.opened.require_closed(volume, to)
         if await self.runs(volume):
             raise Conflict(

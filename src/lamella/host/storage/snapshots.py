@@ -249,9 +249,14 @@ class Snapshots:
     # --- letting go
 
     async def drop(self, request: DropSnapshot, tell: Tell) -> None:
-        """:class:`DropSnapshot`."""
+        """:class:`DropSnapshot`.
+
+        :raise Conflict: when a closed volume is being exported.
+        """
         id = request.snapshot.id
         async with self._parts.locks.of(volume.id for volume in request.volumes):
+            for volume in request.volumes:
+                self._parts.require_unread(volume, "merged")
             for volume in request.volumes:
                 await self._drop(id, volume, tell)
             await blocking(self._parts.records.snapshots.forget, id)

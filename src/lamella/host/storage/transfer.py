@@ -6,11 +6,12 @@ What is read is a stranger's, so it is recognised by its content, its header is 
 
 import asyncio
 import hashlib
+import itertools
 import os
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -26,13 +27,14 @@ from lamella.host.images.machines import Stretch, form_of, whole_file
 from lamella.host.images.tape import Bounds, Compression, sniff
 from lamella.host.images.thread import stoppable
 from lamella.host.linux.blocking import blocking
+from lamella.host.storage.blocks import Stack
 from lamella.host.storage.creating import Creating
 from lamella.host.storage.parts import Parts
 from lamella.host.storage.requests import Tell
 from lamella.model.errors import Conflict, Internal, Invalid, NoRoom, NotFound
 from lamella.model.quantity import format_size
 from lamella.model.replication_requests import DigestExport, ExportedDigest
-from lamella.model.storage import Volume, VolumeForm, VolumeStatus
+from lamella.model.storage import IoLimits, Volume, VolumeForm, VolumeStatus
 from lamella.model.storage_requests import CreateVolume, ImportVolume
 
 RAW = "raw"
@@ -46,6 +48,7 @@ OUTPUTS = {
 # What QEMU calls what people call otherwise.
 _CALLED = {"vpc": "vhd", "vhdx": "vhdx"}
 _PIECE = 1 << 20
+_numbers = itertools.count(1)
 _INTO = ["-n", "-O", "raw"]
 _INTO_ZEROS = ["-n", "--target-is-zero", "-O", "raw"]
 
@@ -189,8 +192,12 @@ class Transfer:
             )
         done, size = hashlib.sha256(), 0
         with tempfile.TemporaryDirectory(prefix="export-", dir=self._scratch()) as place:
-            async with self._readable(volume, snapshot) as disk:
-                path = disk if format == RAW else await self._converted(disk, format, Path(place))
+            async with AsyncExitStack() as opened:
+                path = await opened.enter_async_context(self._readable(volume, snapshot))
+                if format != RAW:
+                    path = await self._converted(path, format, Path(place))
+                    # However long it takes to be read, the volume is free.
+                    await opened.aclose()
                 descriptor = await blocking(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
                 try:
                     while piece := await blocking(os.pread, descriptor, _PIECE, size):
@@ -210,29 +217,42 @@ class Transfer:
 
     @asynccontextmanager
     async def _readable(self, volume: Volume, snapshot: str) -> AsyncGenerator[Path]:
+        """A file of it that is this export's alone. Nobody waits for its reader: whoever would change the volume meanwhile is refused."""
+        parts = self._parts
+        async with parts.locks.of([volume.id]):
+            stack = await self._stack(volume, snapshot)
+            read = volume.id if not snapshot else stack.id
+            parts.readers[read] += 1
+        stack = msgspec.structs.replace(stack, id=f"{stack.id}+export-{next(_numbers)}")
+        try:
+            await parts.daemon.add(stack)
+            ways = await parts.daemon.export(stack.id, writable=False)
+            if ways.file is None:
+                raise Internal(f"the storage process gives no file for volume {volume.id}")
+            yield ways.file
+        finally:
+            await asyncio.shield(self._let_go(stack.id, read))
+
+    async def _let_go(self, id: str, read: str) -> None:
+        try:
+            await self._parts.daemon.remove(id)
+        finally:
+            self._parts.readers[read] -= 1
+
+    async def _stack(self, volume: Volume, snapshot: str) -> Stack:
+        """:raise Conflict: when the volume is being written."""
         parts = self._parts
         if snapshot:
-            stack = await parts.stacks.of(volume, snapshot, read_only=True)
-        else:
-            try:
-                await parts.require_closed(volume, "exported")
-            except Conflict as error:
-                raise Conflict(
-                    f"volume {volume.name} is being written",
-                    hint=f"lamella snapshot create {volume.name} now; lamella volume export {volume.name}@now",
-                ) from error
-            plain = await parts.stacks.of(volume, read_only=True)
-            stack = msgspec.structs.replace(plain, limits=type(plain.limits)())
-        # Two exports of one snapshot must not close each other's.
-        async with parts.locks.of([stack.id]):
-            await parts.daemon.add(stack)
-            try:
-                ways = await parts.daemon.export(stack.id, writable=False)
-                if ways.file is None:
-                    raise Internal(f"the storage process gives no file for volume {volume.id}")
-                yield ways.file
-            finally:
-                await asyncio.shield(parts.daemon.remove(stack.id))
+            return await parts.stacks.of(volume, snapshot, read_only=True)
+        try:
+            await parts.require_unwritten(volume, "exported")
+        except Conflict as error:
+            raise Conflict(
+                f"volume {volume.name} is being written",
+                hint=f"lamella snapshot create {volume.name} now; lamella volume export {volume.name}@now",
+            ) from error
+        plain = await parts.stacks.of(volume, read_only=True)
+        return msgspec.structs.replace(plain, limits=IoLimits(), group="")
 
     async def _converted(self, disk: Path, format: str, place: Path) -> Path:
         size = (await blocking(disk.stat)).st_size
