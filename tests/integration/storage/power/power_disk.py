@@ -34,7 +34,8 @@ class Filesystem:
 
 # Without auto_da_alloc ext4 does not mend programs that rename without fsync; commit is how many seconds it keeps its journal to itself.
 EXT4 = Filesystem("ext4", ("mkfs.ext4", "-q", "-F", "-m0"), 512 * MIB, "noatime,noauto_da_alloc,commit=300")
-XFS = Filesystem("xfs", ("mkfs.xfs", "-q", "-f"), 512 * MIB, "noatime")
+# A former disk may be mounted still, in a mount namespace that another program made meanwhile: XFS would refuse the same one twice.
+XFS = Filesystem("xfs", ("mkfs.xfs", "-q", "-f"), 512 * MIB, "noatime,nouuid")
 BTRFS = Filesystem("btrfs", ("mkfs.btrfs", "-q", "-f"), 768 * MIB, "noatime,commit=300")
 
 

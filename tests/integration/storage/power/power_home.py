@@ -56,14 +56,19 @@ class PowerHome(VolumesLab):
         Cgroups(ROOT, self.home.mark).remove()
 
 
-@asynccontextmanager
-async def woken(place: Path, mark: str) -> AsyncIterator[PowerHome]:
-    """The home after the machine was switched on again: what was written down of the former boot is of another one."""
+def forget_boot(home: Path) -> None:
+    """What is written down there of this boot is of another one."""
     now = BOOT.read_text().strip()
-    for top in (place / "h" / "run", place / "h" / "state"):
+    for top in (home / "run", home / "state"):
         for path in top.rglob("*.json"):
             if now.encode() in (content := path.read_bytes()):
                 path.write_bytes(content.replace(now.encode(), OTHER_BOOT.encode()))
+
+
+@asynccontextmanager
+async def woken(place: Path, mark: str) -> AsyncIterator[PowerHome]:
+    """The home after the machine was switched on again: what was written down of the former boot is of another one."""
+    forget_boot(place / "h")
     home = PowerHome(place, mark)
     try:
         await home.begin()
