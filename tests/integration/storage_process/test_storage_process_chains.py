@@ -15,6 +15,7 @@ from lamella.host.storage.driver import Extent, Layer, Node
 from lamella.host.storage.process import nodes
 from lamella.host.storage.process.daemon import QemuStorageDaemon
 from lamella.model.errors import Unavailable
+from lamella.model.storage import IoLimits
 
 KEY, OTHER = os.urandom(32), os.urandom(32)
 
@@ -92,6 +93,32 @@ async def test_a_move_that_fails_or_is_cancelled_changes_nothing(daemon: QemuSto
     acknowledged = await writer.stop()
     await daemon.remove("vol_a")
     assert not lost(content(stack.node), acknowledged)
+
+
+async def test_writers_are_limited_and_held_while_a_volume_moves(daemon: QemuStorageDaemon, tmp_path: Path) -> None:
+    stack = volume(tmp_path)
+    await asyncio.to_thread((tmp_path / "vol_a.raw").write_bytes, os.urandom(64 * MIB))
+    writer = await written(daemon, stack)
+    target = Stack(id="vol_a", node=raw(tmp_path / "elsewhere.raw", 64 * MIB))
+    begun = asyncio.Event()
+    moving = asyncio.create_task(daemon.mirror("vol_a", target, lambda done, total: begun.set(), speed=4 * MIB))
+    await begun.wait()
+    await daemon.hold(["vol_a"])
+    assert not moving.done(), "it was held while the move went on, not after it"
+    before = len(writer.rounds())
+    await asyncio.sleep(2)
+    assert len(writer.rounds()) - before <= 3
+    limits = IoLimits(iops=4000)
+    await daemon.limit("vol_a", limits)
+    await daemon.release(["vol_a"])
+    assert not moving.done()
+    await moving
+    opened = daemon.known("vol_a")
+    assert (opened.limits, opened.held, opened.node) == (limits, False, target.node), "neither undoes the other"
+    await writer.go_on()
+    acknowledged = await writer.stop()
+    await daemon.remove("vol_a")
+    assert not lost(content(target.node), acknowledged)
 
 
 async def test_copies_are_of_one_instant(daemon: QemuStorageDaemon, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest_asyncio
 from volumes_lab import MIB, VolumesLab, ext4_volume, new_volume
 
 from lamella.host.linux import syscalls
+from lamella.host.storage.process.daemon import QemuStorageDaemon
 from lamella.model.errors import Unsupported
 from lamella.model.instance import Isolation
 from lamella.model.resource import new_resource
@@ -136,3 +137,31 @@ async def test_what_a_deleted_volume_held_is_in_no_new_one(tight: VolumesLab) ->
         assert await asyncio.to_thread(look_and_write) == 0
         await tight.wing.detach("inst_vm")
         await tight.delete(data)
+
+
+async def test_what_a_former_daemon_held_goes_on_when_there_is_room(tight: VolumesLab) -> None:
+    data = await tight.create(ext4_volume(pool="tight", limits=IoLimits(bandwidth=64 * MIB)))
+    mounted = await tight.attach(data, "inst_one")
+    ballast = tight.home.path / "small" / "ballast"
+    room = os.statvfs(ballast.parent)
+    ballast.write_bytes(bytes(room.f_bavail * room.f_frsize - 4 * MIB))
+    await heard(tight, "pool.full")
+    assert await settled(tight, data.id, held=True)
+    await tight.wing.close()
+    ballast.unlink()
+    await tight.reopen()
+    spec = PoolSpec(path=str(ballast.parent / "pool"), warn_below=0.4)
+    await tight.wing.use_pools([new_resource("pool", "tight", spec, PoolStatus())])
+    assert await settled(tight, data.id, held=False)
+    async with asyncio.timeout(60):
+        await asyncio.to_thread(written, mounted.path / "file", 8 * MIB)
+
+
+async def settled(lab: VolumesLab, id: str, *, held: bool) -> IoLimits:
+    """Its limits, when the storage process has it so."""
+    daemon = lab.wing.parts.daemon
+    assert isinstance(daemon, QemuStorageDaemon)
+    async with asyncio.timeout(30):
+        while (opened := daemon.known(id)).held is not held:
+            await asyncio.sleep(0.05)
+    return opened.limits

@@ -10,19 +10,23 @@ write back that finds no room, and is told when there is some.
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
 from lamella.host.storage.attaching import TREE
 from lamella.host.storage.parts import Parts
 from lamella.host.storage.stacks import group_of
+from lamella.host.storage.wishes import Wishes
 from lamella.model.errors import LamellaError
 from lamella.model.resource import Condition, now
-from lamella.model.storage import PoolSpec, PoolStatus
+from lamella.model.storage import IoLimits, PoolSpec, PoolStatus
 
 log = logging.getLogger("lamella.host.storage")
 
 CALM, ALERT = 5.0, 0.25
+# Seconds that one look waits for volumes that do not answer; what was wished of them is done when they do.
+PATIENCE = 2.0
 # Faster than this nothing writes, in bytes a second; with less left than that for one calm interval, it is looked at often.
 FASTEST = 4 << 30
 # What may be written in this many seconds is all that is left above the floor.
@@ -78,6 +82,8 @@ class Guard:
         self._wake = asyncio.Event()
         # Why a pool could not be looked at, while it cannot.
         self._said: dict[str, str] = {}
+        self._seen: set[str] = set()
+        self._wishes = Wishes()
 
     def start(self) -> None:
         if self._task is None:
@@ -88,6 +94,7 @@ class Guard:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
+        await self._wishes.close()
 
     def look_now(self) -> None:
         """Something was opened, or the storage process said that there is no room."""
@@ -137,23 +144,38 @@ class Guard:
                 self._parts.tell(
                     "pool.full", name, f"pool {name} has {status.free} bytes left: its writers wait until there is room"
                 )
-            if new := ids - (held or set()):
-                await self._parts.daemon.hold(sorted(new))
+            self._hold(ids - (held or set()), held=True)
             self._full[name] = ids
+            self._seen.add(name)
+            await self._wishes.settled(ids, PATIENCE)
             return True
         if held is not None and status.free < 2 * floor:
             return True
         if held is not None:
-            await self._parts.daemon.release(sorted(held & ids))
+            self._hold(held & ids, held=False)
             del self._full[name]
             # Whether it is low still is told anew.
             self._low.discard(name)
             self._parts.tell("pool.room", name, f"pool {name} has room again: its writers go on")
             self._roomy(name)
-        await self._slow(ids, allowed(status, len(ids)))
+        elif name not in self._seen:
+            # What a former daemon held or slowed here is so still.
+            self._hold(ids, held=False)
+            self._slowed |= ids
+        self._seen.add(name)
+        self._slow(ids, allowed(status, len(ids)))
+        await self._wishes.settled(ids, PATIENCE)
         return status.free < floor + (FASTEST * CALM if ids else floor)
 
-    async def _slow(self, ids: set[str], rate: int | None) -> None:
+    def _hold(self, ids: set[str], *, held: bool) -> None:
+        daemon = self._parts.daemon
+        for id in ids:
+            self._wishes.set(id, "held", partial(daemon.hold if held else daemon.release, [id]))
+
+    def _limit(self, id: str, limits: IoLimits, group: str = "") -> None:
+        self._wishes.set(id, "limits", partial(self._parts.daemon.limit, id, limits, group))
+
+    def _slow(self, ids: set[str], rate: int | None) -> None:
         """Hold these to *rate* bytes a second, below what a person set; or to what a person set alone."""
         for id in ids:
             record = self._parts.opened.get(id)
@@ -162,12 +184,12 @@ class Guard:
             limits, group = record.volume.spec.limits, group_of(record.volume)
             if rate is None or (limits.bandwidth is not None and limits.bandwidth <= rate):
                 if id in self._slowed:
-                    await self._parts.daemon.limit(id, limits, group)
+                    self._limit(id, limits, group)
                     self._slowed.discard(id)
                 continue
             # By itself: a limit that is shared would be everybody's.
             capped = msgspec.structs.replace(limits, bandwidth=rate, bandwidth_burst=None, group="")
-            await self._parts.daemon.limit(id, capped)
+            self._limit(id, capped)
             self._slowed.add(id)
         self._slowed &= set(self._parts.opened.all)
 

@@ -72,7 +72,7 @@ class Chains:
         return pause
 
     async def merge(self, id: str, upper: Layer, lower: Layer, told: Told | None = None, *, speed: int = 0) -> None:
-        async with self._core.turn(id):
+        async with self._core.long_turn(id):
             opened = self._core.known(id)
             there = nodes.paths(opened.node)
             if str(upper.path) not in there:
@@ -92,7 +92,7 @@ class Chains:
             await self._run("block-commit", arguments, opened, after, told, speed)
 
     async def mirror(self, id: str, target: Stack, told: Told | None, speed: int, same: Settle | None) -> None:
-        async with self._core.turn(id):
+        async with self._core.long_turn(id):
             opened = self._core.known(id)
             if bool(target.key) != opened.encrypted:
                 raise Invalid(
@@ -115,7 +115,7 @@ class Chains:
             await self._run("blockdev-mirror", arguments, opened, target.node, told, speed, same)
 
     async def follow(self, id: str, target: Stack, told: Told | None, speed: int) -> None:
-        async with self._core.turn(id):
+        async with self._core.long_turn(id):
             opened = self._core.known(id)
             job = f"fol-{nodes.tag(id)}"
             await drop_nodes(self._monitor, nodes.tag(target.id))
@@ -147,14 +147,14 @@ class Chains:
         speed: int,
         same: Settle | None = None,
     ) -> None:
-        # Limits and ways in cannot change meanwhile: it is this volume's turn.
-        done = msgspec.structs.replace(opened, node=after, job=str(arguments["job-id"]))
-        self._core.jobs.add(done.job)
+        # Ways in cannot change meanwhile: it is this volume's turn. Limits can.
+        job = str(arguments["job-id"])
+        self._core.jobs.add(job)
 
         async def settle() -> None:
             if same is not None:
                 await same()
-            await self._core.write(done)
+            await self._core.change(opened.id, node=after, job=job)
 
         try:
             await jobs.run(self._monitor, command, arguments, told=told, speed=speed, settle=settle)
@@ -165,16 +165,14 @@ class Chains:
             await asyncio.shield(self._undo(opened))
             raise
         finally:
-            self._core.jobs.discard(done.job)
-        await self._core.write(msgspec.structs.replace(done, job=""))
-        await self._prune(done)
+            self._core.jobs.discard(job)
+        await self._prune(await self._core.change(opened.id, node=after, job=""))
 
     async def _undo(self, opened: Opened) -> None:
         """The job did not change the graph, or the process is gone: then what is written down is what is right."""
         with suppress(LamellaError):
             if await self._core.disks.standing(opened.id) == nodes.layer_name(opened.id, nodes.key_of(opened.node)):
-                await self._core.write(opened)
-                await self._prune(opened)
+                await self._prune(await self._core.change(opened.id, node=opened.node, job=opened.job))
 
     async def _prune(self, opened: Opened) -> None:
         """Close what the volume does not stand on."""

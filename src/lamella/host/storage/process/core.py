@@ -8,8 +8,9 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
 
 import msgspec
 
@@ -46,6 +47,8 @@ class Core:
         self.given: dict[str, bytes] = {}
         self._heard: list[Heard] = []
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._settings: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._writes: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._starting = asyncio.Lock()
         self._revival: asyncio.Task[None] | None = None
         self._closed = False
@@ -242,16 +245,22 @@ class Core:
     @asynccontextmanager
     async def turn(self, *ids: str) -> AsyncGenerator[None, None]:
         """One verb at a time for each volume."""
-        held: list[asyncio.Lock] = []
-        try:
-            for id in sorted(set(ids)):
-                await self._turns[id].acquire()
-                held.append(self._turns[id])
+        async with self.long_turn(*ids), _taken(self._settings, ids):
+            yield
+
+    @asynccontextmanager
+    async def long_turn(self, *ids: str) -> AsyncGenerator[None, None]:
+        """As :meth:`turn`, but limits are set and writers are held meanwhile: see :meth:`change`."""
+        async with _taken(self._turns, ids):
             await self.ready()
             yield
-        finally:
-            for lock in held:
-                lock.release()
+
+    @asynccontextmanager
+    async def setting(self, id: str) -> AsyncGenerator[None, None]:
+        """To limit or hold a volume. A job that ends never waits for this: what is held may wait for the end of the job."""
+        async with _taken(self._settings, [id]):
+            await self.ready()
+            yield
 
     def known(self, id: str) -> Opened:
         """:raise NotFound: when it is not open."""
@@ -263,3 +272,19 @@ class Core:
         """Note it, durably."""
         await asyncio.to_thread(self.places.write, opened)
         self.opened[opened.id] = opened
+
+    async def change(self, id: str, **fields: Any) -> Opened:
+        """Note *fields* alone, whatever else is changed at the same time, by a job and by whoever sets limits."""
+        async with _taken(self._writes, [id]):
+            opened = msgspec.structs.replace(self.known(id), **fields)
+            await self.write(opened)
+            return opened
+
+
+@asynccontextmanager
+async def _taken(locks: Mapping[str, asyncio.Lock], ids: Iterable[str]) -> AsyncGenerator[None, None]:
+    """The locks of all these, taken in one order, so that no two wait for each other."""
+    async with AsyncExitStack() as stack:
+        for id in sorted(set(ids)):
+            await stack.enter_async_context(locks[id])
+        yield

@@ -136,11 +136,9 @@ class QemuStorageDaemon(Core):
             await self.doors.resized(opened, size)
 
     async def limit(self, id: str, limits: IoLimits, group: str = "") -> None:
-        async with self.turn(id):
-            opened = self.known(id)
-            moved = opened.group != group
-            opened = msgspec.structs.replace(opened, limits=limits, group=group)
-            await self.write(opened)
+        async with self.setting(id):
+            moved = self.known(id).group != group
+            opened = await self.change(id, limits=limits, group=group)
             await self.doors.limit(id, limits, group)
             if moved:
                 await self.doors.reopen(opened)
@@ -159,12 +157,8 @@ class QemuStorageDaemon(Core):
 
     async def _held(self, ids: list[str], *, held: bool) -> None:
         for id in ids:
-            async with self.turn(id):
-                opened = self.known(id)
-                if opened.held != held:
-                    opened = msgspec.structs.replace(opened, held=held)
-                    await self.write(opened)
-                await self.doors.reopen(opened)
+            async with self.setting(id):
+                await self.doors.reopen(await self.change(id, held=held))
 
     # --- chains, copies, keys
 
