@@ -57,6 +57,7 @@ class Tiering:
         self._hosts = hosts
         self._transferring = transferring
         self._task: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
 
     async def open(self) -> None:
         self._task = asyncio.create_task(self._follow(), name="tiering")
@@ -90,7 +91,9 @@ class Tiering:
                 volume = tx.update(volume)
             return volume
 
-        return await self._store.write(write)
+        volume = await self._store.write(write)
+        self._changed.set()
+        return volume
 
     async def look(self) -> list[str]:
         """Move what its policy wants elsewhere; names of the volumes that begin to move."""
@@ -137,7 +140,10 @@ class Tiering:
 
     async def _follow(self) -> None:
         while True:
-            await asyncio.sleep(EVERY)
+            with suppress(TimeoutError):
+                # A new policy is followed at once.
+                await asyncio.wait_for(self._changed.wait(), EVERY)
+            self._changed.clear()
             try:
                 await self.look()
             except Exception:
