@@ -7,7 +7,9 @@ import pwd
 import pytest
 
 from lamella.api.access import Action, decide
+from lamella.api.app import all_routes
 from lamella.api.identity import Identity
+from lamella.api.routes.resources import ADMINISTERED
 from lamella.model.errors import Forbidden, Unauthenticated
 from lamella.model.requests import Principal
 from lamella.wire.identity import Peer, peer_of_certificate, require
@@ -81,3 +83,12 @@ def test_a_role_is_asked_for() -> None:
     for peer in (None, Peer(uid=0, gid=0), Peer(role="host", name="alpha")):
         with pytest.raises(Forbidden):
             require(peer, "control")
+
+
+def test_what_holds_everybody_s_data_is_for_administrators() -> None:
+    routes = all_routes()
+    changing = {route.name: route.action for route in routes if route.kind in ADMINISTERED and route.method != "GET"}
+    assert {"deleteBackup", "patchRepository", "deletePolicy", "createRepository", "restoreBackup"} <= changing.keys()
+    assert set(changing.values()) == {Action.ADMINISTER}
+    # It opens a file of the host as root.
+    assert next(route.action for route in routes if route.name == "importVolume") is Action.ADMINISTER

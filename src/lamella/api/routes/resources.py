@@ -23,6 +23,9 @@ DELETABLE = (
     *("repository", "backup", "policy", "replication"),
 )
 
+# What belongs to the layer, or holds what is in everybody's volumes: made by administrators, and changed by them.
+ADMINISTERED = frozenset({"host", "pool", "repository", "backup", "policy"})
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -107,6 +110,10 @@ def _bound(handler: Callable[[Call[Any], str], Awaitable[Any]], kind: str) -> Ca
     return with_kind
 
 
+def _changing(kind: str) -> Action:
+    return Action.ADMINISTER if kind in ADMINISTERED else Action.WRITE
+
+
 def _routes(kind: str) -> list[AnyRoute]:
     kinds, title = plural(kind), kind.capitalize()
     many = f"/v1/projects/{{project:str}}/{kinds}"
@@ -143,7 +150,7 @@ def _routes(kind: str) -> list[AnyRoute]:
                 path=one,
                 name=f"patch{title}",
                 summary=f"Change labels and spec of a {kind} by a JSON merge patch (RFC 7396)",
-                action=Action.WRITE,
+                action=_changing(kind),
                 handler=_bound(patch, kind),
                 kind=kind,
                 query=WriteQuery,
@@ -160,7 +167,7 @@ def _routes(kind: str) -> list[AnyRoute]:
                 path=one,
                 name=f"delete{title}",
                 summary=f"Remove a {kind}",
-                action=Action.WRITE,
+                action=_changing(kind),
                 handler=_bound(delete, kind),
                 kind=kind,
                 query=DeleteQuery,

@@ -68,6 +68,8 @@ ROUTES: list[AnyRoute] = [
         "importVolume",
         "Make a volume of a disk in a file of the host; answers with the operation that does it",
         bring,
+        # The file is opened by root, whoever may read it.
+        action=Action.ADMINISTER,
         query=WriteQuery,
         body=VolumeImport,
         answers=_LONG,

@@ -1,6 +1,13 @@
 """Backups: of a volume, of all volumes of an instance at one instant, or of the layer's own state."""
 
-from lamella.control.backup.lookup import base_of, find_backup, find_repository, let_go_of_snapshots
+from lamella.control.backup.lookup import (
+    LAYER_PROJECT,
+    base_of,
+    check_layer,
+    find_backup,
+    let_go_of_snapshots,
+    repository_to_use,
+)
 from lamella.control.backup.repositories import LAYER_BESIDE, PATIENCE, Repositories
 from lamella.control.backup.state import DumpStore
 from lamella.control.events import record
@@ -62,8 +69,10 @@ class Backups:
 
         def write(tx: Transaction) -> Operation:
             need_project(tx, project)
-            repository = find_repository(tx, project, body.repository)
+            repository = repository_to_use(tx, project, body.repository)
             volumes, instance = _chosen(tx, project, body)
+            if not volumes:
+                check_layer(project, repository)
             rows = _rows(tx, project, body, repository, volumes, policy)
             if volumes:
                 snapshot = _snapshot(rows[0], volumes, instance, body.consistent)
@@ -97,7 +106,7 @@ class Backups:
         finally:
             for id in await self._store.write(let_go_of_snapshots):
                 self._keeper.drive(id)
-        if all(row.spec.of is not BackupSource.LAYER for row in rows):
+        if repository.project == LAYER_PROJECT and all(row.spec.of is not BackupSource.LAYER for row in rows):
             await self._beside(job, repository)
         return " ".join(row.name for row in rows)
 
@@ -131,11 +140,13 @@ class Backups:
         await self._store.write(lambda tx: _made(tx, row.id, seen))
 
     async def _beside(self, job: Job, repository: Repository) -> None:
-        """The layer's own state goes along, so that the repository alone is enough; the backup is none the worse without."""
+        """The layer's own state goes along, so that the repository alone is enough; the backup is none the worse without.
+
+        Not into a project's own repository: the store and the keys of hosts open every project's volumes."""
 
         def write(tx: Transaction) -> Backup:
             body = BackupCreate(repository=repository.id)
-            return tx.insert(_rows(tx, job.project, body, repository, [], LAYER_BESIDE)[0])
+            return tx.insert(_rows(tx, LAYER_PROJECT, body, repository, [], LAYER_BESIDE)[0])
 
         row = None
         try:

@@ -8,19 +8,42 @@ from lamella.model.resource import now
 from lamella.model.storage import Snapshot, StoragePhase
 from lamella.store.store import Transaction
 
+# Where what belongs to the whole layer is.
+LAYER_PROJECT = "default"
+
 
 def find_repository(tx: Transaction, project: str, name: str) -> Repository:
-    """By name or id; those of the project ``default`` serve all.
+    """By name or id: what is done to it as a whole (verified, pruned, forgotten) is asked in its own project.
 
     :raise NotFound: with the command that makes one.
     """
     hint = f"make it: lamella backup repository create {name} --to PLACE"
+    if project != LAYER_PROJECT and tx.get("repository", LAYER_PROJECT, name) is not None:
+        hint = f"it is the layer's: ask in project {LAYER_PROJECT}"
+    return _find(tx, "repository", project, name, hint)
+
+
+def repository_to_use(tx: Transaction, project: str, name: str) -> Repository:
+    """As :func:`find_repository`, to put backups into: those of the project ``default`` serve all.
+
+    :raise NotFound: with the command that makes one.
+    """
     try:
-        return _find(tx, "repository", project, name, hint)
+        return find_repository(tx, project, name)
     except NotFound:
-        if project == "default":
-            raise
-        return _find(tx, "repository", "default", name, hint)
+        return find_repository(tx, LAYER_PROJECT, name)
+
+
+def check_layer(project: str, repository: Repository) -> None:
+    """The state of the layer opens every project's volumes: it is for who administers the layer, not for who has a project.
+
+    :raise Conflict: when *repository* is a project's own, or the project is not the layer's.
+    """
+    if {project, repository.project} != {LAYER_PROJECT}:
+        raise Conflict(
+            f"the state of the layer is backed up in project {LAYER_PROJECT}, into a repository of it",
+            hint=f"lamella --project {LAYER_PROJECT} backup create --to REPOSITORY",
+        )
 
 
 def find_backup(tx: Transaction, project: str, name: str) -> Backup:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 
 from lamella.control.backup.backups import LAYER, Backups
-from lamella.control.backup.lookup import find_policy, find_repository
+from lamella.control.backup.lookup import check_layer, find_policy, repository_to_use
 from lamella.control.backup.repositories import Repositories
 from lamella.control.events import record
 from lamella.control.lookup import need_project
@@ -52,8 +52,10 @@ class Policies:
 
         def write(tx: Transaction) -> BackupPolicy:
             need_project(tx, project)
-            repository = find_repository(tx, project, body.repository)
+            repository = repository_to_use(tx, project, body.repository)
             volume = find_volume(tx, project, body.volume) if body.volume else None
+            if volume is None:
+                check_layer(project, repository)
             name = volume.name if volume is not None else LAYER
             spec = PolicySpec(
                 volume=volume.id if volume is not None else "",
