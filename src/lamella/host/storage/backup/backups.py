@@ -61,6 +61,9 @@ class Backups:
         await blocking(tidy)
         await self.keeping.open()
 
+    async def close(self) -> None:
+        await self.keeping.close()
+
     async def _forget(self, request: requests.ForgetBackups, tell: Tell) -> None:
         await self.verifying.forget(request, tell)
         for backup in request.backups:

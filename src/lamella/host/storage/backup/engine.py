@@ -44,8 +44,8 @@ class Engine(Protocol):
         """What of ours is in it, oldest first."""
         ...
 
-    async def present(self, engine_id: str) -> None:
-        """:raise NotFound: when it is not in the repository."""
+    async def size(self, engine_id: str) -> int:
+        """Bytes that its files have. :raise NotFound: when it is not in the repository."""
         ...
 
     async def store(

@@ -51,6 +51,12 @@ class Snapshot(msgspec.Struct):
     tags: list[str] | None = None
 
 
+class Stats(msgspec.Struct):
+    """Of a snapshot."""
+
+    total_size: int
+
+
 class Line(msgspec.Struct):
     """What restic tells while it reads, and at the end."""
 
@@ -90,8 +96,9 @@ class Restic:
                 found.append(Stored(engine_id=item.id, note=note))
         return found
 
-    async def present(self, engine_id: str) -> None:
-        await self._run("cat", "snapshot", engine_id, "--no-lock")
+    async def size(self, engine_id: str) -> int:
+        words = ("stats", "--json", "--mode", "restore-size", engine_id, "--no-lock")
+        return _json(await self._run(*words), Stats).total_size
 
     async def _snapshots(self, *words: str) -> list["Snapshot"]:
         return _json(await self._run("snapshots", "--json", "--no-lock", *words), list[Snapshot] | None) or []

@@ -22,10 +22,13 @@ from lamella.host.storage.parts import Parts
 from lamella.host.storage.requests import Tell
 from lamella.model.backup import BackupNote, BackupSource
 from lamella.model.backup_requests import RestoreBackup
-from lamella.model.errors import Conflict, Corrupt, Invalid, NotFound, Unsupported
-from lamella.model.storage import StoragePhase, Volume, VolumeForm, VolumeStatus
+from lamella.model.errors import Conflict, Corrupt, Invalid, NoRoom, NotFound, Unsupported
+from lamella.model.quantity import format_size
+from lamella.model.storage import Feature, StoragePhase, Volume, VolumeForm, VolumeStatus
 
 _PUNCH = 1 << 30
+# What a pool should have beside the content, for what keeps track of it.
+_MARGIN = 8 << 20
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -44,14 +47,26 @@ class Restoring:
         engine = await self._repositories.engine(request.repository)
         key = await self._key(volume, note, request.passphrase)
         async with self._repositories.lock(request.repository).with_others():
+            # Before anything changes: whatever cannot be brought leaves the volume alone.
+            tell("look", 0, 0, "")
+            await self._check_room(volume, await engine.size(request.backup.status.engine_id))
             if request.fresh or not await self._there(volume):
                 return await self._put_back(engine, request, note, key, tell)
-            # Before anything of it changes: whatever cannot be brought leaves the volume alone.
-            tell("look", 0, 0, "")
-            await engine.present(request.backup.status.engine_id)
             await parts.require_closed(volume, "restored")
             async with self._keeping.kept(volume, tell):
                 return await self._put_back(engine, request, note, key, tell)
+
+    async def _check_room(self, volume: Volume, size: int) -> None:
+        """:raise NoRoom: when *size* bytes more have none in the pool of *volume*."""
+        pool = self._parts.pools.get(volume.spec.pool)
+        if Feature.THIN not in pool.features:
+            return
+        free = (await pool.status()).free
+        if free < size + _MARGIN:
+            raise NoRoom(
+                f"the backup holds {format_size(size)}, and pool {volume.spec.pool} has {format_size(free)} free",
+                hint="make room, or restore to another pool: --as NAME --pool POOL",
+            )
 
     async def _there(self, volume: Volume) -> bool:
         try:
