@@ -10,6 +10,8 @@ from volumes_lab import MIB, VolumesLab, directory_volume, ext4_volume, guest_of
 
 from lamella.host.compute.driver import MountedVolume
 from lamella.host.storage.driver import Layer
+from lamella.host.storage.records import BegunSnapshot
+from lamella.host.storage.snapshots import Snapshots
 from lamella.model.errors import Conflict, DeadlineExceeded, Unsupported
 from lamella.model.instance import Isolation, Phase
 from lamella.model.storage import Snapshot, Volume
@@ -232,3 +234,18 @@ async def test_a_directory_is_snapshotted_while_it_is_shared(lab: VolumesLab) ->
     (mounted.path / "file").write_text("second")
     clone = await lab.create(directory_volume("clone"), source=tree, snapshot=snapshot)
     assert (await lab.attach(clone, "inst_two")).path.joinpath("file").read_text() == "first"
+
+
+async def test_what_a_crash_left_half_taken_and_is_taken_meanwhile_stays(lab: VolumesLab) -> None:
+    volume = await lab.create(new_volume())
+    snapshot, parts = new_snapshot(volume), lab.wing.parts
+    # As a daemon leaves it that died after it had begun.
+    parts.records.snapshots.write(snapshot.id, BegunSnapshot(volumes=[volume]))
+    async with parts.locks.of([volume.id]):
+        taking = asyncio.create_task(lab.take(volume, snapshot=snapshot))
+        await asyncio.sleep(0.1)
+        recovering = asyncio.create_task(Snapshots(parts, lab.wing.attaching.mounts).recover())
+        await asyncio.sleep(0.1)
+    await asyncio.gather(taking, recovering)
+    assert await lab.wing.pool("default").snapshots(volume.id) == [snapshot.id]
+    await lab.drop(snapshot, volume)

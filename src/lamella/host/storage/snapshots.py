@@ -209,13 +209,18 @@ class Snapshots:
 
     async def recover(self) -> None:
         """What a crash left half taken is undone, as far as what it needs is at hand; the rest when it is asked for again."""
-        for id, begun in (await blocking(self._parts.records.snapshots.all, BegunSnapshot)).items():
-            if begun.done is None:
-                try:
-                    async with self._parts.locks.of(volume.id for volume in begun.volumes):
-                        await self._undo(id, begun)
-                except LamellaError as error:
-                    log.warning("snapshot %s is half taken: %s", id, error)
+        records = self._parts.records.snapshots
+        for id, begun in (await blocking(records.all, BegunSnapshot)).items():
+            if begun.done is not None:
+                continue
+            try:
+                async with self._parts.locks.of(volume.id for volume in begun.volumes):
+                    # It may have been asked for again meanwhile, and be taken now.
+                    left = await blocking(records.read, id, BegunSnapshot)
+                    if left is not None and left.done is None:
+                        await self._undo(id, left)
+            except LamellaError as error:
+                log.warning("snapshot %s is half taken: %s", id, error)
 
     async def _undo(self, id: str, begun: BegunSnapshot) -> None:
         """Whatever there is of it goes, wherever it stopped."""
