@@ -173,6 +173,9 @@ async def test_a_policy_moves_what_is_cold_and_brings_back_what_is_hot(layer: La
     with pytest.raises(Conflict, match="same pool"):
         await tiering.set(WHO, "default", "data", TieringPolicy(hot="far", cold="far"))
     await tiering.set(WHO, "default", "data", TieringPolicy(hot="default", cold="far", after=3600))
+    async with asyncio.timeout(WAIT):
+        while "MeasureAccess" not in host.asked:
+            await asyncio.sleep(0.01)
     host.uses[made.id] = VolumeAccess(since=now() - day, last=now(), operations=10)
     assert await tiering.look() == []
     host.uses[made.id] = VolumeAccess(since=now() - day, last=now() - day, operations=10)

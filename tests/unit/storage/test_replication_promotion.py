@@ -2,6 +2,8 @@
 
 import pytest
 
+from lamella.host.storage.driver import Node
+from lamella.host.storage.process.nodes import names, stays_raw
 from lamella.host.storage.replication.guard import refuse
 from lamella.host.storage.replication.journal import Journal
 from lamella.host.storage.replication.promotion import Known, check
@@ -60,21 +62,26 @@ def test_source_and_replica_are_not_taken_apart(mode: ReplicationMode) -> None:
         refuse(DeleteVolume(volume=source), [known])
     refuse(DeleteVolume(volume=other), [known])
     refuse(MeasureVolumes(volumes=[target]), [known])
-    if mode is ReplicationMode.SYNC:
-        with pytest.raises(Conflict, match="snapshotted"):
-            refuse(take, [known])
-    else:
-        refuse(take, [known])
+    refuse(take, [known])
+    refuse(ResizeVolume(volume=source, size=1), [known])
+    with pytest.raises(Conflict, match="replica of data"):
+        refuse(TakeSnapshot(snapshot=snapshot, volumes=[target]), [known])
     known.promoted_at = now()
     refuse(DeleteVolume(volume=source), [known])
     refuse(ResizeVolume(volume=target, size=1), [known])
 
 
 def test_a_write_needs_both_and_a_read_never_comes_from_the_replica() -> None:
-    node = both({"driver": "raw"}, "/run/x/nbd")
+    node = both({"driver": "raw"}, "/run/x/nbd", 1 << 20)
     assert (node["driver"], node["vote-threshold"], node["read-pattern"]) == ("quorum", 2, "fifo")
     assert node["children"][0] == {"driver": "raw"}
-    assert node["children"][1]["reconnect-delay"] > 86400
+    replica = node["children"][1]
+    assert (replica["driver"], replica["size"]) == ("raw", 1 << 20), "both are as large, whatever the replica's file is"
+    assert replica["file"]["reconnect-delay"] > 86400
+    # Its layers are the volume's own, it may be closed and opened like them, and it lets go of nothing.
+    below: Node = {"driver": "qcow2", "file": {"driver": "file", "filename": "/x"}}
+    assert names("vol_1", below) < names("vol_1", both(below, "/run/x/nbd", 1 << 20))
+    assert not stays_raw(both({"driver": "raw", "file": {"driver": "rbd"}}, "/run/x/nbd", 1 << 20))
     served = no_reads(sink(1 << 20))
     assert served["image"] == {"driver": "null-co", "size": 1 << 20}
     assert served["inject-error"][0]["iotype"] == "read"
