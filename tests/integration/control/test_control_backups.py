@@ -384,3 +384,38 @@ async def test_verify_tells_which_backups_are_hit(layer: Layer, host: StorageHos
     assert sound[0].reason == "corrupt"
     with pytest.raises(LamellaError):
         await layer.backup.repositories.verify(WHO, "default", "vault", RepositoryVerify(backups=["absent"]), wait=WAIT)
+
+
+async def test_a_fault_of_one_policy_ends_no_other(
+    layer: Layer, host: StorageHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await repository(layer)
+    for name in ("data", "logs"):
+        await volume(layer, host, name)
+    whole = layer.backup.policies._afterwards
+
+    async def broken(policy: BackupPolicy) -> None:
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr(layer.backup.policies, "_afterwards", broken)
+
+    async def put(name: str) -> None:
+        body = PolicyPut(volume=name, repository="vault", every=3600, keep=Retention(daily=7))
+        await layer.backup.policies.put(WHO, "default", body)
+
+    async def policy(name: str) -> Any:
+        return next(item.status for item in await rows(layer, "policy") if item.name == name)
+
+    await put("data")
+
+    async def told() -> bool:
+        return "a fault of ours" in (await policy("data")).failed
+
+    await until(told)
+    monkeypatch.setattr(layer.backup.policies, "_afterwards", whole)
+    await put("logs")
+
+    async def made() -> bool:
+        return (await policy("logs")).last is not None
+
+    await until(made)

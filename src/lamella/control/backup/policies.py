@@ -94,6 +94,8 @@ class Policies:
                     await self._one(policy)
             except LamellaError as error:
                 log.warning("backup policies: %s", error)
+            except Exception:
+                log.exception("backup policies")
             self._look.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK):
@@ -111,6 +113,9 @@ class Policies:
                 await self._afterwards(policy)
         except LamellaError as error:
             failed = error.message
+        except Exception as error:
+            log.exception("backup policy %s", policy.name)
+            failed = f"{type(error).__name__}: {error}"
         await self._store.write(lambda tx: _ran(tx, policy.id, failed))
 
     async def _afterwards(self, policy: BackupPolicy) -> None:
