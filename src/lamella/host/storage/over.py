@@ -202,6 +202,9 @@ class MountedDirectory:
     async def merged(self, id: str, snapshot: str) -> None:
         await self.inner.merged(id, snapshot)
 
+    async def tidy(self, id: str) -> bool:
+        return await self.inner.tidy(id)
+
 
 def _leave(point: Path) -> None:
     try:
