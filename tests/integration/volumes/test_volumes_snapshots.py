@@ -12,7 +12,7 @@ from lamella.host.compute.driver import MountedVolume
 from lamella.host.storage.driver import Layer
 from lamella.host.storage.records import BegunSnapshot
 from lamella.host.storage.snapshots import Snapshots
-from lamella.model.errors import Conflict, DeadlineExceeded, Unsupported
+from lamella.model.errors import Conflict, DeadlineExceeded, NoRoom, NotFound, Unsupported
 from lamella.model.instance import Isolation, Phase
 from lamella.model.storage import Snapshot, Volume
 
@@ -249,3 +249,44 @@ async def test_what_a_crash_left_half_taken_and_is_taken_meanwhile_stays(lab: Vo
     await asyncio.gather(taking, recovering)
     assert await lab.wing.pool("default").snapshots(volume.id) == [snapshot.id]
     await lab.drop(snapshot, volume)
+
+
+@pytest.mark.parametrize("why", ["gone", "refused"])
+async def test_of_several_volumes_that_go_back_all_do_or_none(
+    lab: VolumesLab, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    one, two = sorted([await lab.create(new_volume(name)) for name in ("one", "two")], key=lambda made: made.id)
+    pool = lab.wing.pool("default")
+    snapshot = await lab.take(one, two)
+    for volume in (one, two):
+        mounted = await lab.attach(volume, "inst_one", Isolation.VM)
+        async with guest_of(mounted.path) as guest:
+            await guest.write(b"newer")
+        await lab.wing.detach("inst_one")
+    if why == "gone":
+        await pool.drop(two.id, snapshot.id)
+    else:
+        restore = pool.restore
+
+        async def refused(id: str, kept: str) -> None:
+            if (id, kept) == (two.id, snapshot.id):
+                raise NoRoom("pool default is full")
+            await restore(id, kept)
+
+        monkeypatch.setattr(pool, "restore", refused)
+    with pytest.raises((NotFound, NoRoom)):
+        await lab.restore(snapshot, one, two)
+    assert await _begins(lab, one) == await _begins(lab, two) == b"newer"
+    monkeypatch.undo()
+    if why == "refused":
+        await lab.restore(snapshot, one, two)
+        assert await _begins(lab, one) == await _begins(lab, two) == bytes(5)
+        assert await pool.snapshots(one.id) == await pool.snapshots(two.id) == [snapshot.id]
+
+
+async def _begins(lab: VolumesLab, volume: Volume) -> bytes:
+    mounted = await lab.attach(volume, "inst_reader", Isolation.VM)
+    async with guest_of(mounted.path) as guest:
+        found = await guest.read(5)
+    await lab.wing.detach("inst_reader")
+    return found

@@ -10,6 +10,7 @@ from lamella.host.storage.backup.mounting import Mounting, end_leftovers
 from lamella.host.storage.backup.repositories import Repositories
 from lamella.host.storage.backup.restoring import Restoring
 from lamella.host.storage.backup.storing import Storing
+from lamella.host.storage.backup.together import Together
 from lamella.host.storage.backup.verifying import Verifying
 from lamella.host.storage.parts import Parts
 from lamella.host.storage.requests import Tell
@@ -25,6 +26,7 @@ class Backups:
         self.repositories = Repositories(parts.home, parts.stacks.keys)
         self.storing = Storing(parts, self.repositories)
         self.keeping = Keeping(parts, snapshots)
+        Together(parts, snapshots, self.keeping)
         self.restoring = Restoring(parts, self.repositories, self.keeping)
         self.verifying = Verifying(parts.home, self.repositories)
         self.mounting = Mounting(parts, self.repositories)
