@@ -164,21 +164,6 @@ async def test_snapshots_of_an_open_volume_and_their_merging(pool: DirectoryDriv
     await again.close()
 
 
-async def test_a_layer_that_nobody_went_over_to_is_given_up(pool: DirectoryDriver, id: str, daemon: Daemon) -> None:
-    snapshot = new_id("snapshot")
-    daemon.io("write -P 1 0 1M", "flush")
-    layer = await pool.begin_layer(id, snapshot)
-    for _ in range(2):
-        await pool.abandon_layer(id, snapshot)
-    assert await pool.snapshots(id) == [] and not layer.path.exists()
-    daemon.switch(await pool.begin_layer(id, snapshot))
-    daemon.io("write -P 2 0 64k", "flush")
-    daemon.close()
-    with pytest.raises(Conflict, match="not empty"):
-        await pool.abandon_layer(id, snapshot)
-    io(await pool.node(id, snapshot), "read -P 1 0 1M")
-
-
 async def test_what_is_open_is_neither_restored_nor_resized(pool: DirectoryDriver, id: str, daemon: Daemon) -> None:
     snapshot = new_id("snapshot")
     daemon.switch(await pool.begin_layer(id, snapshot))

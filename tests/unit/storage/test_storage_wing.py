@@ -128,15 +128,6 @@ def test_the_table_outlives_the_daemon_and_not_the_machine(
     assert Records(home).open.all(OpenVolume) == {}
 
 
-def test_a_torn_record_is_none(home: Home) -> None:
-    records, id = Records(home), new_id("volume")
-    records.open.write(id, OpenVolume(volume=volume(), way="file", users={}, boot=""))
-    file = home.state / "storage" / "open" / f"{id}.json"
-    file.write_bytes(file.read_bytes()[:-5])
-    assert records.open.read(id, OpenVolume) is None
-    assert records.open.all(OpenVolume) == {}
-
-
 async def test_locks_of_several_volumes_never_wait_for_each_other_in_a_ring() -> None:
     locks, order = Locks(), list[str]()
 

@@ -15,6 +15,7 @@ from lamella.control.storage.lookup import find_volume
 from lamella.model.errors import Conflict, NoRoom, Unsupported
 from lamella.model.host import Host
 from lamella.model.instance import Instance, InstanceSpec
+from lamella.model.operation import Operation
 from lamella.model.storage import Feature, Pool, StoragePhase, Volume, VolumeForm, VolumeMount
 from lamella.store.store import Transaction
 
@@ -74,6 +75,13 @@ def check_idle(tx: Transaction, volume: Volume) -> None:
             f"volume {volume.name} is busy: {operation.spec.verb} goes on",
             hint=f"lamella operation show {operation.id}",
         )
+
+
+def free(tx: Transaction, operation: Operation) -> None:
+    """Whatever *operation* had to itself is free again."""
+    for id, holder in tx.claims(BUSY).items():
+        if holder == operation.id:
+            tx.release(BUSY, id, holder)
 
 
 def _shared(tx: Transaction, volume: Volume) -> bool:

@@ -54,8 +54,3 @@ def held(snapshot: Snapshot) -> list[str]:
     """Ids of the volumes that *snapshot* is of."""
     spec = snapshot.spec
     return spec.volumes or ([spec.volume] if spec.volume is not None else [])
-
-
-def clones_of(tx: Transaction, snapshot: Snapshot) -> list[Volume]:
-    """Volumes that began as *snapshot*."""
-    return [volume for volume in tx.list("volume") if volume.spec.source == snapshot.id]

@@ -5,7 +5,7 @@ from typing import Any
 from lamella.control.events import record
 from lamella.control.lookup import find_instance, need_project
 from lamella.control.storage.asking import Hosts, Tell, ask
-from lamella.control.storage.attaching import BUSY, check_idle, check_usable, users
+from lamella.control.storage.attaching import BUSY, check_idle, check_usable, free, users
 from lamella.control.storage.conditions import READY, drop, of, put
 from lamella.control.storage.keeper import Keeper
 from lamella.control.storage.lookup import find_snapshot, find_volume, held
@@ -36,7 +36,7 @@ class Snapshots:
         self._operations = operations
         self._hosts = hosts
         keeper.know("snapshot", self._take, _failed)
-        operations.add("restore", self._restore, again=True, ended=_free)
+        operations.add("restore", self._restore, again=True, ended=free)
 
     async def create(
         self, who: Principal, project: str, body: SnapshotCreate, *, wait: float, idempotency_key: str | None = None
@@ -220,12 +220,6 @@ def _restored(tx: Transaction, snapshot: Snapshot) -> None:
             volume = tx.update(volume)
         record(tx, volume, "volume.restored", f"volume {volume.name} is what it was: {snapshot.name}")
 
-
-def _free(tx: Transaction, operation: Operation) -> None:
-    """Whatever *operation* had to itself is free again."""
-    for id, holder in tx.claims(BUSY).items():
-        if holder == operation.id:
-            tx.release(BUSY, id, holder)
 
 
 def _failed(tx: Transaction, row: Any, step: Step, error: LamellaError) -> None:

@@ -9,7 +9,7 @@ import msgspec
 from lamella.control.events import record
 from lamella.control.lookup import need_project
 from lamella.control.storage.asking import Hosts, Lost, ask
-from lamella.control.storage.attaching import BUSY, check_usable
+from lamella.control.storage.attaching import BUSY, check_usable, free
 from lamella.control.storage.fitting import settled_spec
 from lamella.control.storage.lookup import find_pool, find_snapshot, find_volume, held
 from lamella.control.storage.operations import Job, Operations
@@ -37,7 +37,7 @@ class Transferring:
         self._operations = operations
         self._hosts = hosts
         operations.add("import volume", self._import, again=True)
-        operations.add("move", self._move, again=True, ended=_free)
+        operations.add("move", self._move, again=True, ended=free)
 
     # --- in
 
@@ -220,9 +220,3 @@ def _find(tx: Transaction, project: str, name: str) -> tuple[Volume, str]:
     if found is None:
         raise Conflict(f"the volume of snapshot {name} is gone")
     return found, snapshot.id
-
-
-def _free(tx: Transaction, operation: Operation) -> None:
-    for id, holder in tx.claims(BUSY).items():
-        if holder == operation.id:
-            tx.release(BUSY, id, holder)

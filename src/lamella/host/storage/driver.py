@@ -191,10 +191,6 @@ class Layered(Protocol):
         With an empty *snapshot* nothing is kept: what was written till now becomes an inner layer, which can be merged then."""
         ...
 
-    async def abandon_layer(self, id: str, snapshot: str) -> None:
-        """The one who has it open could not be told: the snapshot never was. The layer is still empty."""
-        ...
-
     async def chain(self, id: str) -> list[Layer]:
         """All layers, the one that is written first; without the image's disk at the bottom."""
         ...

@@ -46,9 +46,7 @@ class OpenTable:
     def all(self) -> dict[str, OpenVolume]:
         return dict(self._open)
 
-    def enter(
-        self, volume: Volume, way: str, user: str, *, read_only: bool, socket_owner: int | None = None
-    ) -> OpenVolume:
+    def enter(self, volume: Volume, way: str, user: str, *, read_only: bool) -> OpenVolume:
         """Write down that *user* has it open.
 
         :raise Conflict: when a block volume is open for somebody else and one of them writes, or in another way.
@@ -75,7 +73,6 @@ class OpenTable:
             way=way,
             users={**others, user: read_only},
             boot=self._boot,
-            socket_owner=socket_owner,
         )
         self._records.open.write(volume.id, record)
         self._open[volume.id] = record

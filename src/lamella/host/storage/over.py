@@ -190,9 +190,6 @@ class MountedDirectory:
     async def begin_layer(self, id: str, snapshot: str) -> Layer:
         return await self.inner.begin_layer(id, snapshot)
 
-    async def abandon_layer(self, id: str, snapshot: str) -> None:
-        await self.inner.abandon_layer(id, snapshot)
-
     async def chain(self, id: str) -> list[Layer]:
         return await self.inner.chain(id)
 

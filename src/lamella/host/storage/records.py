@@ -47,7 +47,6 @@ class OpenVolume(msgspec.Struct, kw_only=True):
     way: str
     users: dict[str, bool]
     boot: str
-    socket_owner: int | None = None
 
     @property
     def read_only(self) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 
 from lamella.host.compute.driver import Home, MountedVolume
@@ -29,17 +29,14 @@ from lamella.host.storage.requests import Requests
 from lamella.host.storage.snapshots import Snapshots
 from lamella.host.storage.stacks import Stacks
 from lamella.host.storage.wing import Attachment, Heard, Writers
-from lamella.model.errors import LamellaError, Unsupported
+from lamella.model.errors import LamellaError
 from lamella.model.host import Capability
 from lamella.model.storage import Pool, PoolStatus, Volume
 from lamella.model.storage_requests import AnyStorageRequest, StorageProgress
 
-__all__ = ["Exporter", "MakePool", "Volumes"]
+__all__ = ["MakePool", "Volumes"]
 
 log = logging.getLogger("lamella.host.storage")
-
-# A volume, one of its snapshots (or ""), and a format of qemu-img: its content, piece by piece.
-Exporter = Callable[[Volume, str, str], AsyncIterator[bytes]]
 
 
 class Volumes:
@@ -70,7 +67,6 @@ class Volumes:
         self._healing = Healing(self.parts, self.attaching)
         self._guard = Guard(self.parts, self._healing.roomy)
         self._backups = Backups(self.parts, self._snapshots)
-        self._exporter: Exporter | None = self.carrying.transfer.export
         self._tasks: set[asyncio.Task[None]] = set()
         self.parts.daemon.on_event(self._daemon_said)
 
@@ -110,10 +106,6 @@ class Volumes:
 
     def on_event(self, heard: Heard) -> None:
         self.parts.heard = heard
-
-    def use_exporter(self, exporter: Exporter) -> None:
-        """What :meth:`export` answers with."""
-        self._exporter = exporter
 
     async def use_pools(self, pools: list[Pool]) -> None:
         await self.parts.pools.use_all(pools)
@@ -166,9 +158,7 @@ class Volumes:
         return self.parts.requests.answer(request)
 
     async def export(self, volume: Volume, snapshot: str, format: str) -> AsyncIterator[bytes]:
-        if self._exporter is None:
-            raise Unsupported("this host cannot export volumes")
-        async for piece in self._exporter(volume, snapshot, format):
+        async for piece in self.carrying.transfer.export(volume, snapshot, format):
             yield piece
 
     async def root(self, volume: Volume) -> VolumeHandle:

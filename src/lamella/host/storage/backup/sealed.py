@@ -35,7 +35,8 @@ def unseal(repository: str, key: bytes, text: str) -> Credentials:
         return msgspec.json.decode(plain, type=Credentials)
     except (ValueError, InvalidTag, msgspec.DecodeError):
         raise Corrupt(
-            "the repository's credentials cannot be unsealed", hint="give them anew: lamella backup repository set"
+            "the repository's credentials cannot be unsealed",
+            hint="forget the repository (lamella backup repository rm NAME --force), and open it again with its recovery key",
         ) from None
 
 

@@ -11,9 +11,9 @@ from lamella.host.linux.blocking import blocking
 from lamella.host.storage.backup.engine import Engine
 from lamella.host.storage.backup.repositories import Repositories
 from lamella.host.storage.requests import Tell
-from lamella.model.backup import Backup, Repository
+from lamella.model.backup import Backup
 from lamella.model.backup_requests import ForgetBackups, Verified, VerifyBackups
-from lamella.model.errors import Corrupt, NotFound, Unavailable
+from lamella.model.errors import Corrupt, NotFound
 from lamella.model.storage_report import Report, StorageFinding
 
 # Errors of restic that come of what is broken in it, and not of what is in the way.
@@ -100,15 +100,6 @@ class Verifying:
             tell("prune", 0, 0, "")
             async with lock.alone():
                 await engine.prune()
-
-
-async def reachable(repositories: Repositories, repository: Repository) -> str:
-    """Why it cannot be worked with now; empty when it can."""
-    try:
-        await (await repositories.engine(repository)).identify()
-    except (Unavailable, NotFound) as error:
-        return error.message
-    return ""
 
 
 def _fresh(place: Path) -> None:

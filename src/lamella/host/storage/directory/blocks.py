@@ -151,23 +151,6 @@ class Blocks:
         await self._write(id, record, made)
         return Layer(path=place / layer.name, format="qcow2")
 
-    async def abandon(self, id: str, snapshot: str) -> None:
-        """Take back :meth:`begin`, whose layer nobody has written to."""
-        record = self._ground.read(id)
-        chain = records.line(record, record.top)
-        taken = record.snapshot(snapshot) if snapshot else None
-        if len(chain) < 2 or (snapshot and (taken is None or taken.layer != chain[1].name)):
-            return
-        if self._clones(id).get(chain[1].name):
-            raise Conflict(f"a volume stands on snapshot {snapshot} already", hint="delete it first")
-        layers, base = await asyncio.to_thread(self.layers, id, record)
-        has = await qemu_img.mapped(qemu_img.node(layers, base.path if base else None, read_only=True))
-        if any(extent.present and extent.depth == 0 for extent in has):
-            raise Conflict(f"the layer that volume {id} is written to is not empty any more", hint="keep the snapshot")
-        kept = [found for found in record.snapshots if found.id != snapshot]
-        made = replace(record, top=chain[1].name, snapshots=kept)
-        await self._write(id, record, records.pruned(made, self._clones(id)))
-
     async def restore(self, id: str, snapshot: str) -> None:
         record = self._ground.read(id)
         taken = self.taken(id, record, snapshot)

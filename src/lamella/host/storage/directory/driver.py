@@ -68,11 +68,6 @@ class DirectoryDriver(FilePool):
             with self.ground.room(f"begin a layer of volume {id}"):
                 return await self.blocks.begin(id, snapshot)
 
-    async def abandon_layer(self, id: str, snapshot: str) -> None:
-        """:raise Conflict: when the layer is not empty any more."""
-        async with self.held(id):
-            await self.blocks.abandon(id, snapshot)
-
     async def chain(self, id: str) -> list[Layer]:
         record = await asyncio.to_thread(self.block, id)
         return (await asyncio.to_thread(self.blocks.layers, id, record))[0]

@@ -52,8 +52,6 @@ class Journal(msgspec.Struct, kw_only=True):
     degraded_why: str = ""
     size: int = 0
     promoted_at: datetime | None = None
-    failed: str = ""
-    failed_hint: str = ""
 
     def remember(self, at: datetime, oldest: float) -> None:
         """Keep what the last day was like; of more cycles than can be kept, the worst of each pair."""
