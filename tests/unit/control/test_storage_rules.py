@@ -158,14 +158,16 @@ def test_a_condition_keeps_its_time_while_it_says_the_same() -> None:
     assert drop(other, "Space") == []
 
 
-def test_a_measurement_takes_nothing_back() -> None:
+def test_a_measurement_takes_back_only_what_is_over() -> None:
     pool = a_pool()
     pool.status.conditions = put([], Condition(type="Space", status=False, reason="low"))
-    seen = PoolStatus(capacity=5, free=4, conditions=[Condition(type="SizeEnforced", status=False, reason="x")])
-    after = measured(pool, seen)
-    assert (after.capacity, [item.type for item in after.conditions]) == (5, ["SizeEnforced", "Space"])
+    unsized = Condition(type="SizeEnforced", status=False, reason="x")
+    short = measured(pool, PoolStatus(capacity=100, free=1, conditions=[unsized]))
+    assert (short.capacity, [item.type for item in short.conditions]) == (100, ["SizeEnforced", "Space"])
+    roomy = measured(pool, PoolStatus(capacity=100, free=80, conditions=[unsized]))
+    assert [item.type for item in roomy.conditions] == ["SizeEnforced"]
     pool.status.phase = StoragePhase.DELETING
-    assert measured(pool, seen).phase is StoragePhase.DELETING
+    assert measured(pool, roomy).phase is StoragePhase.DELETING
 
 
 def test_a_contract_does_not_promise_what_nothing_enforces() -> None:
