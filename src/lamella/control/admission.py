@@ -216,11 +216,14 @@ def _add_disks(made: Admitted, image: Image, decide: Decide) -> None:
 def _add_ports(made: Admitted, networks: Sequence[Network], taken: Taken, decide: Decide) -> None:
     instance, spec, status = made.instance, made.instance.spec, made.instance.status
     ours: set[str] = set()
+    # What one NIC asks for by name, no other is given by chance.
+    named = {nic.address for nic in spec.nics if nic.address}
     for number, (nic, network) in enumerate(zip(spec.nics, networks, strict=True)):
         others = taken.addresses.get(network.id, frozenset[str]())
-        port = new_port(instance, str(number), network, nic.publish, {*others, *ours} if ours else others)
+        mine = ours if nic.address else ours | named
+        port = new_port(instance, str(number), network, nic, {*others, *mine} if mine else others)
         ours.add(port.spec.address.partition("/")[0])
-        decide("address", port.spec.address, f"free in network {network.name}")
+        decide("address", port.spec.address, f"{'asked for' if nic.address else 'free'} in network {network.name}")
         if number == 0:
             made.port = port
             status.port, status.mac = port.id, port.spec.mac

@@ -82,7 +82,7 @@ def change_devices(tx: Transaction, instance: Instance, wanted: InstanceSpec) ->
         if nic.name in change.nics_added:
             network = network_named(tx, instance.project, nic.network)
             taken = tx.claims(f"address:{network.id}")
-            port = new_port(instance, nic.name or "", network, [], taken)
+            port = new_port(instance, nic.name or "", network, nic, taken)
             port.name = port.id.replace("_", "-")
             insert_port(tx, port)
             status.ports[nic.name or ""] = port.id

@@ -40,6 +40,7 @@ def desired_network(network: Network) -> DesiredNetwork:
         subnet=network.spec.subnet,
         gateway=network.status.gateway,
         mtu=network.spec.mtu,
+        isolated=network.spec.isolated,
     )
 
 

@@ -12,12 +12,13 @@ from lamella.host.compute.driver import Home
 from lamella.host.network import attach, plan, resolvers, rtnetlink, state
 from lamella.host.network.driver import Attachment, DesiredNetwork, DesiredPort
 from lamella.host.network.fabric import Fabric, rules_refused
-from lamella.host.network.names import PORT_PREFIX, bridge_name, port_name
+from lamella.host.network.names import BRIDGE_PREFIX, PORT_PREFIX, bridge_name, port_name
 from lamella.host.network.namespace import Seat
 from lamella.host.network.plan import Element
 from lamella.host.network.publishing import Publisher
-from lamella.model.errors import Conflict, NotFound, Unavailable
+from lamella.model.errors import NotFound, Unavailable
 from lamella.model.host import Capability
+from lamella.model.ids import is_id
 from lamella.model.instance import Publish
 
 
@@ -35,6 +36,7 @@ class BridgeDriver:
         self._fabric = Fabric(home, netns)
         self._publisher = Publisher(self._fabric)
         self._known: dict[str, Element] = {}
+        self._isolated: dict[str, Element] = {}
 
     async def open(self) -> list[Capability]:
         """Make the uplink and the rules, or find them with what ports there are; then look for what stands in the way.
@@ -44,6 +46,7 @@ class BridgeDriver:
         await self._fabric.open()
         host, layer = await self._fabric.elements()
         self._known = {element.owner: element for element in state.known(layer)}
+        self._isolated = {element.owner: element for element in state.isolated(layer)}
         await self._publisher.recall(state.forwards(host, layer))
         return await self.findings()
 
@@ -63,22 +66,44 @@ class BridgeDriver:
     # --- networks
 
     async def ensure_network(self, network: DesiredNetwork) -> None:
-        """Its bridge, with the gateway's address.
+        """Its bridge, with the gateway's address; and whether its instances may go out.
 
         :raise Conflict: when its subnet overlaps another network's or the uplink's.
         """
         if self.networks.get(network.id) != network:
             plan.check_subnet(network, self.networks.values(), self._fabric.transfer)
+        await self._confine(network.id, plan.isolated(network))
         await self._fabric.in_layer(f"make network {network.name}", lambda seat: attach.ensure_bridge(seat, network))
         self.networks[network.id] = network
 
-    async def delete_network(self, id: str) -> None:
-        """Remove its bridge. :raise Conflict: while ports are on it."""
-        used = sorted(port.id for port in self.ports.values() if port.network == id)
-        if used:
-            raise Conflict(f"network {id} is in use by port {used[0]}", hint="remove its instances first")
-        await self._fabric.sweep(bridge_name(id))
-        self.networks.pop(id, None)
+    async def _confine(self, id: str, wanted: Element | None) -> None:
+        """Have *wanted* and nothing else keep the network's instances in."""
+        old = self._isolated.pop(id, None)
+        if wanted is not None:
+            self._isolated[id] = wanted
+        if old == wanted:
+            return
+        table, change = self._fabric.table, plan.remove if wanted is None else plan.add
+        try:
+            await self._fabric.change_layer(change(table, [element for element in (wanted or old,) if element]))
+        except Unavailable as error:
+            if not rules_refused(error):
+                raise
+            await self._restore()
+
+    async def keep_networks(self, ids: set[str]) -> None:
+        """Remove every network of ours but those with these *ids*, and those that ports are on; what somebody else named so stays."""
+
+        def look(seat: Seat) -> set[str]:
+            links = list(seat.route.links())
+            used = {link.master for link in links}
+            return {link.alias for link in links if link.name.startswith(BRIDGE_PREFIX) and link.index not in used}
+
+        for id in await self._fabric.in_layer("look for networks", look) - ids:
+            if is_id(id):
+                await self._confine(id, None)
+                await self._fabric.sweep(bridge_name(id))
+                self.networks.pop(id, None)
 
     # --- ports
 
@@ -167,8 +192,9 @@ class BridgeDriver:
         owners = {
             owner
             for containers in await self._fabric.elements()
-            for elements in containers.values()
+            for name, elements in containers.items()
             for owner, _, _ in elements
+            if name != "isolated"
         }
         return (labels | owners) - {""}
 
@@ -186,9 +212,11 @@ class BridgeDriver:
 
     async def repair(self, networks: Iterable[DesiredNetwork], ports: Iterable[DesiredPort]) -> None:
         """Put everything in force again, whatever somebody did to links and rules; other ports go from the rules."""
+        networks = list(networks)
         self.networks = {network.id: network for network in networks}
         self.ports = {port.id: port for port in ports}
         self._known = {port.id: plan.known(port) for port in self.ports.values()}
+        self._isolated = {network.id: kept for network in networks if (kept := plan.isolated(network)) is not None}
         self._publisher.forget(set(self.ports))
         await self._restore()
         await self._fabric.in_layer("repair links", self._relink)
@@ -209,11 +237,11 @@ class BridgeDriver:
         await self._fabric.teardown()
         self._publisher.close()
         self._publisher.forwards = []
-        self.networks, self.ports, self._known = {}, {}, {}
+        self.networks, self.ports, self._known, self._isolated = {}, {}, {}, {}
 
     async def _restore(self) -> None:
         layer, host = self._publisher.elements()
-        await self._fabric.restore([*self._known.values(), *layer], host)
+        await self._fabric.restore([*self._known.values(), *self._isolated.values(), *layer], host)
 
     def _network(self, port: DesiredPort) -> DesiredNetwork:
         network = self.networks.get(port.network)

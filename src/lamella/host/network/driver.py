@@ -31,6 +31,7 @@ class DesiredNetwork(msgspec.Struct, kw_only=True, frozen=True):
     subnet: str
     gateway: str
     mtu: int
+    isolated: bool = False
 
 
 class DesiredPort(msgspec.Struct, kw_only=True, frozen=True):
@@ -54,7 +55,9 @@ class NetworkDriver(Protocol):
 
     async def ensure_network(self, network: DesiredNetwork) -> None: ...
 
-    async def delete_network(self, id: str) -> None: ...
+    async def keep_networks(self, ids: set[str]) -> None:
+        """Remove every network of ours but these and those that ports are on."""
+        ...
 
     async def attach_namespace(self, port: DesiredPort, netns: Path) -> Attachment:
         """Join the network namespace at *netns* (an nsfs path): a veth, its address, default route and loopback set up inside."""

@@ -5,6 +5,7 @@ namespace, of two tables that bear the mark:
 
     bridge   set known       link . MAC . IP of every port: whatever else comes in from an instance is dropped
     ip       map inbound     protocol . port at the uplink -> address . port of an instance
+             set isolated    links of the networks that nothing goes out of
 
 and in the host's, of one:
 
@@ -20,7 +21,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import msgspec
 
 from lamella.host.network.driver import DesiredNetwork, DesiredPort
-from lamella.host.network.names import port_name
+from lamella.host.network.names import bridge_name, port_name
 from lamella.model.errors import Conflict, Invalid, NoRoom, Unsupported
 from lamella.model.host import Capability
 from lamella.model.ids import is_id
@@ -105,6 +106,13 @@ def known(port: DesiredPort) -> Element:
     )
 
 
+def isolated(network: DesiredNetwork) -> Element | None:
+    """What keeps the network's instances in; ``None`` when they may go out."""
+    if not network.isolated:
+        return None
+    return Element(family="ip", container="isolated", key=f'"{bridge_name(network.id)}"', owner=network.id)
+
+
 def host_element(forward: Forward, between: Transfer) -> Element:
     protocol = PROTOCOLS[forward.protocol]
     key = f"{protocol} . {forward.host_port}"
@@ -151,7 +159,7 @@ def flush(table: str, containers: Iterable[tuple[str, str, str]]) -> Iterator[st
 
 
 HOST_CONTAINERS = (("ip", "map", "specific"), ("ip", "map", "wildcard"))
-LAYER_CONTAINERS = (("bridge", "set", "known"), ("ip", "map", "inbound"))
+LAYER_CONTAINERS = (("bridge", "set", "known"), ("ip", "map", "inbound"), ("ip", "set", "isolated"))
 
 
 def check_subnet(network: DesiredNetwork, others: Iterable[DesiredNetwork], between: Transfer) -> None:

@@ -17,7 +17,7 @@ class _Tuple(msgspec.Struct):
 
 
 class _Inner(msgspec.Struct):
-    val: _Tuple
+    val: _Tuple | str
     comment: str = ""
 
 
@@ -47,7 +47,10 @@ def entries(nft: Nft, table: str, containers: Iterable[tuple[str, str, str]]) ->
 
 def _entry(element: _Key | tuple[_Key, _Tuple]) -> Entry:
     key, value = element if isinstance(element, tuple) else (element, _Tuple())
-    owner, words = (key.elem.comment, key.elem.val.concat) if key.elem is not None else ("", key.concat)
+    owner, words = "", key.concat
+    if key.elem is not None:
+        owner, inner = key.elem.comment, key.elem.val
+        words = [inner] if isinstance(inner, str) else inner.concat
     return owner, [str(word) for word in words], [str(word) for word in value.concat]
 
 
@@ -79,4 +82,12 @@ def known(layer: dict[str, list[Entry]]) -> list[Element]:
     return [
         Element(family="bridge", container="known", key=f'"{link}" . {mac} . {address}', owner=owner)
         for owner, (link, mac, address), _ in layer.get("known", [])
+    ]
+
+
+def isolated(layer: dict[str, list[Entry]]) -> list[Element]:
+    """The elements that keep networks' instances in, as ``plan.isolated`` writes them."""
+    return [
+        Element(family="ip", container="isolated", key=f'"{link}"', owner=owner)
+        for owner, (link,), _ in layer.get("isolated", [])
     ]
