@@ -20,7 +20,8 @@ class Wishes(TypedDict, total=False):
     """What may be said of an instance beside its image.
 
     ``cpu`` is cores (1.5, ``"250m"``), ``memory`` and ``disk`` bytes or ``"512MiB"``, ``stop_timeout`` seconds or ``"10s"``,
-    ``network`` a network's name or ``"none"``, ``address`` the one to have there, ``publish`` as ``docker run -p`` has it, ``restart`` as ``--restart``.
+    ``network`` a network's name or ``"none"``, ``address`` the one to have there, ``publish`` as ``docker run -p`` has it,
+    ``restart`` as ``--restart``.
 
     Of a full machine: ``disks`` are sizes by name, or sizes alone (``disk1``, ``disk2`` …); ``networks`` those of further NICs;
     ``cdroms`` names of images; ``certificates`` PEM texts; ``ssh_keys`` public keys; ``seed`` false gives cloud-init nothing.
