@@ -17,6 +17,7 @@ from lamella.api.route import AnyRoute, Route, Success
 from lamella.api.routes import (
     backups,
     files,
+    firewalls,
     images,
     instances,
     machines,
@@ -56,6 +57,7 @@ def all_routes() -> list[AnyRoute]:
         *machines.ROUTES,
         *images.ROUTES,
         *networks.ROUTES,
+        *firewalls.ROUTES,
         *pools.ROUTES,
         *volumes.ROUTES,
         *transfers.ROUTES,

@@ -123,12 +123,16 @@ def _ports(options: "Options") -> int:
     wanted = session.get("network", options.network).text("id") if options.network else ""
     found = [port for port in session.find("port")[0] if wanted in ("", port.text("spec", "network"))]
     networks = {**_names(_default(options), "network"), **_names(session, "network")}
-    owners = _names(session, "instance")
+    owners, guards = _names(session, "instance"), _names(session, "firewall")
     columns: list[Column] = [
         ("INSTANCE", lambda item: owners.get(item.text("spec", "owner"), item.text("spec", "owner"))),
         ("NETWORK", lambda item: networks.get(item.text("spec", "network"), item.text("spec", "network"))),
         ("ADDRESS", lambda item: item.text("spec", "address")),
         ("MAC", lambda item: item.text("spec", "mac")),
+        (
+            "FIREWALLS",
+            lambda item: ", ".join(guards.get(each.string, each.string) for each in item.each("spec", "firewalls")),
+        ),
         ("PUBLISHED", _published),
         NAME,
     ]

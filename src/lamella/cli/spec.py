@@ -160,8 +160,11 @@ def instance(options: "Options") -> "Json":
     published = [publish(text) for text in options.publish]
     if options.network == "none" and published:
         raise _invalid("a port cannot be published without a network", "leave out --network none, or -p", "publish")
-    if options.network == "none" and options.address:
-        raise _invalid("there is no address without a network", "leave out --network none, or --address", "address")
+    for option, given in (("address", options.address), ("firewall", options.firewall)):
+        if options.network == "none" and given:
+            raise _invalid(
+                f"there is no {option} without a network", f"leave out --network none, or --{option}", option
+            )
     if options.network == "none" and options.nic:
         raise _invalid("--network none and --nic contradict each other", "leave one of them out", "nic")
     spec |= {
@@ -169,7 +172,12 @@ def instance(options: "Options") -> "Json":
         "nics": []
         if options.network == "none"
         else [
-            {"network": options.network, "address": options.address, "publish": published},
+            {
+                "network": options.network,
+                "address": options.address,
+                "publish": published,
+                "firewalls": options.firewall,
+            },
             *({"network": network} for network in options.nic),
         ],
         "restart": policy,

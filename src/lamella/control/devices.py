@@ -1,7 +1,7 @@
 """Disks and NICs of an instance beside the first: the rows they are, and what a changed spec adds and takes away. Pure."""
 
 import zlib
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from ipaddress import IPv4Network
 
 import msgspec
@@ -33,15 +33,19 @@ def new_volume(instance: Instance, name: str, form: VolumeForm, size: int) -> Vo
     )
 
 
-def new_port(instance: Instance, name: str, network: Network, nic: Nic, taken: Container[str]) -> Port:
-    """A place on *network* for *instance*, with the address that *nic* asks for, or one that is not *taken*.
+def new_port(
+    instance: Instance, name: str, network: Network, nic: Nic, taken: Container[str], firewalls: Sequence[str] = ()
+) -> Port:
+    """A place on *network* for *instance*, with the address that *nic* asks for, or one that is not *taken*. *firewalls* are ids.
 
     :raise NoRoom: when there is none. :raise Invalid: when the asked one is no instance's. :raise Conflict: when it is taken.
     """
     port: Port = new_resource(
         "port",
         f"{instance.id.replace('_', '-')}-{name}",
-        PortSpec(network=network.id, address="", mac="", owner=instance.id, publish=nic.publish),
+        PortSpec(
+            network=network.id, address="", mac="", owner=instance.id, publish=nic.publish, firewalls=list(firewalls)
+        ),
         PortStatus(host=instance.status.host),
         project=instance.project,
     )

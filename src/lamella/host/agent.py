@@ -25,6 +25,7 @@ from lamella.model.board import DesktopTicket, Input
 from lamella.model.contract import Mechanism
 from lamella.model.errors import Invalid, LamellaError, NotFound, Unavailable, Unsupported
 from lamella.model.files import FileInfo
+from lamella.model.firewall import FirewallSpec
 from lamella.model.host import Capability, HostStatus
 from lamella.model.ids import is_id
 from lamella.model.image import ImageStatus
@@ -60,6 +61,7 @@ class Agent:
         self.home = home
         self.name = name
         self.network = network
+        self._firewalls: dict[str, FirewallSpec] = {}
         self.library = library
         self._address = address
         self._drivers = {level: make(self._changed) for level, make in drivers.items()}
@@ -155,6 +157,7 @@ class Agent:
         assert self._reporter is not None
         await self.storage_wing.use_pools(news.pools)
         await self._use_networks(news.networks)
+        await self._use_firewalls(news)
         for assignment in news.instances:
             self._assign(assignment, self._reporter)
         for id in news.gone:
@@ -179,6 +182,18 @@ class Agent:
                 await self.network.keep_networks({network.id for network in networks})
             except LamellaError as error:
                 log.error("networks that are gone: %s", error)
+
+    async def _use_firewalls(self, news: Assignments) -> None:
+        """Before the news' instances are begun: none is on the network before what guards it."""
+        if news.firewalls is not None:
+            self._firewalls = {firewall.id: firewall.spec for firewall in news.firewalls}
+        asked = {id: worker.asked for id, worker in self._workers.items() if id not in news.gone}
+        asked |= {assignment.instance.id: assignment for assignment in news.instances}
+        ports = [port for one in asked.values() for port in (one.port, *one.ports.values()) if port is not None]
+        try:
+            await self.network.protect(self._firewalls, [desired_port(port) for port in ports])
+        except LamellaError as error:
+            log.error("firewalls: %s", error)
 
     def _assign(self, assignment: Assignment, reporter: Reporter) -> None:
         id = assignment.instance.id

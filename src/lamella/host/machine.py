@@ -45,8 +45,14 @@ def desired_network(network: Network) -> DesiredNetwork:
 
 
 def desired_port(port: Port) -> DesiredPort:
+    spec = port.spec
     return DesiredPort(
-        id=port.id, network=port.spec.network, address=port.spec.address, mac=port.spec.mac, publish=port.spec.publish
+        id=port.id,
+        network=spec.network,
+        address=spec.address,
+        mac=spec.mac,
+        publish=spec.publish,
+        firewalls=spec.firewalls,
     )
 
 

@@ -28,13 +28,14 @@ class NetworkStatus(msgspec.Struct, kw_only=True):
 
 
 class PortSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """An instance's place on a network. ``address`` carries its prefix length (``10.83.0.2/16``)."""
+    """An instance's place on a network. ``address`` carries its prefix length (``10.83.0.2/16``); ``firewalls`` are ids."""
 
     network: str
     address: str
     mac: str
     owner: str
     publish: list[Publish] = []
+    firewalls: list[str] = []
 
 
 class PortStatus(msgspec.Struct, kw_only=True):

@@ -6,6 +6,7 @@ namespace, of two tables that bear the mark:
     bridge   set known       link . MAC . IP of every port: whatever else comes in from an instance is dropped
     ip       map inbound     protocol . port at the uplink -> address . port of an instance
              set isolated    links of the networks that nothing goes out of
+             set bridged     link . link of every network: what stays on it, where firewalls have it shown to these rules
 
 and in the host's, of one:
 
@@ -106,11 +107,12 @@ def known(port: DesiredPort) -> Element:
     )
 
 
-def isolated(network: DesiredNetwork) -> Element | None:
-    """What keeps the network's instances in; ``None`` when they may go out."""
-    if not network.isolated:
-        return None
-    return Element(family="ip", container="isolated", key=f'"{bridge_name(network.id)}"', owner=network.id)
+def of_network(network: DesiredNetwork) -> list[Element]:
+    """What lets its instances reach each other, and keeps them in when it is isolated."""
+    link = f'"{bridge_name(network.id)}"'
+    bridged = Element(family="ip", container="bridged", key=f"{link} . {link}", owner=network.id)
+    isolated = Element(family="ip", container="isolated", key=link, owner=network.id)
+    return [bridged, isolated] if network.isolated else [bridged]
 
 
 def host_element(forward: Forward, between: Transfer) -> Element:
@@ -159,7 +161,8 @@ def flush(table: str, containers: Iterable[tuple[str, str, str]]) -> Iterator[st
 
 
 HOST_CONTAINERS = (("ip", "map", "specific"), ("ip", "map", "wildcard"))
-LAYER_CONTAINERS = (("bridge", "set", "known"), ("ip", "map", "inbound"), ("ip", "set", "isolated"))
+NETWORK_CONTAINERS = (("ip", "set", "isolated"), ("ip", "set", "bridged"))
+LAYER_CONTAINERS = (("bridge", "set", "known"), ("ip", "map", "inbound"), *NETWORK_CONTAINERS)
 
 
 def check_subnet(network: DesiredNetwork, others: Iterable[DesiredNetwork], between: Transfer) -> None:

@@ -51,6 +51,7 @@ add chain bridge {table} prerouting {{ type filter hook prerouting priority -200
 add table ip {table}
 add map ip {table} inbound {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
 add set ip {table} isolated {{ type ifname; }}
+add set ip {table} bridged {{ type ifname . ifname; }}
 add chain ip {table} prerouting {{ type nat hook prerouting priority dstnat; policy accept; }}
 add chain ip {table} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
 add chain ip {table} input {{ type filter hook input priority filter; policy drop; }}
@@ -67,6 +68,7 @@ add rule ip {table} input ct state established,related accept
 add rule ip {table} input icmp type echo-request accept
 add rule ip {table} forward ct state established,related accept
 add rule ip {table} forward ct state invalid drop
+add rule ip {table} forward iifname . oifname @bridged accept
 add rule ip {table} forward ip daddr 169.254.0.0/16 drop
 add rule ip {table} forward iifname "{uplink}" ct status dnat accept
 add rule ip {table} forward iifname @isolated drop

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import msgspec
 
 from lamella.host.network.nft import Nft, NftError
-from lamella.host.network.plan import ANY, PROTOCOLS, Element, Forward
+from lamella.host.network.plan import ANY, NETWORK_CONTAINERS, PROTOCOLS, Element, Forward
 
 _NAMES = {str(number): name for name, number in PROTOCOLS.items()} | {name: name for name in PROTOCOLS}
 
@@ -85,9 +85,11 @@ def known(layer: dict[str, list[Entry]]) -> list[Element]:
     ]
 
 
-def isolated(layer: dict[str, list[Entry]]) -> list[Element]:
-    """The elements that keep networks' instances in, as ``plan.isolated`` writes them."""
-    return [
-        Element(family="ip", container="isolated", key=f'"{link}"', owner=owner)
-        for owner, (link,), _ in layer.get("isolated", [])
-    ]
+def networks(layer: dict[str, list[Entry]]) -> dict[str, list[Element]]:
+    """The elements of networks by the network's id, as ``plan.of_network`` writes them."""
+    found: dict[str, list[Element]] = {}
+    for family, _, container in reversed(NETWORK_CONTAINERS):
+        for owner, links, _ in layer.get(container, []):
+            key = " . ".join(f'"{link}"' for link in links)
+            found.setdefault(owner, []).append(Element(family=family, container=container, key=key, owner=owner))
+    return found
