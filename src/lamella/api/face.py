@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Literal, Protocol
 
 from lamella.api.backup_face import BackupFace
+from lamella.api.network_face import FirewallsFace, NetworksFace
 from lamella.api.storage_face import StorageFace
 from lamella.model.board import DesktopTicket, Input
 from lamella.model.contract import Comparison, Contract, WhyNot
@@ -47,6 +48,12 @@ class LayerFace(Protocol):
 
     @property
     def backup(self) -> BackupFace: ...
+
+    @property
+    def networks(self) -> NetworksFace: ...
+
+    @property
+    def firewalls(self) -> FirewallsFace: ...
 
     async def about(self, who: Principal) -> About: ...
 

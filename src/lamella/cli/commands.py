@@ -101,11 +101,25 @@ _SECTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("replication rm", "replication", "end replications"),
         ("fsck", "pool", "check volumes against what is known of them"),
     ],
+    "Networks": [
+        ("network ls", "network", "list networks"),
+        ("network show", "network", "show a network, and who is on it"),
+        ("network create", "network", "make a network for instances to be on"),
+        ("network set", "network", "let a network's instances out, or keep them in"),
+        ("network rm", "network", "remove networks"),
+        ("firewall ls", "firewall", "list firewalls"),
+        ("firewall show", "firewall", "show what a firewall lets pass, and whom it guards"),
+        ("firewall create", "firewall", "say what may come in to instances, and go out of them"),
+        ("firewall set", "firewall", "change a firewall's rules, at once"),
+        ("firewall attach", "firewall", "guard an instance"),
+        ("firewall detach", "firewall", "guard it no more"),
+        ("firewall rm", "firewall", "remove firewalls"),
+        ("port ls", "network", "list the places that instances have on networks"),
+        ("port show", "network", "show one of them"),
+    ],
     "Other nouns": [
         (f"{noun} {verb}", "nouns", summary)
         for noun, plural in (
-            ("network", "networks"),
-            ("port", "ports of instances on networks"),
             ("host", "hosts"),
             ("operation", "long changes"),
             ("project", "projects"),

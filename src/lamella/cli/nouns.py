@@ -1,4 +1,4 @@
-"""``network``, ``port``, ``host``, ``operation``, ``project``: ``ls`` and ``show`` of each."""
+"""``host``, ``operation``, ``project``: ``ls`` and ``show`` of each, and what lists of other kinds are made with."""
 
 from lamella.cli import output, when
 from lamella.cli.ps import outline
@@ -44,20 +44,6 @@ CREATED: "Column" = ("CREATED", lambda item: when.since(item.text("created_at"))
 PHASE: "Column" = ("STATUS", lambda item: item.text("status", "phase"))
 
 COLUMNS: "dict[str, list[Column]]" = {
-    "network": [
-        NAME,
-        ("DRIVER", lambda item: item.text("spec", "driver")),
-        ("SUBNET", lambda item: item.text("spec", "subnet")),
-        ("GATEWAY", lambda item: item.text("status", "gateway")),
-        CREATED,
-    ],
-    "port": [
-        NAME,
-        ("NETWORK", lambda item: item.text("spec", "network")),
-        ("ADDRESS", lambda item: item.text("spec", "address")),
-        ("MAC", lambda item: item.text("spec", "mac")),
-        ("OWNER", lambda item: item.text("spec", "owner")),
-    ],
     "host": [
         NAME,
         PHASE,

@@ -51,7 +51,11 @@ def _options(parser: "Parser") -> None:
     parser.option("--restart", default="no", metavar="POLICY", help="no, always, unless-stopped or on-failure[:N]")
     parser.option("-l", "--label", action="append", default=[], metavar="KEY=VALUE", help="set a label")
     spec.size_options(parser)
-    parser.option("--network", default="default", metavar="NAME", help="default, or none")
+    parser.option("--network", default="default", metavar="NAME", help="a network (default: default), or none")
+    parser.option("--address", default="", metavar="ADDRESS", help="its address there (default: a free one)")
+    parser.option(
+        "--firewall", action="append", default=[], metavar="NAME", help="what it lets in, and nothing else (repeat)"
+    )
     parser.option(
         "-p",
         "--publish",

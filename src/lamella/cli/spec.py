@@ -69,6 +69,15 @@ def labels(texts: "list[str]") -> dict[str, str]:
     return found
 
 
+def label_changes(texts: "list[str]") -> "dict[str, str | None]":
+    """Labels to set, from ``KEY=VALUE``, and to take away (``None``), from ``KEY-``.
+
+    :raise Invalid: when one has no key.
+    """
+    gone = [text for text in texts if text.endswith("-") and "=" not in text]
+    return {**labels([text for text in texts if text not in gone]), **{text[:-1]: None for text in gone}}
+
+
 def restart(text: str) -> "Json":
     """A restart policy: ``no``, ``always``, ``unless-stopped``, ``on-failure`` or ``on-failure:N``.
 
@@ -151,13 +160,26 @@ def instance(options: "Options") -> "Json":
     published = [publish(text) for text in options.publish]
     if options.network == "none" and published:
         raise _invalid("a port cannot be published without a network", "leave out --network none, or -p", "publish")
+    for option, given in (("address", options.address), ("firewall", options.firewall)):
+        if options.network == "none" and given:
+            raise _invalid(
+                f"there is no {option} without a network", f"leave out --network none, or --{option}", option
+            )
     if options.network == "none" and options.nic:
         raise _invalid("--network none and --nic contradict each other", "leave one of them out", "nic")
     spec |= {
         "environment": environment,
         "nics": []
         if options.network == "none"
-        else [{"network": options.network, "publish": published}, *({"network": network} for network in options.nic)],
+        else [
+            {
+                "network": options.network,
+                "address": options.address,
+                "publish": published,
+                "firewalls": options.firewall,
+            },
+            *({"network": network} for network in options.nic),
+        ],
         "restart": policy,
         "terminal": options.tty,
         "stdin": options.interactive,

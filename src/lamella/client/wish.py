@@ -20,7 +20,8 @@ class Wishes(TypedDict, total=False):
     """What may be said of an instance beside its image.
 
     ``cpu`` is cores (1.5, ``"250m"``), ``memory`` and ``disk`` bytes or ``"512MiB"``, ``stop_timeout`` seconds or ``"10s"``,
-    ``network`` ``"default"`` or ``"none"``, ``publish`` as ``docker run -p`` has it, ``restart`` as ``--restart``.
+    ``network`` a network's name or ``"none"``, ``address`` the one to have there, ``publish`` as ``docker run -p`` has it,
+    ``restart`` as ``--restart``.
 
     Of a full machine: ``disks`` are sizes by name, or sizes alone (``disk1``, ``disk2`` …); ``networks`` those of further NICs;
     ``cdroms`` names of images; ``certificates`` PEM texts; ``ssh_keys`` public keys; ``seed`` false gives cloud-init nothing.
@@ -44,6 +45,7 @@ class Wishes(TypedDict, total=False):
     pids: int
     disk: Size
     network: str
+    address: str
     publish: Sequence[str]
     restart: str
     stop_signal: str
@@ -137,7 +139,13 @@ def instance(image: str, wishes: Wishes, *, power: Power = Power.RUNNING) -> Ins
     spec["nics"] = (
         []
         if network == "none"
-        else [Nic(network=network, publish=[publish(text) for text in wishes.get("publish", ())])]
+        else [
+            Nic(
+                network=network,
+                address=wishes.get("address", ""),
+                publish=[publish(text) for text in wishes.get("publish", ())],
+            )
+        ]
     )
     spec["nics"] += [Nic(network=further) for further in wishes.get("networks", ())]
     body = {"name": wishes.get("name"), "labels": dict(wishes.get("labels", {})), "spec": spec}

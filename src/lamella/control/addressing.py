@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Container
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
-from lamella.model.errors import NoRoom
+from lamella.model.errors import Conflict, Invalid, NoRoom
 
 # Host ids from 0x70000000 up: above what distributions hand to people (subuid) and to systemd-nspawn.
 FIRST_ID = 0x7000_0000
@@ -28,6 +28,29 @@ def free_address(subnet: IPv4Network, taken: Container[str], *, near: int = 0) -
         if str(address) not in taken:
             return IPv4Interface((address, subnet.prefixlen))
     raise NoRoom(f"every address of {subnet} is taken", hint="remove instances, or use a network with a larger subnet")
+
+
+def static_address(subnet: IPv4Network, wanted: str, taken: Container[str]) -> IPv4Interface:
+    """The address that somebody asked for by name.
+
+    :raise Invalid: when it is none that an instance on *subnet* can have. :raise Conflict: when it is taken.
+    """
+    field = "spec.nics.address"
+    try:
+        address = IPv4Address(wanted)
+    except ValueError:
+        raise Invalid(f"{wanted!r} is no IPv4 address", hint=f"write one of {subnet}", field=field) from None
+    if address not in subnet:
+        raise Invalid(
+            f"address {address} is not in subnet {subnet} of its network", hint="choose one of it", field=field
+        )
+    if address in (subnet.network_address, subnet.broadcast_address):
+        raise Invalid(f"{address} is the address of all of {subnet}", hint="choose one between its ends", field=field)
+    if address == gateway_of(subnet):
+        raise Conflict(f"{address} is the gateway of {subnet}", hint="choose another one", field=field)
+    if str(address) in taken:
+        raise Conflict(f"address {address} is taken", hint="lamella port ls tells by whom", field=field)
+    return IPv4Interface((address, subnet.prefixlen))
 
 
 def mac_of(port_id: str) -> str:

@@ -144,9 +144,10 @@ def admit(
     taken: Taken,
     seed: str,
     drives: Mapping[str, Image] | None = None,
+    firewalls: Sequence[Sequence[str]] = (),
 ) -> Admitted:
     """Everything that this instance will be, with the reasons. *networks* are those of its NICs in their order, *drives* the images
-    of its CD drives by device name.
+    of its CD drives by device name, *firewalls* the ids of those of each NIC.
 
     :raise Invalid: when the spec contradicts itself or the image.
     :raise NoRoom: when addresses or id ranges are used up.
@@ -186,7 +187,7 @@ def admit(
     status.cdroms = {name: drive.status.digest for name, drive in (drives or {}).items()}
     status.id_base = free_id_range(taken.id_ranges, seed=seed)
     decide("host ids", f"{status.id_base}+65536", "a range that no other instance of this host has")
-    _add_ports(made, networks, taken, decide)
+    _add_ports(made, networks, taken, firewalls or [()] * len(networks), decide)
     return made
 
 
@@ -213,14 +214,21 @@ def _add_disks(made: Admitted, image: Image, decide: Decide) -> None:
     status.disks = {name: volume.id for name, volume in made.disks.items()}
 
 
-def _add_ports(made: Admitted, networks: Sequence[Network], taken: Taken, decide: Decide) -> None:
+def _add_ports(
+    made: Admitted, networks: Sequence[Network], taken: Taken, firewalls: Sequence[Sequence[str]], decide: Decide
+) -> None:
     instance, spec, status = made.instance, made.instance.spec, made.instance.status
     ours: set[str] = set()
-    for number, (nic, network) in enumerate(zip(spec.nics, networks, strict=True)):
+    # What one NIC asks for by name, no other is given by chance.
+    named = {nic.address for nic in spec.nics if nic.address}
+    for number, (nic, network, guards) in enumerate(zip(spec.nics, networks, firewalls, strict=True)):
         others = taken.addresses.get(network.id, frozenset[str]())
-        port = new_port(instance, str(number), network, nic.publish, {*others, *ours} if ours else others)
+        mine = ours if nic.address else ours | named
+        port = new_port(instance, str(number), network, nic, {*others, *mine} if mine else others, guards)
         ours.add(port.spec.address.partition("/")[0])
-        decide("address", port.spec.address, f"free in network {network.name}")
+        decide("address", port.spec.address, f"{'asked for' if nic.address else 'free'} in network {network.name}")
+        if nic.firewalls:
+            decide("firewalls", ", ".join(nic.firewalls), "they were asked for: nothing else may come in")
         if number == 0:
             made.port = port
             status.port, status.mac = port.id, port.spec.mac

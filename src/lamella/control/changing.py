@@ -3,6 +3,7 @@
 from lamella.control.devices import change_of, new_port, new_volume
 from lamella.control.fitting import PLUGGABLE
 from lamella.control.lookup import find_image
+from lamella.control.network.firewalls import firewalls_of
 from lamella.control.storage.attaching import attach, check_idle, resolve
 from lamella.model.board import Cdrom
 from lamella.model.errors import Conflict, NotFound, Unsupported
@@ -82,7 +83,14 @@ def change_devices(tx: Transaction, instance: Instance, wanted: InstanceSpec) ->
         if nic.name in change.nics_added:
             network = network_named(tx, instance.project, nic.network)
             taken = tx.claims(f"address:{network.id}")
-            port = new_port(instance, nic.name or "", network, [], taken)
+            port = new_port(
+                instance,
+                nic.name or "",
+                network,
+                nic,
+                taken,
+                firewalls_of(tx, instance.project, nic.firewalls),
+            )
             port.name = port.id.replace("_", "-")
             insert_port(tx, port)
             status.ports[nic.name or ""] = port.id

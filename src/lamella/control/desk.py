@@ -42,7 +42,7 @@ OBSERVED_FIELDS = (
     "board",
     "devices",
 )
-RELEVANT = frozenset({"instance", "network", "pool"})
+RELEVANT = frozenset({"instance", "network", "pool", "firewall"})
 
 
 class Desk:
@@ -102,9 +102,9 @@ class Desk:
             return Assignments(revision=since, complete=False)
         revision = changes[-1].revision
         touched = {c.id for c in changes if c.kind == "instance" and c.resource.status.host == host and _is_news(c)}
-        # A volume with another size or key is news for every instance that names it.
+        # A volume with another size or key is news for every instance that names it; so is a port with other firewalls for its own.
         users = {id for c in changes for id in _users(c)} - touched
-        wider = any(c.kind in ("network", "pool") for c in changes)
+        wider = any(c.kind in ("network", "pool", "firewall") for c in changes)
         if not touched and not users and not wider:
             return Assignments(revision=revision, complete=False)
 
@@ -121,7 +121,7 @@ class Desk:
                 if instance is not None and instance.status.host == host:
                     answer.instances.append(_assignment(tx, instance))
             if wider:
-                answer.networks, answer.pools = tx.list("network"), _pools(tx)
+                answer.networks, answer.pools, answer.firewalls = tx.list("network"), _pools(tx), tx.list("firewall")
             return answer
 
         return await self._store.read(look)
@@ -137,6 +137,7 @@ class Desk:
                 complete=True,
                 instances=[_assignment(tx, item) for item in mine],
                 networks=tx.list("network"),
+                firewalls=tx.list("firewall"),
                 pools=_pools(tx),
                 images=sorted(
                     {digest for item in mine for digest in (item.status.image_digest, *item.status.cdroms.values())}
@@ -166,10 +167,12 @@ class Desk:
 
 
 def _users(change: Change) -> list[str]:
-    """Ids of the instances that name the volume that has changed."""
-    if change.kind != "volume" or change.action == "deleted":
+    """Ids of the instances that the volume or port that has changed belongs to."""
+    if change.action == "deleted":
         return []
-    return change.resource.status.attached
+    if change.kind == "port":
+        return [change.resource.spec.owner]
+    return change.resource.status.attached if change.kind == "volume" else []
 
 
 def _is_news(change: Change) -> bool:

@@ -1,13 +1,13 @@
 """Disks and NICs of an instance beside the first: the rows they are, and what a changed spec adds and takes away. Pure."""
 
 import zlib
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from ipaddress import IPv4Network
 
 import msgspec
 
-from lamella.control.addressing import free_address, mac_of
-from lamella.model.instance import Instance, InstanceSpec, Publish
+from lamella.control.addressing import free_address, mac_of, static_address
+from lamella.model.instance import Instance, InstanceSpec, Nic
 from lamella.model.network import Network, Port, PortSpec, PortStatus
 from lamella.model.resource import new_resource
 from lamella.model.storage import Volume, VolumeForm, VolumeSpec, VolumeStatus
@@ -33,21 +33,29 @@ def new_volume(instance: Instance, name: str, form: VolumeForm, size: int) -> Vo
     )
 
 
-def new_port(instance: Instance, name: str, network: Network, publish: list[Publish], taken: Container[str]) -> Port:
-    """A place on *network* for *instance*, with an address that is not *taken*.
+def new_port(
+    instance: Instance, name: str, network: Network, nic: Nic, taken: Container[str], firewalls: Sequence[str] = ()
+) -> Port:
+    """A place on *network* for *instance*, with the address that *nic* asks for, or one that is not *taken*. *firewalls* are ids.
 
-    :raise NoRoom: when there is none.
+    :raise NoRoom: when there is none. :raise Invalid: when the asked one is no instance's. :raise Conflict: when it is taken.
     """
     port: Port = new_resource(
         "port",
         f"{instance.id.replace('_', '-')}-{name}",
-        PortSpec(network=network.id, address="", mac="", owner=instance.id, publish=publish),
+        PortSpec(
+            network=network.id, address="", mac="", owner=instance.id, publish=nic.publish, firewalls=list(firewalls)
+        ),
         PortStatus(host=instance.status.host),
         project=instance.project,
     )
-    # A just-released address is not the next one given: neighbours may still remember its MAC.
-    near = zlib.crc32(f"{instance.id}{'' if name == '0' else name}".encode())
-    port.spec.address = str(free_address(IPv4Network(network.spec.subnet), taken, near=near))
+    subnet = IPv4Network(network.spec.subnet)
+    if nic.address:
+        port.spec.address = str(static_address(subnet, nic.address, taken))
+    else:
+        # A just-released address is not the next one given: neighbours may still remember its MAC.
+        near = zlib.crc32(f"{instance.id}{'' if name == '0' else name}".encode())
+        port.spec.address = str(free_address(subnet, taken, near=near))
     port.spec.mac = mac_of(port.id)
     return port
 

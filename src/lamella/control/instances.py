@@ -22,6 +22,7 @@ from lamella.control.intent import CONDITIONS, PowerVerb, apply_power, refusal
 from lamella.control.lookup import find_image, find_instance, need_project
 from lamella.control.merging import merge_labels, merge_patch
 from lamella.control.naming import new_name
+from lamella.control.network.firewalls import firewalls_of
 from lamella.control.placement import Placement, place
 from lamella.control.storage.attaching import Named, able_hosts, attach, resolve
 from lamella.model.errors import (
@@ -100,6 +101,7 @@ class Instances:
                 ),
                 seed=self._seed,
                 drives={drive.name: drive_image(tx, project, drive) for drive in spec.cdroms},
+                firewalls=[firewalls_of(tx, project, nic.firewalls) for nic in spec.nics],
             )
             instance = tx.insert(admitted.instance)
             if named:

@@ -20,6 +20,8 @@ from lamella.control.instances import Instances
 from lamella.control.intent import PowerVerb
 from lamella.control.lookup import find_image, need_project
 from lamella.control.merging import merge_labels
+from lamella.control.network.firewalls import Firewalls
+from lamella.control.network.networks import Networks
 from lamella.control.presence import Presence
 from lamella.control.storage.asking import Hosts
 from lamella.control.storage.promises import described
@@ -67,6 +69,7 @@ class Layer:
         self.presence = Presence(store)
         self.instances = Instances(store, self.bulletin, seed=seed, away=self.presence.away)
         self.images = Images(store, self.bulletin)
+        self.networks, self.firewalls = Networks(store), Firewalls(store)
         self.storage = StorageWing(store, self.bulletin, Hosts(self.presence.away), self.instances)
         self.backup = BackupWing(store, self.storage, self.instances, dump_of(database))
         self._agents: dict[str, HostAgent] = {}
@@ -170,6 +173,10 @@ class Layer:
             return await self.storage.volumes.patch(who, project, name, body, expected=expected, wait=wait)
         if kind == "pool":
             return await self.storage.pools.patch(who, project, name, body, expected=expected)
+        if kind == "network":
+            return await self.networks.patch(who, project, name, body, expected=expected)
+        if kind == "firewall":
+            return await self.firewalls.patch(who, project, name, body, expected=expected)
         if isinstance(body.spec, dict):
             raise Unsupported(f"the spec of a {kind} cannot be changed", hint="labels can", field="spec")
 
@@ -205,6 +212,10 @@ class Layer:
             await self.backup.policies.delete(who, project, name)
         elif kind == "replication":
             await self.storage.replications.delete(who, project, name)
+        elif kind == "network":
+            await self.networks.delete(who, project, name, expected=expected)
+        elif kind == "firewall":
+            await self.firewalls.delete(who, project, name, expected=expected)
         elif kind in ("operation", "event"):
             await self._forget(who, project, kind, name)
         else:

@@ -25,9 +25,11 @@ from lamella.model.board import DesktopTicket, Input
 from lamella.model.contract import Mechanism
 from lamella.model.errors import Invalid, LamellaError, NotFound, Unavailable, Unsupported
 from lamella.model.files import FileInfo
+from lamella.model.firewall import FirewallSpec
 from lamella.model.host import Capability, HostStatus
 from lamella.model.ids import is_id
 from lamella.model.image import ImageStatus
+from lamella.model.network import Network
 from lamella.model.storage import StorageEvent, Volume
 from lamella.model.storage_requests import AnyStorageRequest, StorageProgress
 from lamella.model.stream import ExecSpec, ProcessStream
@@ -59,6 +61,7 @@ class Agent:
         self.home = home
         self.name = name
         self.network = network
+        self._firewalls: dict[str, FirewallSpec] = {}
         self.library = library
         self._address = address
         self._drivers = {level: make(self._changed) for level, make in drivers.items()}
@@ -153,6 +156,8 @@ class Agent:
     async def _sync(self, news: Assignments) -> None:
         assert self._reporter is not None
         await self.storage_wing.use_pools(news.pools)
+        await self._use_networks(news.networks)
+        await self._use_firewalls(news)
         for assignment in news.instances:
             self._assign(assignment, self._reporter)
         for id in news.gone:
@@ -164,6 +169,31 @@ class Agent:
         self._revision = news.revision
         async with self._synced:
             self._synced.notify_all()
+
+    async def _use_networks(self, networks: list[Network]) -> None:
+        """*networks* are all that there are; when none are told, nothing is new."""
+        for network in networks:
+            try:
+                await self.network.ensure_network(desired_network(network))
+            except LamellaError as error:
+                log.error("network %s: %s", network.name, error)
+        if networks:
+            try:
+                await self.network.keep_networks({network.id for network in networks})
+            except LamellaError as error:
+                log.error("networks that are gone: %s", error)
+
+    async def _use_firewalls(self, news: Assignments) -> None:
+        """Before the news' instances are begun: none is on the network before what guards it."""
+        if news.firewalls is not None:
+            self._firewalls = {firewall.id: firewall.spec for firewall in news.firewalls}
+        asked = {id: worker.asked for id, worker in self._workers.items() if id not in news.gone}
+        asked |= {assignment.instance.id: assignment for assignment in news.instances}
+        ports = [port for one in asked.values() for port in (one.port, *one.ports.values()) if port is not None]
+        try:
+            await self.network.protect(self._firewalls, [desired_port(port) for port in ports])
+        except LamellaError as error:
+            log.error("firewalls: %s", error)
 
     def _assign(self, assignment: Assignment, reporter: Reporter) -> None:
         id = assignment.instance.id
@@ -181,11 +211,6 @@ class Agent:
 
     async def _remove_strays(self, mine: set[str], news: Assignments) -> None:
         """What bears our mark and belongs to nothing is removed. Volumes are not: losing one is worse than keeping one."""
-        for network in news.networks:
-            try:
-                await self.network.ensure_network(desired_network(network))
-            except LamellaError as error:
-                log.error("network %s: %s", network.name, error)
         for driver in self._drivers.values():
             for id in await driver.inventory() - mine:
                 log.warning("removing %s, which belongs to nothing", id)

@@ -40,12 +40,19 @@ def desired_network(network: Network) -> DesiredNetwork:
         subnet=network.spec.subnet,
         gateway=network.status.gateway,
         mtu=network.spec.mtu,
+        isolated=network.spec.isolated,
     )
 
 
 def desired_port(port: Port) -> DesiredPort:
+    spec = port.spec
     return DesiredPort(
-        id=port.id, network=port.spec.network, address=port.spec.address, mac=port.spec.mac, publish=port.spec.publish
+        id=port.id,
+        network=spec.network,
+        address=spec.address,
+        mac=spec.mac,
+        publish=spec.publish,
+        firewalls=spec.firewalls,
     )
 
 

@@ -12,6 +12,7 @@ import msgspec
 from lamella.model.board import DesktopTicket, Input
 from lamella.model.contract import Mechanism
 from lamella.model.files import FileInfo
+from lamella.model.firewall import Firewall
 from lamella.model.host import HostStatus
 from lamella.model.image import ImageStatus
 from lamella.model.instance import Instance, InstanceStatus
@@ -44,13 +45,16 @@ class Assignment(msgspec.Struct, kw_only=True):
 
 
 class Assignments(msgspec.Struct, kw_only=True):
-    """What changed for one host since a revision. ``complete`` ones name everything; an id that is missing is not this host's."""
+    """What changed for one host since a revision. ``complete`` ones name everything; an id that is missing is not this host's.
+    ``networks``, ``pools`` and ``firewalls`` are all that there are, when any of them has changed; ``None`` is no change.
+    """
 
     revision: int
     complete: bool
     instances: list[Assignment] = []
     gone: list[str] = []
     networks: list[Network] = []
+    firewalls: list[Firewall] | None = None
     pools: list[Pool] = []
     images: list[str] = []
 

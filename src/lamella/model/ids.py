@@ -25,6 +25,7 @@ PREFIXES = {
     "replication": "repl",
     "network": "net",
     "port": "port",
+    "firewall": "fw",
     "host": "host",
     "operation": "op",
     "event": "evt",

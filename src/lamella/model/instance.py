@@ -68,11 +68,15 @@ class Publish(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Nic(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A port on *network*. The first has no need of a ``name``; one that is plugged into a running machine has."""
+    """A port on *network*. The first has no need of a ``name``; one that is plugged into a running machine has. Without an ``address``
+    it gets a free one of the network's subnet. ``firewalls`` are names: what they allow may come in, and nothing else; without
+    one, whatever is on the network may."""
 
     name: DeviceName | None = None
     network: str = "default"
+    address: Annotated[str, Meta(max_length=15, pattern=r"^[0-9.]*$(?!\n)")] = ""
     publish: list[Publish] = []
+    firewalls: Annotated[list[str], Meta(max_length=16)] = []
 
 
 class InstanceSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

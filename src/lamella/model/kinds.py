@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 
 from lamella.model.backup import Backup, BackupPolicy, Repository
+from lamella.model.firewall import Firewall
 from lamella.model.host import Host
 from lamella.model.image import Image
 from lamella.model.instance import Instance
@@ -29,6 +30,7 @@ KINDS: dict[str, Any] = {
     "replication": Replication,
     "network": Network,
     "port": Port,
+    "firewall": Firewall,
     "host": Host,
     "operation": Operation,
     "event": Event,

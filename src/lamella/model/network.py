@@ -1,17 +1,25 @@
 """Networks and the ports that instances have on them."""
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from lamella.model.instance import Publish
 from lamella.model.resource import Condition, Resource
 
+# RFC 791: every host takes 576 bytes. A veth or TAP takes no more than 65535.
+Mtu = Annotated[int, Meta(ge=576, le=65535)]
+
 
 class NetworkSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """``subnet`` is an IPv4 prefix; its first address is the gateway."""
+    """``subnet`` is an IPv4 prefix; its first address is the gateway. Nothing goes out of an ``isolated`` network; what is published of
+    its instances is reached from outside all the same."""
 
     driver: str = "bridge"
     subnet: str = "10.83.0.0/16"
-    mtu: int = 1500
+    mtu: Mtu = 1500
+    isolated: bool = False
 
 
 class NetworkStatus(msgspec.Struct, kw_only=True):
@@ -20,13 +28,14 @@ class NetworkStatus(msgspec.Struct, kw_only=True):
 
 
 class PortSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """An instance's place on a network. ``address`` carries its prefix length (``10.83.0.2/16``)."""
+    """An instance's place on a network. ``address`` carries its prefix length (``10.83.0.2/16``); ``firewalls`` are ids."""
 
     network: str
     address: str
     mac: str
     owner: str
     publish: list[Publish] = []
+    firewalls: list[str] = []
 
 
 class PortStatus(msgspec.Struct, kw_only=True):

@@ -17,9 +17,21 @@ from lamella.store.store import Change
 from lamella.wire.problem import problem_of
 
 HEARTBEAT_SECONDS = 15.0
-PATCHABLE = ("project", "image", "instance", "pool", "volume", "snapshot", "network", "host", "repository", "backup")
+PATCHABLE = (
+    "project",
+    "image",
+    "instance",
+    "pool",
+    "volume",
+    "snapshot",
+    "network",
+    "firewall",
+    "host",
+    "repository",
+    "backup",
+)
 DELETABLE = (
-    *("project", "image", "instance", "pool", "volume", "snapshot", "network", "host", "operation"),
+    *("project", "image", "instance", "pool", "volume", "snapshot", "network", "firewall", "host", "operation"),
     *("repository", "backup", "policy", "replication"),
 )
 

@@ -11,6 +11,7 @@ from lamella.client.aio.backups import Backups, Policies, Repositories
 from lamella.client.aio.box import Box
 from lamella.client.aio.images import Images
 from lamella.client.aio.instances import Instances
+from lamella.client.aio.networks import Networks
 from lamella.client.aio.storage import Pools, Snapshots, Volumes
 from lamella.client.aio.talk import Progress, Talk
 from lamella.client.aio.wire import Wire
@@ -30,6 +31,7 @@ class Layer:
         self.project = project
         self.instances = Instances(self._talk)
         self.images = Images(self._talk)
+        self.networks = Networks(self._talk)
         self.pools, self.volumes, self.snapshots = Pools(self._talk), Volumes(self._talk), Snapshots(self._talk)
         self.repositories, self.backups = Repositories(self._talk), Backups(self._talk)
         self.policies = Policies(self._talk)

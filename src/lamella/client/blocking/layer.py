@@ -10,6 +10,7 @@ from lamella.client.blocking.backups import Backups, Policies, Repositories
 from lamella.client.blocking.box import Box
 from lamella.client.blocking.images import Images
 from lamella.client.blocking.instances import Instances
+from lamella.client.blocking.networks import Networks
 from lamella.client.blocking.storage import Pools, Snapshots, Volumes
 from lamella.client.blocking.talk import Progress, Talk
 from lamella.client.blocking.wire import Wire
@@ -29,6 +30,7 @@ class Layer:
         self.project = project
         self.instances = Instances(self._talk)
         self.images = Images(self._talk)
+        self.networks = Networks(self._talk)
         self.pools, self.volumes, self.snapshots = Pools(self._talk), Volumes(self._talk), Snapshots(self._talk)
         self.repositories, self.backups = Repositories(self._talk), Backups(self._talk)
         self.policies = Policies(self._talk)

@@ -5,19 +5,22 @@ What the rules say is computed in ``plan``; ``fabric`` puts them in force; ``pub
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from lamella.host.compute.driver import Home
 from lamella.host.network import attach, plan, resolvers, rtnetlink, state
 from lamella.host.network.driver import Attachment, DesiredNetwork, DesiredPort
 from lamella.host.network.fabric import Fabric, rules_refused
-from lamella.host.network.names import PORT_PREFIX, bridge_name, port_name
+from lamella.host.network.guard.guard import Guard
+from lamella.host.network.names import BRIDGE_PREFIX, PORT_PREFIX, bridge_name, port_name
 from lamella.host.network.namespace import Seat
 from lamella.host.network.plan import Element
 from lamella.host.network.publishing import Publisher
-from lamella.model.errors import Conflict, NotFound, Unavailable
+from lamella.model.errors import NotFound, Unavailable
+from lamella.model.firewall import FirewallSpec
 from lamella.model.host import Capability
+from lamella.model.ids import is_id
 from lamella.model.instance import Publish
 
 
@@ -35,6 +38,9 @@ class BridgeDriver:
         self._fabric = Fabric(home, netns)
         self._publisher = Publisher(self._fabric)
         self._known: dict[str, Element] = {}
+        self._described: dict[str, list[Element]] = {}
+        self._guard = Guard(self._fabric)
+        self._asked: tuple[Mapping[str, FirewallSpec], list[DesiredPort]] = {}, []
 
     async def open(self) -> list[Capability]:
         """Make the uplink and the rules, or find them with what ports there are; then look for what stands in the way.
@@ -44,6 +50,7 @@ class BridgeDriver:
         await self._fabric.open()
         host, layer = await self._fabric.elements()
         self._known = {element.owner: element for element in state.known(layer)}
+        self._described = state.networks(layer)
         await self._publisher.recall(state.forwards(host, layer))
         return await self.findings()
 
@@ -54,7 +61,7 @@ class BridgeDriver:
 
     async def findings(self) -> list[Capability]:
         """How the network stands on this host: the uplink, who forbids forwarding, which subnets shadow the host's routes."""
-        return await self._fabric.findings(self.networks.values())
+        return [*await self._fabric.findings(self.networks.values()), self._guard.finding()]
 
     async def nameservers(self) -> list[str]:
         """The host's IPv4 resolvers but for those on loopback; empty when it has no other."""
@@ -63,22 +70,56 @@ class BridgeDriver:
     # --- networks
 
     async def ensure_network(self, network: DesiredNetwork) -> None:
-        """Its bridge, with the gateway's address.
+        """Its bridge, with the gateway's address; and whether its instances may go out.
 
         :raise Conflict: when its subnet overlaps another network's or the uplink's.
         """
         if self.networks.get(network.id) != network:
             plan.check_subnet(network, self.networks.values(), self._fabric.transfer)
+        await self._describe(network.id, plan.of_network(network))
         await self._fabric.in_layer(f"make network {network.name}", lambda seat: attach.ensure_bridge(seat, network))
         self.networks[network.id] = network
 
-    async def delete_network(self, id: str) -> None:
-        """Remove its bridge. :raise Conflict: while ports are on it."""
-        used = sorted(port.id for port in self.ports.values() if port.network == id)
-        if used:
-            raise Conflict(f"network {id} is in use by port {used[0]}", hint="remove its instances first")
-        await self._fabric.sweep(bridge_name(id))
-        self.networks.pop(id, None)
+    async def _describe(self, id: str, wanted: list[Element]) -> None:
+        """Have exactly the elements *wanted* say what the network is."""
+        table, old = self._fabric.table, self._described.pop(id, [])
+        if wanted:
+            self._described[id] = wanted
+        try:
+            await self._fabric.change_layer(
+                [
+                    *plan.remove(table, [element for element in old if element not in wanted]),
+                    *plan.add(table, [element for element in wanted if element not in old]),
+                ]
+            )
+        except Unavailable as error:
+            if not rules_refused(error):
+                raise
+            await self._restore()
+
+    async def keep_networks(self, ids: set[str]) -> None:
+        """Remove every network of ours but those with these *ids*, and those that ports are on; what somebody else named so stays."""
+
+        def look(seat: Seat) -> set[str]:
+            links = list(seat.route.links())
+            used = {link.master for link in links}
+            return {link.alias for link in links if link.name.startswith(BRIDGE_PREFIX) and link.index not in used}
+
+        for id in await self._fabric.in_layer("look for networks", look) - ids:
+            if is_id(id):
+                await self._describe(id, [])
+                await self._fabric.sweep(bridge_name(id))
+                self.networks.pop(id, None)
+
+    # --- firewalls
+
+    async def protect(self, firewalls: Mapping[str, FirewallSpec], ports: Iterable[DesiredPort]) -> None:
+        """Have exactly these *firewalls* (by id) guard those of *ports* that name them, in one step; flows that may no more be end.
+
+        :raise Unsupported: when the host cannot. :raise Unavailable: when its kernel refuses; then what was before stays in force.
+        """
+        self._asked = firewalls, list(ports)
+        await self._guard.protect(*self._asked)
 
     # --- ports
 
@@ -108,6 +149,8 @@ class BridgeDriver:
 
     async def _link(self, port: DesiredPort, make: Callable[[Seat], None]) -> None:
         """Let the port's packets in and make its link, in one visit of the layer's thread."""
+        if not self._guard.guards(port):
+            raise Unavailable(f"the firewalls of port {port.id} are not in force", hint="the host's log says why")
         element, old = plan.known(port), self._known.get(port.id)
         table = self._fabric.table
         self.ports[port.id] = port
@@ -116,6 +159,8 @@ class BridgeDriver:
             if element != old:
                 before = [] if old is None else [old]
                 seat.nft.run("".join([*plan.remove(table, before), *plan.add(table, [element])]))
+            if port.firewalls:
+                seat.route.send(rtnetlink.set_bridge_filtered(bridge_name(port.network), True))
             make(seat)
 
         try:
@@ -167,8 +212,9 @@ class BridgeDriver:
         owners = {
             owner
             for containers in await self._fabric.elements()
-            for elements in containers.values()
+            for name, elements in containers.items()
             for owner, _, _ in elements
+            if name not in ("isolated", "bridged")
         }
         return (labels | owners) - {""}
 
@@ -186,12 +232,16 @@ class BridgeDriver:
 
     async def repair(self, networks: Iterable[DesiredNetwork], ports: Iterable[DesiredPort]) -> None:
         """Put everything in force again, whatever somebody did to links and rules; other ports go from the rules."""
+        networks = list(networks)
         self.networks = {network.id: network for network in networks}
         self.ports = {port.id: port for port in ports}
         self._known = {port.id: plan.known(port) for port in self.ports.values()}
+        self._described = {network.id: plan.of_network(network) for network in networks}
         self._publisher.forget(set(self.ports))
         await self._restore()
         await self._fabric.in_layer("repair links", self._relink)
+        self._guard.lost()
+        await self._guard.protect(*self._asked)
         for port in list(self.ports.values()):
             if port.publish:
                 await self._publisher.publish(port)
@@ -209,11 +259,13 @@ class BridgeDriver:
         await self._fabric.teardown()
         self._publisher.close()
         self._publisher.forwards = []
-        self.networks, self.ports, self._known = {}, {}, {}
+        self.networks, self.ports, self._known, self._described = {}, {}, {}, {}
+        self._guard.lost()
 
     async def _restore(self) -> None:
         layer, host = self._publisher.elements()
-        await self._fabric.restore([*self._known.values(), *layer], host)
+        described = [element for elements in self._described.values() for element in elements]
+        await self._fabric.restore([*self._known.values(), *described, *layer], host)
 
     def _network(self, port: DesiredPort) -> DesiredNetwork:
         network = self.networks.get(port.network)

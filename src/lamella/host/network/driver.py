@@ -4,12 +4,13 @@ Found by the entry-point group ``lamella.network``. All links, rules and namespa
 for one uplink and one nft table that bear the mark.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
+from lamella.model.firewall import FirewallSpec
 from lamella.model.host import Capability
 from lamella.model.instance import Publish
 
@@ -31,6 +32,7 @@ class DesiredNetwork(msgspec.Struct, kw_only=True, frozen=True):
     subnet: str
     gateway: str
     mtu: int
+    isolated: bool = False
 
 
 class DesiredPort(msgspec.Struct, kw_only=True, frozen=True):
@@ -39,6 +41,7 @@ class DesiredPort(msgspec.Struct, kw_only=True, frozen=True):
     address: str
     mac: str
     publish: list[Publish]
+    firewalls: list[str] = []
 
 
 class NetworkDriver(Protocol):
@@ -54,7 +57,17 @@ class NetworkDriver(Protocol):
 
     async def ensure_network(self, network: DesiredNetwork) -> None: ...
 
-    async def delete_network(self, id: str) -> None: ...
+    async def keep_networks(self, ids: set[str]) -> None:
+        """Remove every network of ours but these and those that ports are on."""
+        ...
+
+    async def protect(self, firewalls: Mapping[str, FirewallSpec], ports: Iterable[DesiredPort]) -> None:
+        """Have exactly these *firewalls* (by id) guard those of *ports* that name them. A port is not attached before what it names is in
+        force.
+
+        :raise Unsupported: when this host has no way to.
+        """
+        ...
 
     async def attach_namespace(self, port: DesiredPort, netns: Path) -> Attachment:
         """Join the network namespace at *netns* (an nsfs path): a veth, its address, default route and loopback set up inside."""

@@ -34,6 +34,11 @@ class Fabric:
         self._between: Transfer | None = None
         self._stack: AsyncExitStack | None = None
 
+    @property
+    def uplink(self) -> str:
+        """The name of the layer's end of the uplink."""
+        return self._names[1]
+
     async def open(self) -> None:
         """:raise Unavailable: when a namespace, a link or a rule cannot be made; the message says which."""
         await self.enter()
@@ -156,8 +161,9 @@ class Fabric:
             return
 
         def in_layer(seat: Seat) -> None:
-            for family in ("bridge", "ip"):
-                seat.nft.run(f"add table {family} {self.table}\ndelete table {family} {self.table}")
+            for table in (f"{self.table}-g", self.table):
+                for family in ("bridge", "ip"):
+                    seat.nft.run(f"add table {family} {table}\ndelete table {family} {table}")
             for link in seat.route.links():
                 if link.name.startswith((PORT_PREFIX, BRIDGE_PREFIX)) or link.name == self._names[1]:
                     seat.route.send(rtnetlink.delete_link(link.name))

@@ -5,6 +5,8 @@ namespace, of two tables that bear the mark:
 
     bridge   set known       link . MAC . IP of every port: whatever else comes in from an instance is dropped
     ip       map inbound     protocol . port at the uplink -> address . port of an instance
+             set isolated    links of the networks that nothing goes out of
+             set bridged     link . link of every network: what stays on it, where firewalls have it shown to these rules
 
 and in the host's, of one:
 
@@ -20,7 +22,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import msgspec
 
 from lamella.host.network.driver import DesiredNetwork, DesiredPort
-from lamella.host.network.names import port_name
+from lamella.host.network.names import bridge_name, port_name
 from lamella.model.errors import Conflict, Invalid, NoRoom, Unsupported
 from lamella.model.host import Capability
 from lamella.model.ids import is_id
@@ -105,6 +107,14 @@ def known(port: DesiredPort) -> Element:
     )
 
 
+def of_network(network: DesiredNetwork) -> list[Element]:
+    """What lets its instances reach each other, and keeps them in when it is isolated."""
+    link = f'"{bridge_name(network.id)}"'
+    bridged = Element(family="ip", container="bridged", key=f"{link} . {link}", owner=network.id)
+    isolated = Element(family="ip", container="isolated", key=link, owner=network.id)
+    return [bridged, isolated] if network.isolated else [bridged]
+
+
 def host_element(forward: Forward, between: Transfer) -> Element:
     protocol = PROTOCOLS[forward.protocol]
     key = f"{protocol} . {forward.host_port}"
@@ -151,7 +161,8 @@ def flush(table: str, containers: Iterable[tuple[str, str, str]]) -> Iterator[st
 
 
 HOST_CONTAINERS = (("ip", "map", "specific"), ("ip", "map", "wildcard"))
-LAYER_CONTAINERS = (("bridge", "set", "known"), ("ip", "map", "inbound"))
+NETWORK_CONTAINERS = (("ip", "set", "isolated"), ("ip", "set", "bridged"))
+LAYER_CONTAINERS = (("bridge", "set", "known"), ("ip", "map", "inbound"), *NETWORK_CONTAINERS)
 
 
 def check_subnet(network: DesiredNetwork, others: Iterable[DesiredNetwork], between: Transfer) -> None:

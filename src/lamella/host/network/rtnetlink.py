@@ -28,7 +28,7 @@ _NEW_ADDRESS, _NEW_ROUTE, _GET_ROUTE = 20, 24, 26
 _IFLA_ADDRESS, _IFLA_NAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 10, 18
 _IFLA_ALIAS, _IFLA_STATS64, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 20, 23, 28, 29
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
-_BRIDGE_FORWARD_DELAY, _BRIDGE_STP, _BRIDGE_MCAST_SNOOPING = 1, 5, 23
+_BRIDGE_FORWARD_DELAY, _BRIDGE_STP, _BRIDGE_MCAST_SNOOPING, _BRIDGE_CALL_IPTABLES = 1, 5, 23, 36
 _SKIP_STATS = 1 << 3
 _UP = 0x1
 _SOL_NETLINK, _EXT_ACK, _CAP_ACK = 270, 11, 10
@@ -186,6 +186,13 @@ def add_bridge(name: str, *, mac: str, mtu: int) -> Request:
     body = _link_header(up=True) + _text(_IFLA_NAME, name) + _attribute(_IFLA_ADDRESS, _mac(mac))
     body += _number(_IFLA_MTU, mtu) + _info("bridge", data)
     return Request(_NEW_LINK, _REQUEST | _CREATE | _EXCLUSIVE, body, (errno.EEXIST,))
+
+
+def set_bridge_filtered(name: str, filtered: bool) -> Request:
+    """Whether what the bridge *name* forwards is shown to IP rules (br_netfilter); a bridge that is gone is fine."""
+    body = _link_header() + _text(_IFLA_NAME, name)
+    body += _info("bridge", _attribute(_BRIDGE_CALL_IPTABLES, bytes([filtered])))
+    return Request(_NEW_LINK, _REQUEST, body, (errno.ENODEV,))
 
 
 def set_link(

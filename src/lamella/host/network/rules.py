@@ -39,8 +39,9 @@ add rule ip {table} postrouting oifname != "{uplink}" ip saddr {inner} masquerad
 def layer_rules(table: str, uplink: str) -> str:
     """The layer's two tables, whole but for elements; running it again changes nothing that is in force.
 
-    Instances reach their own network and, masqueraded, whatever the host reaches but for link-local addresses (a cloud's
-    metadata service gives out the host's credentials there); of the layer itself they reach an echo and nothing else.
+    Instances reach their own network and, unless that is isolated, masqueraded whatever the host reaches but for link-local
+    addresses (a cloud's metadata service gives out the host's credentials there); of the layer itself they reach an echo and
+    nothing else.
     """
     bridges = f'"{BRIDGE_PREFIX}*"'
     return f"""
@@ -49,6 +50,8 @@ add set bridge {table} known {{ type ifname . ether_addr . ipv4_addr; }}
 add chain bridge {table} prerouting {{ type filter hook prerouting priority -200; policy drop; }}
 add table ip {table}
 add map ip {table} inbound {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+add set ip {table} isolated {{ type ifname; }}
+add set ip {table} bridged {{ type ifname . ifname; }}
 add chain ip {table} prerouting {{ type nat hook prerouting priority dstnat; policy accept; }}
 add chain ip {table} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
 add chain ip {table} input {{ type filter hook input priority filter; policy drop; }}
@@ -65,7 +68,9 @@ add rule ip {table} input ct state established,related accept
 add rule ip {table} input icmp type echo-request accept
 add rule ip {table} forward ct state established,related accept
 add rule ip {table} forward ct state invalid drop
+add rule ip {table} forward iifname . oifname @bridged accept
 add rule ip {table} forward ip daddr 169.254.0.0/16 drop
 add rule ip {table} forward iifname "{uplink}" ct status dnat accept
+add rule ip {table} forward iifname @isolated drop
 add rule ip {table} forward iifname {bridges} oifname "{uplink}" accept
 """

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import msgspec
 
 from lamella.host.network.nft import Nft, NftError
-from lamella.host.network.plan import ANY, PROTOCOLS, Element, Forward
+from lamella.host.network.plan import ANY, NETWORK_CONTAINERS, PROTOCOLS, Element, Forward
 
 _NAMES = {str(number): name for name, number in PROTOCOLS.items()} | {name: name for name in PROTOCOLS}
 
@@ -17,7 +17,7 @@ class _Tuple(msgspec.Struct):
 
 
 class _Inner(msgspec.Struct):
-    val: _Tuple
+    val: _Tuple | str
     comment: str = ""
 
 
@@ -47,7 +47,10 @@ def entries(nft: Nft, table: str, containers: Iterable[tuple[str, str, str]]) ->
 
 def _entry(element: _Key | tuple[_Key, _Tuple]) -> Entry:
     key, value = element if isinstance(element, tuple) else (element, _Tuple())
-    owner, words = (key.elem.comment, key.elem.val.concat) if key.elem is not None else ("", key.concat)
+    owner, words = "", key.concat
+    if key.elem is not None:
+        owner, inner = key.elem.comment, key.elem.val
+        words = [inner] if isinstance(inner, str) else inner.concat
     return owner, [str(word) for word in words], [str(word) for word in value.concat]
 
 
@@ -80,3 +83,13 @@ def known(layer: dict[str, list[Entry]]) -> list[Element]:
         Element(family="bridge", container="known", key=f'"{link}" . {mac} . {address}', owner=owner)
         for owner, (link, mac, address), _ in layer.get("known", [])
     ]
+
+
+def networks(layer: dict[str, list[Entry]]) -> dict[str, list[Element]]:
+    """The elements of networks by the network's id, as ``plan.of_network`` writes them."""
+    found: dict[str, list[Element]] = {}
+    for family, _, container in reversed(NETWORK_CONTAINERS):
+        for owner, links, _ in layer.get(container, []):
+            key = " . ".join(f'"{link}"' for link in links)
+            found.setdefault(owner, []).append(Element(family=family, container=container, key=key, owner=owner))
+    return found

@@ -1,0 +1,22 @@
+"""What the API asks of the layer about networks and firewalls."""
+
+from typing import Protocol
+
+from lamella.model.firewall import Firewall
+from lamella.model.network import Network
+from lamella.model.network_bodies import FirewallCreate, FirewallMember, NetworkCreate
+from lamella.model.requests import Principal
+
+
+class NetworksFace(Protocol):
+    """Listing, reading, changing and removing go through the verbs that every kind has."""
+
+    async def create(self, who: Principal, project: str, body: NetworkCreate) -> Network: ...
+
+
+class FirewallsFace(Protocol):
+    async def create(self, who: Principal, project: str, body: FirewallCreate) -> Firewall: ...
+
+    async def attach(self, who: Principal, project: str, name: str, body: FirewallMember) -> Firewall: ...
+
+    async def detach(self, who: Principal, project: str, name: str, body: FirewallMember) -> Firewall: ...

@@ -1,0 +1,172 @@
+"""``network`` and ``port``: what instances are plugged into, and where they are plugged in."""
+
+from lamella.cli.document import Document, render
+from lamella.cli.each import each
+from lamella.cli.nouns import CREATED, NAME, both
+from lamella.cli.output import clean, line, show, table
+from lamella.cli.ps import outline
+from lamella.cli.session import Session
+from lamella.client import network_routes, routes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lamella.cli.output import Column
+    from lamella.cli.parser import Command, Options, Parser
+
+    Json = dict[str, object]
+    Names = dict[str, str]
+
+COLUMNS: "list[Column]" = [
+    NAME,
+    ("SUBNET", lambda item: item.text("spec", "subnet")),
+    ("GATEWAY", lambda item: item.text("status", "gateway")),
+    ("MTU", lambda item: str(item.integer("spec", "mtu") or "")),
+    ("OUT", lambda item: "no" if item.flag("spec", "isolated") else "yes"),
+    CREATED,
+]
+
+
+def _create_options(parser: "Parser") -> None:
+    parser.positional("name", help="what it will be called")
+    parser.option("--subnet", default="", metavar="SUBNET", help="10.10.0.0/24 (default: a free one)")
+    parser.option("--isolated", action="store_true", help="its instances reach each other and nothing else")
+    parser.option("--mtu", type=int, default=1500, metavar="BYTES", help="largest packet (default: 1500)")
+    parser.option("-l", "--label", action="append", default=[], metavar="KEY=VALUE", help="set a label")
+
+
+def _create(options: "Options") -> int:
+    from lamella.cli.spec import labels
+
+    asked: Json = {
+        "name": options.name,
+        "subnet": options.subnet,
+        "mtu": options.mtu,
+        "isolated": options.isolated,
+        "labels": labels(options.label),
+    }
+    session = Session(options)
+    made = session.ask(network_routes.create(session.project, render(asked)))
+    line(clean(made.text("name")))
+    return 0
+
+
+def _set_options(parser: "Parser") -> None:
+    parser.positional("name", help="the network")
+    parser.option("--isolated", choices=("yes", "no"), help="whether its instances reach each other and nothing else")
+    parser.option(
+        "-l", "--label", action="append", default=[], metavar="KEY=VALUE", help="set a label; KEY- removes it"
+    )
+
+
+def _set(options: "Options") -> int:
+    from lamella.cli.spec import label_changes
+    from lamella.model.errors import Invalid
+
+    asked: Json = {}
+    if options.isolated is not None:
+        asked["spec"] = {"isolated": options.isolated == "yes"}
+    if options.label:
+        asked["labels"] = label_changes(options.label)
+    if not asked:
+        raise Invalid("nothing to change was named", hint="see: lamella network set --help")
+    session = Session(options)
+    session.ask(routes.patch(session.project, "network", options.name, render(asked)))
+    line(clean(options.name))
+    return 0
+
+
+def _rm_options(parser: "Parser") -> None:
+    parser.positional("name", nargs="+", help="names of networks that nobody is on")
+
+
+def _rm(options: "Options") -> int:
+    return each(options, "removing", lambda session, name: session.ask(routes.remove(session.project, "network", name)))
+
+
+def _show_options(parser: "Parser") -> None:
+    parser.positional("name", help="its name or id")
+    parser.output()
+
+
+def _show(options: "Options") -> int:
+    session = Session(options)
+    found = session.get("network", options.name)
+    if options.output != "table":
+        show([found], options.output, COLUMNS, one=True)
+        return 0
+    for text in outline(found):
+        line(text)
+    ports = [port for port in session.find("port")[0] if port.text("spec", "network") == found.text("id")]
+    names = _names(session, "instance")
+    rows = [
+        (names.get(port.text("spec", "owner"), ""), port.text("spec", "address"), port.text("spec", "mac"))
+        for port in ports
+    ]
+    for text in table(("INSTANCE", "ADDRESS", "MAC"), rows) if rows else []:
+        line(text)
+    return 0
+
+
+def _names(session: Session, kind: str) -> "Names":
+    """Names by id."""
+    return {item.text("id"): item.text("name") for item in session.find(kind)[0]}
+
+
+def _ports_options(parser: "Parser") -> None:
+    parser.option("--network", metavar="NAME", help="of that network alone")
+    parser.option("-q", "--quiet", action="store_true", help="names only")
+    parser.output()
+
+
+def _ports(options: "Options") -> int:
+    session = Session(options)
+    wanted = session.get("network", options.network).text("id") if options.network else ""
+    found = [port for port in session.find("port")[0] if wanted in ("", port.text("spec", "network"))]
+    networks = {**_names(_default(options), "network"), **_names(session, "network")}
+    owners, guards = _names(session, "instance"), _names(session, "firewall")
+    columns: list[Column] = [
+        ("INSTANCE", lambda item: owners.get(item.text("spec", "owner"), item.text("spec", "owner"))),
+        ("NETWORK", lambda item: networks.get(item.text("spec", "network"), item.text("spec", "network"))),
+        ("ADDRESS", lambda item: item.text("spec", "address")),
+        ("MAC", lambda item: item.text("spec", "mac")),
+        (
+            "FIREWALLS",
+            lambda item: ", ".join(guards.get(each.string, each.string) for each in item.each("spec", "firewalls")),
+        ),
+        ("PUBLISHED", _published),
+        NAME,
+    ]
+    show(found, "name" if options.quiet else options.output, columns)
+    return 0
+
+
+def _default(options: "Options") -> Session:
+    session = Session(options)
+    session.project = "default"
+    return session
+
+
+def _published(port: Document) -> str:
+    return ", ".join(
+        f"{item.integer('host_port') or 'any'}:{item.integer('port')}/{item.text('protocol')}"
+        for item in port.each("spec", "publish")
+    )
+
+
+PORT: "list[Column]" = [
+    NAME,
+    ("NETWORK", lambda item: item.text("spec", "network")),
+    ("ADDRESS", lambda item: item.text("spec", "address")),
+    ("MAC", lambda item: item.text("spec", "mac")),
+    ("OWNER", lambda item: item.text("spec", "owner")),
+]
+
+COMMANDS: "dict[str, Command]" = {
+    **both("network", COLUMNS),
+    **both("port", PORT),
+    "network show": (_show_options, _show),
+    "network create": (_create_options, _create),
+    "network set": (_set_options, _set),
+    "network rm": (_rm_options, _rm),
+    "port ls": (_ports_options, _ports),
+}

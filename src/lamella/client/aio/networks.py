@@ -1,0 +1,50 @@
+"""Networks of a project, and the places that instances have on them."""
+
+import builtins
+from collections.abc import Mapping
+
+from lamella.client import calls, network_calls
+from lamella.client.aio.talk import Talk
+from lamella.model.network import Network, Port
+
+
+class Networks:
+    """``layer.networks``."""
+
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+
+    async def list(self, *, labels: Mapping[str, str] | None = None) -> builtins.list[Network]:
+        found, _ = await self._talk.find("network", labels)
+        return found
+
+    async def get(self, name: str) -> Network:
+        """:raise NotFound: when there is no such network."""
+        return await self._talk.ask(calls.get(self._talk.project, "network", name))
+
+    async def create(
+        self,
+        name: str,
+        *,
+        subnet: str = "",
+        isolated: bool = False,
+        mtu: int = 1500,
+        labels: Mapping[str, str] | None = None,
+    ) -> Network:
+        """Make one on *subnet* (``10.10.0.0/24``), or on a free one. Nothing goes out of an *isolated* one.
+
+        :raise Conflict: when the name is taken, or *subnet* overlaps another network's.
+        """
+        return await self._talk.ask(
+            network_calls.create(self._talk.project, name, subnet=subnet, isolated=isolated, mtu=mtu, labels=labels)
+        )
+
+    async def remove(self, name: str) -> None:
+        """:raise Conflict: while instances are on it."""
+        await self._talk.ask(calls.remove(self._talk.project, "network", name))
+
+    async def ports(self, name: str) -> builtins.list[Port]:
+        """The places on it that instances of this project have."""
+        network = await self.get(name)
+        found, _ = await self._talk.find("port")
+        return [port for port in found if port.spec.network == network.id]

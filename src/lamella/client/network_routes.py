@@ -1,0 +1,21 @@
+"""The routes of networks and firewalls as functions to a :class:`Request`. Bodies are JSON already, as bytes."""
+
+from lamella.client.request import Request
+from lamella.client.routes import target
+
+_JSON = {"Content-Type": "application/json"}
+
+
+def create(project: str, body: bytes) -> Request:
+    """Make a network (``NetworkCreate``)."""
+    return Request("POST", target("projects", project, "networks"), body=body, headers=_JSON)
+
+
+def create_firewall(project: str, body: bytes) -> Request:
+    """Make a firewall (``FirewallCreate``)."""
+    return Request("POST", target("projects", project, "firewalls"), body=body, headers=_JSON)
+
+
+def member(project: str, name: str, verb: str, body: bytes) -> Request:
+    """``attach`` or ``detach`` an instance (``FirewallMember``)."""
+    return Request("POST", target("projects", project, "firewalls", name, verb), body=body, headers=_JSON)

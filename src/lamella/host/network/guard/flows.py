@@ -1,0 +1,54 @@
+"""Flows that the kernel lets pass because they began when they might, and may no more: found, and forgotten.
+
+What is forgotten is decided anew by its next packet. Flows that the rules still allow are left alone.
+"""
+
+from ipaddress import IPv4Address
+
+from lamella.host.network import conntrack
+from lamella.host.network.conntrack import Flow
+from lamella.host.network.guard.rules import Guarded
+from lamella.host.network.guard.verdict import Packet, World, decide
+
+_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
+
+
+def affected(before: Guarded, after: Guarded) -> frozenset[IPv4Address]:
+    """Addresses of ports for which less may pass than before, as far as can be told without looking at packets."""
+    places = {
+        place
+        for old, new in ((before.inward, after.inward), (before.outward, after.outward))
+        for place in old.keys() | new.keys()
+        if old.get(place) != new.get(place) and place in new
+    }
+    for name, members in before.members.items():
+        places |= members - after.members.get(name, frozenset())
+    return frozenset(IPv4Address(place.rpartition(" ")[2]) for place in places)
+
+
+def forget_forbidden(world: World, addresses: frozenset[IPv4Address]) -> int:
+    """Forget the flows of this thread's namespace that *addresses* have part in and that may not be in *world*; how many they were.
+
+    :raise OSError: when the kernel refuses.
+    """
+    forbidden = [
+        flow for flow in conntrack.flows() if _ends(flow) & addresses and not decide(world, packet_of(flow)).passes
+    ]
+    conntrack.forget(forbidden)
+    return len(forbidden)
+
+
+def _ends(flow: Flow) -> set[IPv4Address]:
+    return {flow.source, flow.destination, flow.answers}
+
+
+def packet_of(flow: Flow) -> Packet:
+    """The packet that began *flow*, as the rules saw it: behind the translation of its destination."""
+    return Packet(
+        source=flow.source,
+        destination=flow.answers,
+        protocol=_PROTOCOLS.get(flow.protocol, str(flow.protocol)),
+        port=flow.answering_port,
+        type=flow.type,
+        published=flow.answers != flow.destination,
+    )

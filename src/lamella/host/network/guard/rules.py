@@ -1,0 +1,209 @@
+"""Firewalls as rules of nftables, computed from values alone.
+
+In the layer's namespace, in tables of their own:
+
+    ip      chain forward   answers pass; what a guarded port sends goes through the rules of its way out, what one is sent through
+                            those of its way in: one lookup each, however many ports there are
+            map out, in     bridge . address of a guarded port -> the chain of its firewalls
+            set m_…         bridge . address of every member of a firewall that a rule names
+            chain o_…, i_…  of one combination of firewalls; ports with the same firewalls share it
+    bridge  set links       links of guarded ports
+            set places      link . MAC . address of guarded ports: a frame that is sent to their link for another address (a broadcast)
+                            would pass by the maps, and is dropped
+
+A port is told by its bridge and address: whoever sends with another one is dropped before (``rules``). Bridged frames come to the family
+``ip`` because of br_netfilter, switched on for bridges with guarded ports alone.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import IPv4Interface, IPv4Network
+
+import msgspec
+
+from lamella.host.network.driver import DesiredPort
+from lamella.host.network.names import bridge_name, port_name
+from lamella.model.firewall import FIREWALL, FirewallSpec, Protocol, Rule
+
+FORWARD_PRIORITY = -10
+
+
+class Guarded(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that is in force for one layer. Elements are as nft writes them."""
+
+    chains: dict[str, tuple[str, ...]] = {}
+    members: dict[str, frozenset[str]] = {}
+    inward: dict[str, str] = {}
+    outward: dict[str, str] = {}
+    links: frozenset[str] = frozenset()
+    places: frozenset[str] = frozenset()
+
+    @property
+    def bridges(self) -> frozenset[str]:
+        """Those with guarded ports."""
+        return frozenset(key.split('"')[1] for key in (*self.inward, *self.outward))
+
+
+def guarded(firewalls: Mapping[str, FirewallSpec], ports: Iterable[DesiredPort]) -> Guarded:
+    """What is to be in force for *ports* and *firewalls* (by id). A port that names a firewall that is not there lets nothing in by it."""
+    chains: dict[str, tuple[str, ...]] = {}
+    members: dict[str, set[str]] = {id: set() for id in _named(firewalls)}
+    inward: dict[str, str] = {}
+    outward: dict[str, str] = {}
+    links: set[str] = set()
+    places: set[str] = set()
+    for port in ports:
+        if not port.firewalls:
+            continue
+        place = place_of(port)
+        for id in port.firewalls:
+            if id in members:
+                members[id].add(place)
+        specs = [firewalls.get(id, FirewallSpec()) for id in sorted(port.firewalls)]
+        inward[place] = _chain(chains, "i", [rule for spec in specs for rule in spec.inbound], inward=True)
+        if not any(spec.outbound is None for spec in specs):
+            rules = [rule for spec in specs for rule in spec.outbound or ()]
+            outward[place] = _chain(chains, "o", rules, inward=False)
+        links.add(f'"{port_name(port.id)}"')
+        places.add(f'"{port_name(port.id)}" . {port.mac.lower()} . {IPv4Interface(port.address).ip}')
+    return Guarded(
+        chains=chains,
+        members={_set(id): frozenset(places_of) for id, places_of in members.items()},
+        inward=inward,
+        outward=outward,
+        links=frozenset(links),
+        places=frozenset(places),
+    )
+
+
+def place_of(port: DesiredPort) -> str:
+    """How the maps tell a port."""
+    return f'"{bridge_name(port.network)}" . {IPv4Interface(port.address).ip}'
+
+
+def _named(firewalls: Mapping[str, FirewallSpec]) -> set[str]:
+    """Ids of the firewalls that rules name."""
+    return {
+        rule.peer.removeprefix(FIREWALL)
+        for spec in firewalls.values()
+        for rule in (*spec.inbound, *(spec.outbound or ()))
+        if rule.peer.startswith(FIREWALL)
+    }
+
+
+def _set(id: str) -> str:
+    return f"m_{id[-12:]}"
+
+
+def _chain(chains: dict[str, tuple[str, ...]], prefix: str, rules: Sequence[Rule], *, inward: bool) -> str:
+    """The name of the chain of *rules*, which is put into *chains*: the same rules have the same chain."""
+    verdict = "accept" if inward else "return"
+    lines = (*(f"{match(rule, inward=inward)}{verdict}" for rule in dict.fromkeys(map(_key, rules))), "drop")
+    name = f"{prefix}_{hashlib.sha256(';'.join(lines).encode()).hexdigest()[:16]}"
+    chains[name] = lines
+    return name
+
+
+def _key(rule: Rule) -> "HashableRule":
+    return HashableRule(
+        rule.protocol, tuple((each.first, each.last) for each in rule.ports), tuple(rule.types), rule.peer
+    )
+
+
+class HashableRule(msgspec.Struct, frozen=True):
+    """A :class:`Rule` that can be told from others."""
+
+    protocol: Protocol
+    ports: tuple[tuple[int, int], ...]
+    types: tuple[int, ...]
+    peer: str
+
+
+def match(rule: HashableRule, *, inward: bool) -> str:
+    """What a packet has to be, in nft's words; a space at the end, or nothing for every packet."""
+    words: list[str] = []
+    if rule.peer.startswith(FIREWALL):
+        link, address = ("iifname", "saddr") if inward else ("oifname", "daddr")
+        words.append(f"{link} . ip {address} @{_set(rule.peer.removeprefix(FIREWALL))}")
+    elif rule.peer:
+        words.append(f"ip {'saddr' if inward else 'daddr'} {IPv4Network(rule.peer)}")
+    if rule.protocol is Protocol.ICMP and rule.types:
+        words.append(f"icmp type {{ {', '.join(map(str, rule.types))} }}")
+    elif rule.protocol is not Protocol.ANY and rule.ports and rule.protocol is not Protocol.ICMP:
+        ports = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in _joined(rule.ports))
+        words.append(f"{rule.protocol} dport {{ {ports} }}")
+    elif rule.protocol is not Protocol.ANY:
+        words.append(f"meta l4proto {rule.protocol}")
+    return "".join(f"{word} " for word in words)
+
+
+def _joined(ports: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same ports in ranges that do not overlap: nft refuses others."""
+    found: list[tuple[int, int]] = []
+    for first, last in sorted(ports):
+        if found and first <= found[-1][1] + 1:
+            found[-1] = (found[-1][0], max(found[-1][1], last))
+        else:
+            found.append((first, last))
+    return found
+
+
+# --- text
+
+
+def frame(table: str, uplink: str) -> str:
+    """The two tables, empty: nothing is guarded. Whole, whatever was there."""
+    return f"""
+add table ip {table}
+delete table ip {table}
+add table ip {table}
+add map ip {table} in {{ type ifname . ipv4_addr : verdict; }}
+add map ip {table} out {{ type ifname . ipv4_addr : verdict; }}
+add chain ip {table} forward {{ type filter hook forward priority {FORWARD_PRIORITY}; policy accept; }}
+add rule ip {table} forward ct state established,related accept
+add rule ip {table} forward iifname . ip saddr vmap @out
+add rule ip {table} forward iifname "{uplink}" ct status dnat accept
+add rule ip {table} forward oifname . ip daddr vmap @in
+add table bridge {table}
+delete table bridge {table}
+add table bridge {table}
+add set bridge {table} links {{ type ifname; }}
+add set bridge {table} places {{ type ifname . ether_addr . ipv4_addr; }}
+add chain bridge {table} forward {{ type filter hook forward priority -200; policy accept; }}
+add rule bridge {table} forward ether type ip oifname @links oifname . ether daddr . ip daddr != @places drop
+"""
+
+
+def change(table: str, before: Guarded, after: Guarded) -> str:
+    """The transaction that leads from *before* to *after*; empty when they are the same. At no moment is a port less guarded than by one
+    of the two."""
+    lines: list[str] = []
+    for name in sorted(after.members.keys() - before.members.keys()):
+        lines.append(f"add set ip {table} {name} {{ type ifname . ipv4_addr; }}")
+    for name in sorted(after.members):
+        lines += _elements("ip", table, name, before.members.get(name, frozenset()), after.members[name])
+    for name in sorted(after.chains.keys() - before.chains.keys()):
+        lines.append(f"add chain ip {table} {name}")
+        lines += [f"add rule ip {table} {name} {rule}" for rule in after.chains[name]]
+    for name, old, new in (("in", before.inward, after.inward), ("out", before.outward, after.outward)):
+        lines += _elements("ip", table, name, _jumps(old), _jumps(new))
+    lines += _elements("bridge", table, "places", before.places, after.places)
+    lines += _elements("bridge", table, "links", before.links, after.links)
+    for name in sorted(before.chains.keys() - after.chains.keys()):
+        lines += [f"flush chain ip {table} {name}", f"delete chain ip {table} {name}"]
+    for name in sorted(before.members.keys() - after.members.keys()):
+        lines.append(f"delete set ip {table} {name}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _jumps(map: Mapping[str, str]) -> frozenset[str]:
+    return frozenset(f"{key} : jump {chain}" for key, chain in map.items())
+
+
+def _elements(family: str, table: str, name: str, before: frozenset[str], after: frozenset[str]) -> list[str]:
+    """Removals first: a key of a map may stay with another value."""
+    lines: list[str] = []
+    for verb, found in (("delete", before - after), ("add", after - before)):
+        if found:
+            lines.append(f"{verb} element {family} {table} {name} {{ {', '.join(sorted(found))} }}")
+    return lines

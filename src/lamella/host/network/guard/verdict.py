@@ -1,0 +1,92 @@
+"""What firewalls say of one packet, and which rule says it: the same as the rules of nftables, walked by hand. Pure."""
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+import msgspec
+
+from lamella.host.network.driver import DesiredPort
+from lamella.model.firewall import FIREWALL, FirewallSpec, Protocol, Rule
+
+
+class Packet(msgspec.Struct, frozen=True, kw_only=True):
+    """The first packet of a flow. ``port`` is the destination's, ``type`` an ICMP message's. ``published`` ones came to a port of the
+    host."""
+
+    source: IPv4Address
+    destination: IPv4Address
+    protocol: str
+    port: int = 0
+    type: int = 0
+    published: bool = False
+
+
+class Side(StrEnum):
+    OUT = "out"
+    IN = "in"
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """``side`` is where it was decided: on the way out of its sender or in to its receiver. ``firewall`` is the id of the one whose
+    ``rule`` lets it pass; without one it passes since nothing guards that side, or is dropped since no rule lets it pass."""
+
+    passes: bool
+    side: Side | None = None
+    port: str = ""
+    firewall: str = ""
+    rule: Rule | None = None
+
+
+class World(msgspec.Struct, frozen=True):
+    """Firewalls by id, ports by address."""
+
+    firewalls: Mapping[str, FirewallSpec]
+    ports: Mapping[IPv4Address, DesiredPort]
+
+
+def world(firewalls: Mapping[str, FirewallSpec], ports: Iterable[DesiredPort]) -> World:
+    return World(firewalls, {IPv4Interface(port.address).ip: port for port in ports})
+
+
+def decide(world: World, packet: Packet) -> Verdict:
+    """Out of its sender, then in to its receiver."""
+    sender, receiver = world.ports.get(packet.source), world.ports.get(packet.destination)
+    found = Verdict(passes=True)
+    if sender is not None and sender.firewalls:
+        specs = _specs(world, sender)
+        if not any(spec.outbound is None for spec in specs.values()):
+            found = _first(world, {id: spec.outbound or [] for id, spec in specs.items()}, packet, Side.OUT, sender)
+            if not found.passes:
+                return found
+    if receiver is not None and receiver.firewalls and not packet.published:
+        inbound = {id: spec.inbound for id, spec in _specs(world, receiver).items()}
+        return _first(world, inbound, packet, Side.IN, receiver)
+    return found
+
+
+def _specs(world: World, port: DesiredPort) -> dict[str, FirewallSpec]:
+    return {id: world.firewalls.get(id, FirewallSpec()) for id in sorted(port.firewalls)}
+
+
+def _first(world: World, rules: Mapping[str, list[Rule]], packet: Packet, side: Side, port: DesiredPort) -> Verdict:
+    for id, some in rules.items():
+        for rule in some:
+            if matches(world, rule, packet, side):
+                return Verdict(passes=True, side=side, port=port.id, firewall=id, rule=rule)
+    return Verdict(passes=False, side=side, port=port.id)
+
+
+def matches(world: World, rule: Rule, packet: Packet, side: Side) -> bool:
+    """Whether *rule* is of packets such as *packet*; *side* says which end its peer is."""
+    if rule.protocol not in (Protocol.ANY, packet.protocol):
+        return False
+    if rule.protocol is Protocol.ICMP and rule.types and packet.type not in rule.types:
+        return False
+    if rule.ports and not any(each.first <= packet.port <= each.last for each in rule.ports):
+        return False
+    peer = packet.source if side is Side.IN else packet.destination
+    if rule.peer.startswith(FIREWALL):
+        other = world.ports.get(peer)
+        return other is not None and rule.peer.removeprefix(FIREWALL) in other.firewalls
+    return not rule.peer or peer in IPv4Network(rule.peer)

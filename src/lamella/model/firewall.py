@@ -1,0 +1,58 @@
+"""Firewalls: stateful groups of rules that ports of instances belong to (security groups, elsewhere)."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from lamella.model.resource import Condition, Resource
+
+
+class Protocol(StrEnum):
+    """``any`` is every IPv4 packet."""
+
+    ANY = "any"
+    TCP = "tcp"
+    UDP = "udp"
+    ICMP = "icmp"
+
+
+PortNumber = Annotated[int, Meta(ge=1, le=65535)]
+
+
+class PortRange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    """From ``first`` to ``last``, both included."""
+
+    first: PortNumber
+    last: PortNumber
+
+
+class Rule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    """Packets that may pass. ``ports`` are the destination's (none: all); ``types`` are of ICMP messages (none: all). ``peer`` is who is at
+    the other end: a prefix (``10.0.0.0/8``), a firewall (``firewall:app``: whoever belongs to it; kept as its id), or empty: anybody."""
+
+    protocol: Protocol = Protocol.ANY
+    ports: Annotated[list[PortRange], Meta(max_length=64)] = []
+    types: Annotated[list[Annotated[int, Meta(ge=0, le=255)]], Meta(max_length=16)] = []
+    peer: Annotated[str, Meta(max_length=80)] = ""
+
+
+Rules = Annotated[list[Rule], Meta(max_length=256)]
+
+
+class FirewallSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What may come in to its members, and what may go out of them (``None``: everything). Nothing else may; answers to what may always
+    pass, and so does what is published on the host."""
+
+    inbound: Rules = []
+    outbound: Rules | None = None
+
+
+class FirewallStatus(msgspec.Struct, kw_only=True):
+    conditions: list[Condition] = []
+
+
+Firewall = Resource[FirewallSpec, FirewallStatus]
+
+FIREWALL = "firewall:"

@@ -1,0 +1,32 @@
+"""Networks and firewalls of the layer in memory; what subnets may be is the real rule."""
+
+from typing import Any
+
+from fake_part import Part
+
+from lamella.control.network import subnets
+from lamella.model.firewall import FirewallSpec, FirewallStatus
+from lamella.model.ids import check_name
+from lamella.model.network import NetworkSpec, NetworkStatus
+
+
+class FakeNetworks(Part):
+    async def create(self, who: Any, project: str, body: Any) -> Any:
+        check_name(body.name)
+        subnet = subnets.parse(body.subnet) if body.subnet else subnets.choose([])
+        spec = NetworkSpec(subnet=str(subnet), mtu=body.mtu, isolated=body.isolated)
+        return self.new("network", body.name, spec, NetworkStatus(), project, body.labels)
+
+
+class FakeFirewalls(Part):
+    async def create(self, who: Any, project: str, body: Any) -> Any:
+        check_name(body.name)
+        spec = FirewallSpec(inbound=body.inbound, outbound=body.outbound)
+        return self.new("firewall", body.name, spec, FirewallStatus(), project, body.labels)
+
+    async def attach(self, who: Any, project: str, name: str, body: Any) -> Any:
+        row = self.layer._find(project, "firewall", name)
+        self.layer._find(project, "instance", body.instance)
+        return row
+
+    detach = attach

@@ -1,0 +1,61 @@
+"""Firewalls as a person has them, at two levels of isolation."""
+
+import json
+import time
+from collections.abc import Callable
+
+import pytest
+from tests.house import LayerUnderTest
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
+
+SERVER = "while :; do echo served | nc -l -p 80; done & while :; do echo other | nc -l -p 81; done"
+
+
+def reaches(layer: LayerUnderTest, name: str, address: str, port: int) -> bool:
+    command = f"nc -w 3 {address} {port} </dev/null"
+    return bool(layer.lamella("exec", name, "--", "sh", "-c", command, check=False).stdout.strip())
+
+
+def until(check: Callable[[], bool], seconds: float = 20) -> None:
+    """Hosts hear of a change a moment later."""
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("isolation", ["container", "microvm"])
+def test_a_firewall_lets_in_what_it_says(layer: LayerUnderTest, isolation: str) -> None:
+    layer.lamella("firewall", "create", "app")
+    layer.lamella("firewall", "create", "web", "--allow", "tcp:80", "--allow", "from=firewall:app:tcp:81")
+    run = ("run", "-d", "--isolation", isolation)
+    layer.lamella(*run, "--name", "w1", "--firewall", "web", "busybox", "--", "sh", "-c", SERVER)
+    layer.lamella("run", "-d", "--name", "friend", "--firewall", "app", "busybox", "--", "sh", "-c", SERVER)
+    layer.lamella("run", "-d", "--name", "other", "busybox", "--", "sh", "-c", SERVER)
+    address = {name: layer.show(name)["status"]["address"] for name in ("w1", "friend", "other")}
+    until(lambda: reaches(layer, "other", address["w1"], 80))
+    until(lambda: reaches(layer, "friend", address["w1"], 81))
+    assert not reaches(layer, "other", address["w1"], 81) and not reaches(layer, "other", address["friend"], 80)
+    assert reaches(layer, "w1", address["other"], 80)
+
+    shown = layer.out("firewall", "show", "web")
+    assert "from=firewall:app:tcp:81" in shown and "guards w1" in shown
+    assert "web" in layer.out("port", "ls")
+    done = layer.lamella("firewall", "rm", "app", check=False)
+    assert done.returncode == 1 and b"guards friend" in done.stderr
+
+    # Changes count at once, and a daemon that starts again neither opens nor closes anything.
+    layer.lamella("firewall", "attach", "app", "other")
+    until(lambda: reaches(layer, "other", address["w1"], 81))
+    layer.lamella("firewall", "set", "web", "--allow", "tcp:81")
+    until(lambda: not reaches(layer, "other", address["w1"], 80))
+    layer.kill()
+    layer.start()
+    assert reaches(layer, "other", address["w1"], 81) and not reaches(layer, "other", address["w1"], 80)
+    layer.lamella("restart", "-t", "1s", "w1")
+    until(lambda: reaches(layer, "other", address["w1"], 81))
+    assert not reaches(layer, "other", address["w1"], 80)
+
+    layer.lamella("rm", "--force", "w1", "friend", "other")
+    layer.lamella("firewall", "rm", "web", "app")
+    assert json.loads(layer.out("firewall", "ls", "-o", "json")) == []
