@@ -7,6 +7,7 @@ from lamella.control.storage.asking import Hosts, ask
 from lamella.control.storage.attaching import check_usable
 from lamella.control.storage.fitting import check_passphrase
 from lamella.control.storage.lookup import find_volume
+from lamella.control.storage.placing import host_of
 from lamella.model.errors import Conflict
 from lamella.model.requests import Principal
 from lamella.model.storage import KeyWrap, Volume, VolumeStatus
@@ -30,7 +31,8 @@ class Keys:
         volume = await self._one(project, name, "unlock", who)
         if volume.spec.encryption is not KeyWrap.PASSPHRASE:
             raise Conflict(f"volume {volume.name} needs no passphrase", hint=f"lamella volume show {volume.name}")
-        await ask(self._hosts.agent(volume.status.host), UnlockVolume(volume=volume, passphrase=passphrase), None)
+        host = await self._store.read(lambda tx: host_of(tx, volume))
+        await ask(self._hosts.agent(host), UnlockVolume(volume=volume, passphrase=passphrase), None)
         await self._store.write(lambda tx: record(tx, volume, "volume.unlocked", f"{who.name} unlocked {volume.name}"))
         return await self._store.by_id(volume.id)
 
@@ -46,7 +48,8 @@ class Keys:
         check_passphrase(wrap, body.new_passphrase, field="new_passphrase")
         wanted = msgspec.structs.replace(volume, spec=msgspec.structs.replace(volume.spec, encryption=wrap))
         request = RekeyVolume(volume=wanted, passphrase=body.passphrase, new_passphrase=body.new_passphrase)
-        seen: VolumeStatus = await ask(self._hosts.agent(volume.status.host), request, VolumeStatus)
+        host = await self._store.read(lambda tx: host_of(tx, volume))
+        seen: VolumeStatus = await ask(self._hosts.agent(host), request, VolumeStatus)
 
         def write(tx: Transaction) -> Volume:
             current: Volume = tx.by_id(volume.id) or volume

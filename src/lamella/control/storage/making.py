@@ -8,6 +8,7 @@ from lamella.control.storage.conditions import READY, drop, of, put
 from lamella.control.storage.keeper import Keeper
 from lamella.control.storage.lookup import held
 from lamella.control.storage.parting import part_with_snapshots
+from lamella.control.storage.placing import host_of
 from lamella.control.storage.steps import Step
 from lamella.model.errors import Conflict, LamellaError, Unavailable
 from lamella.model.quantity import format_size
@@ -80,7 +81,7 @@ class Making:
         return snapshot
 
     async def _change(self, volume: Volume, tell: Tell) -> None:
-        agent = self._hosts.agent(volume.status.host)
+        agent = self._hosts.agent(await self._store.read(lambda tx: host_of(tx, volume)))
         spec, size = volume.spec, volume.status.size
         if spec.size and spec.size != size:
             seen: VolumeStatus = await ask(agent, ResizeVolume(volume=volume, size=spec.size), VolumeStatus, tell)

@@ -10,6 +10,7 @@ from lamella.control.storage.conditions import READY, drop, of, put
 from lamella.control.storage.keeper import Keeper
 from lamella.control.storage.lookup import find_snapshot, find_volume, held
 from lamella.control.storage.operations import Job, Operations
+from lamella.control.storage.placing import host_of_snapshot
 from lamella.control.storage.steps import Step
 from lamella.model.errors import Conflict, DeadlineExceeded, Invalid, LamellaError, NotFound, Unavailable
 from lamella.model.ids import check_name
@@ -124,22 +125,23 @@ class Snapshots:
 
     async def _restore(self, job: Job) -> str:
         snapshot: Snapshot = await self._store.by_id(job.arguments["snapshot"])
-        volumes = await self._store.read(lambda tx: _volumes(tx, snapshot))
-        agent = await self._hosts.reach(snapshot.status.host, patience=PATIENCE)
+        volumes, host = await self._store.read(lambda tx: _placed(tx, snapshot))
+        agent = await self._hosts.reach(host, patience=PATIENCE)
         await ask(agent, RestoreSnapshot(snapshot=snapshot, volumes=volumes), None, job.tell)
         await self._store.write(lambda tx: _restored(tx, snapshot))
         return snapshot.name
 
     async def _take(self, snapshot: Snapshot, step: Step, tell: Tell) -> None:
-        volumes, instance = await self._store.read(lambda tx: (_volumes(tx, snapshot), _whose(tx, snapshot)))
+        instance = await self._store.read(lambda tx: _whose(tx, snapshot))
+        volumes, host = await self._store.read(lambda tx: _placed(tx, snapshot))
         if step is Step.MAKE:
-            agent = self._hosts.agent(snapshot.status.host)
+            agent, snapshot.status.host = self._hosts.agent(host), host
             request = TakeSnapshot(snapshot=snapshot, volumes=volumes, instance=instance)
             seen: SnapshotStatus = await ask(agent, request, SnapshotStatus, tell)
-            await self._store.write(lambda tx: _taken(tx, snapshot.id, seen))
+            await self._store.write(lambda tx: _taken(tx, snapshot.id, host, seen))
         else:
             if volumes:
-                agent = self._hosts.agent(snapshot.status.host)
+                agent = self._hosts.agent(host)
                 await ask(agent, DropSnapshot(snapshot=snapshot, volumes=volumes), None, tell)
             await self._store.write(lambda tx: _gone(tx, snapshot.id))
 
@@ -173,6 +175,12 @@ def _volumes(tx: Transaction, snapshot: Snapshot) -> list[Volume]:
     return [volume for id in held(snapshot) if (volume := tx.by_id(id)) is not None]
 
 
+def _placed(tx: Transaction, snapshot: Snapshot) -> tuple[list[Volume], str | None]:
+    """:func:`_volumes`, and the host that is asked about them."""
+    volumes = _volumes(tx, snapshot)
+    return volumes, host_of_snapshot(tx, snapshot, volumes)
+
+
 def _whose(tx: Transaction, snapshot: Snapshot) -> Instance | None:
     """The instance whose guest can be asked to hold still: the one that it is of, or the one that has the volume open."""
     if snapshot.spec.instance is not None:
@@ -195,11 +203,12 @@ def check_rests(tx: Transaction, volume: Volume) -> None:
             )
 
 
-def _taken(tx: Transaction, id: str, seen: SnapshotStatus) -> None:
+def _taken(tx: Transaction, id: str, host: str | None, seen: SnapshotStatus) -> None:
     snapshot: Snapshot | None = tx.by_id(id)
     if snapshot is None:
         return
     status = snapshot.status
+    status.host = host
     status.consistency, status.taken_at = seen.consistency, seen.taken_at or now()
     status.pause, status.sizes = seen.pause, seen.sizes
     status.conditions = [*drop(status.conditions, READY), *seen.conditions]
@@ -219,7 +228,6 @@ def _restored(tx: Transaction, snapshot: Snapshot) -> None:
             volume.status.observed_generation = volume.generation
             volume = tx.update(volume)
         record(tx, volume, "volume.restored", f"volume {volume.name} is what it was: {snapshot.name}")
-
 
 
 def _failed(tx: Transaction, row: Any, step: Step, error: LamellaError) -> None:

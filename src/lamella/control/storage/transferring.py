@@ -13,7 +13,7 @@ from lamella.control.storage.attaching import BUSY, check_usable, free
 from lamella.control.storage.fitting import settled_spec
 from lamella.control.storage.lookup import find_pool, find_snapshot, find_volume, held
 from lamella.control.storage.operations import Job, Operations
-from lamella.control.storage.placing import host_for
+from lamella.control.storage.placing import host_for, host_of
 from lamella.model.errors import Conflict, Invalid, LamellaError, Unavailable
 from lamella.model.ids import check_name, new_id
 from lamella.model.operation import Operation
@@ -103,7 +103,7 @@ class Transferring:
     async def export(self, who: Principal, project: str, name: str, *, format: str) -> AsyncIterator[bytes]:
         """The bytes of *name*, a volume (``data``) or a snapshot of one (``data@nightly``)."""
         volume, snapshot = await self._store.write(lambda tx: _named(tx, who, project, name))
-        agent = self._hosts.agent(volume.status.host)
+        agent = self._hosts.agent(await self._store.read(lambda tx: host_of(tx, volume)))
         pieces = cast("AsyncGenerator[bytes]", agent.export_volume(volume, snapshot, format))
         async with aclosing(pieces):
             async for piece in pieces:
@@ -113,7 +113,8 @@ class Transferring:
         """Of the newest export of *name* that came to its end."""
         volume, snapshot = await self._store.read(lambda tx: _find(tx, project, name))
         request = DigestExport(volume=volume, snapshot=snapshot, format=format)
-        return await ask(self._hosts.agent(volume.status.host), request, ExportedDigest)
+        host = await self._store.read(lambda tx: host_of(tx, volume))
+        return await ask(self._hosts.agent(host), request, ExportedDigest)
 
     # --- elsewhere
 
@@ -178,7 +179,7 @@ class Transferring:
     async def _heard(self, volume: Volume, request: MoveVolume, job: Job) -> VolumeStatus:
         """What became of it. One that cannot be told is asked for again, such as of a pool that stands still: it goes on there, and the
         row has to say where the volume lies."""
-        agent = await self._hosts.reach(volume.status.host, patience=PATIENCE)
+        agent = await self._hosts.reach(await self._store.read(lambda tx: host_of(tx, volume)), patience=PATIENCE)
         try:
             return await ask(agent, request, VolumeStatus, job.tell)
         except Unavailable as error:

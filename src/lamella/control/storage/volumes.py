@@ -18,7 +18,7 @@ from lamella.control.storage.keeper import Keeper
 from lamella.control.storage.lookup import find_pool, find_volume, snapshots_of
 from lamella.control.storage.making import Making
 from lamella.control.storage.operations import Job, Operations
-from lamella.control.storage.placing import host_for
+from lamella.control.storage.placing import host_for, host_of
 from lamella.control.storage.renaming import rename
 from lamella.model.errors import Conflict, DeadlineExceeded, Invalid, LamellaError, Unsupported
 from lamella.model.ids import check_name
@@ -226,7 +226,7 @@ class Volumes:
     async def _resize(self, job: Job) -> str:
         id = job.arguments["volume"]
         volume: Volume = await self._store.by_id(id)
-        await self._hosts.reach(volume.status.host, patience=PATIENCE)
+        await self._hosts.reach(await self._store.read(lambda tx: host_of(tx, volume)), patience=PATIENCE)
         await self._keeper.settle(id, LONGEST, job.tell)
         return (await self._store.by_id(id)).name
 
