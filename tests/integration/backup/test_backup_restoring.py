@@ -109,6 +109,18 @@ async def test_what_is_restored_over_a_volume_is_what_was_backed_up(vault: Vault
     assert len(await pool.snapshots(volume.id)) == 3
 
 
+async def test_a_file_that_changed_under_its_former_size_and_time_is_in_the_next_backup(vault: Vault) -> None:
+    volume = await vault.lab.create(directory_volume())
+    write = "echo {} >letter; touch -d 2026-01-01T00:00:00Z letter; sync -f .; stat -c '%s %Y' letter"
+    seen = await vault.shell(volume, write.format("one"))
+    first = await vault.back_up(volume)
+    assert await vault.shell(volume, write.format("two")) == seen
+    second = await vault.back_up(volume, first)
+    for backup, held in ((second, "two"), (first, "one")):
+        await vault.restore(backup, volume)
+        assert await vault.shell(volume, "cat letter") == held
+
+
 @pytest.mark.parametrize("form", ["plain", "tree"])
 async def test_a_restore_that_fails_leaves_the_volume_what_it_was(vault: Vault, form: str) -> None:
     volume = await vault.lab.create(a_volume(form))

@@ -48,11 +48,9 @@ class Engine(Protocol):
         """Bytes that its files have. :raise NotFound: when it is not in the repository."""
         ...
 
-    async def store(
-        self, directory: Path, note: str, *, parent: str = "", by_time: bool = False, told: Told | None = None
-    ) -> Summary:
-        """All files below *directory*. A file that has the size and the time of change that it had in *parent* (an engine's id) is not
-        opened; with *by_time* its inode and the time of its last status change do not matter."""
+    async def store(self, directory: Path, note: str, *, parent: str = "", told: Told | None = None) -> Summary:
+        """All files below *directory*. A file that has the size, the inode and the times that it had in *parent* (an engine's id) is
+        not opened."""
         ...
 
     async def store_bytes(self, name: str, content: bytes, note: str) -> Summary: ...

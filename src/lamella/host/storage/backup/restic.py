@@ -103,12 +103,8 @@ class Restic:
     async def _snapshots(self, *words: str) -> list["Snapshot"]:
         return _json(await self._run("snapshots", "--json", "--no-lock", *words), list[Snapshot] | None) or []
 
-    async def store(
-        self, directory: Path, note: str, *, parent: str = "", by_time: bool = False, told: Told | None = None
-    ) -> Summary:
+    async def store(self, directory: Path, note: str, *, parent: str = "", told: Told | None = None) -> Summary:
         words = ["backup", "--json", "--host", "lamella", *_tags(note), "--exclude-caches=false", "."]
-        if by_time:
-            words += ["--ignore-inode", "--ignore-ctime"]
         # Without a parent it would look for one by itself, and trust what it finds.
         words += ["--parent", parent] if parent else ["--force"]
         return await self._stored(words, inside=directory, told=told)

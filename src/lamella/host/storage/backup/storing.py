@@ -107,13 +107,13 @@ class Storing:
         return tables.everything(content.size, content.extents, stamp), stamp
 
     async def _tree(self, request: BackUp, engine: Engine, note: BackupNote, tell: Tell) -> BackupStatus:
-        parent = request.base.status.engine_id if request.base is not None else ""
         async with tree(self._parts, request.volume, request.snapshot) as directory:
             note.samples = await blocking(samples.of_files, directory)
-            # Those of a clone have new inodes and times of their status, whatever is in them.
-            summary, parent = await _store(engine, directory, note, parent, _telling(tell), by_time=True)
+            # Every file is read: those of a clone have new inodes and times of their status whatever is in them, and a size and
+            # a time of change that are the former ones prove nothing (rsync -t, touch -r, a writable mapping).
+            summary = await engine.store(directory, encode_note(note), told=_telling(tell))
         note.size = summary.read
-        return self._status(request, note, summary, read=summary.read, incremental=bool(parent))
+        return self._status(request, note, summary, read=summary.read, incremental=False)
 
     def _status(
         self, request: BackUp, note: BackupNote, summary: Summary, *, read: int, incremental: bool
@@ -192,17 +192,15 @@ class Storing:
         )
 
 
-async def _store(
-    engine: Engine, directory: Path, note: BackupNote, parent: str, told: Told, *, by_time: bool = False
-) -> tuple[Summary, str]:
+async def _store(engine: Engine, directory: Path, note: BackupNote, parent: str, told: Told) -> tuple[Summary, str]:
     """With *parent* when it is still in the repository; which it was."""
     text = encode_note(note)
     if parent:
         try:
-            return await engine.store(directory, text, parent=parent, by_time=by_time, told=told), parent
+            return await engine.store(directory, text, parent=parent, told=told), parent
         except NotFound:
             pass
-    return await engine.store(directory, text, by_time=by_time, told=told), ""
+    return await engine.store(directory, text, told=told), ""
 
 
 def table_bytes(table: Table) -> int:
