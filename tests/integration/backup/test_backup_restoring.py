@@ -109,6 +109,18 @@ async def test_what_is_restored_over_a_volume_is_what_was_backed_up(vault: Vault
     assert len(await pool.snapshots(volume.id)) == 3
 
 
+@pytest.mark.parametrize("held", ["plain", "encrypted"])
+async def test_nothing_plain_is_written_under_an_encrypted_volume_nor_the_other_way(vault: Vault, held: str) -> None:
+    volume = await vault.lab.create(a_volume(held))
+    await vault.shell(volume, "echo secret >letter; sync -f .")
+    backup = await vault.back_up(volume)
+    other = await vault.lab.create(a_volume("encrypted" if held == "plain" else "plain"))
+    before = await vault.shell(other, "echo own >letter; sync -f .; cat letter")
+    with pytest.raises(Conflict, match="one is encrypted, and the other is not"):
+        await vault.restore(backup, other)
+    assert await vault.shell(other, "cat letter") == before
+
+
 async def test_a_file_that_changed_under_its_former_size_and_time_is_in_the_next_backup(vault: Vault) -> None:
     volume = await vault.lab.create(directory_volume())
     write = "echo {} >letter; touch -d 2026-01-01T00:00:00Z letter; sync -f .; stat -c '%s %Y' letter"

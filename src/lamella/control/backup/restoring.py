@@ -81,8 +81,9 @@ class Restoring:
     ) -> Operation:
         """Over *volume*, which stays what it is when that fails, unless it is *fresh*: nothing in it is worth keeping.
 
-        :raise Conflict: when an instance that runs has it.
+        :raise Conflict: when an instance that runs has it, or one of the two is encrypted and the other is not.
         """
+        _check_encryption(backup, volume)
         arguments = {"new": "", "fresh": "yes" if fresh else "", "part_of": part_of}
         return await self._begin(who, backup, volume, arguments, passphrase, wait)
 
@@ -173,6 +174,9 @@ class Restoring:
             status.conditions = drop(status.conditions, READY)
             if current.spec.owner is None:
                 current.spec.size = seen.size or current.spec.size
+            if backup.status.note is not None and current.spec.encryption is not None:
+                # The key that came with it is wrapped as it was then.
+                current.spec.encryption = backup.status.note.spec.encryption
             current = tx.update(current)
             current.status.observed_generation = current.generation
             current = tx.update(current)
@@ -180,6 +184,22 @@ class Restoring:
 
         await self._store.write(write)
         return volume.name
+
+
+def _check_encryption(backup: Backup, volume: Volume) -> None:
+    """What a backup holds is written as it is: plain text under a volume that is called encrypted would be in the pool in clear.
+
+    :raise Conflict: when one of the two is encrypted and the other is not.
+    """
+    note = backup.status.note
+    if note is None or (note.spec.encryption is None) == (volume.spec.encryption is None):
+        return
+    states = ("encrypted", "not encrypted")
+    of_backup, of_volume = states if volume.spec.encryption is None else reversed(states)
+    raise Conflict(
+        f"backup {backup.name} is {of_backup}, and volume {volume.name} is {of_volume}",
+        hint="restore it to a new volume, and copy what is in it: --as NAME",
+    )
 
 
 def _over(tx: Transaction, operation: Operation) -> None:

@@ -44,6 +44,11 @@ class Restoring:
         volume, note, parts = request.volume, note_of(request), self._parts
         if volume.spec.form is not note.form:
             raise Invalid(f"the backup is of form {note.form}, the volume of form {volume.spec.form}", field="form")
+        if bool(note.key) != (volume.spec.encryption is not None):
+            raise Conflict(
+                f"of backup {request.backup.name} and volume {volume.name} one is encrypted, and the other is not",
+                hint="restore it to a new volume: --as NAME",
+            )
         engine = await self._repositories.engine(request.repository)
         key = await self._key(volume, note, request.passphrase)
         async with self._repositories.lock(request.repository).with_others():
