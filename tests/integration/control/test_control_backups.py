@@ -17,8 +17,8 @@ from lamella.model.instance import InstanceSpec, Power
 from lamella.model.operation import Operation, OperationPhase
 from lamella.model.requests import InstanceCreate, Principal
 from lamella.model.resource import now
-from lamella.model.storage import StoragePhase, Volume, VolumeMount, VolumeSpec
-from lamella.model.storage_bodies import VolumeCreate
+from lamella.model.storage import KeyWrap, StoragePhase, Volume, VolumeMount, VolumeSpec
+from lamella.model.storage_bodies import VolumeCreate, VolumeRekey
 
 GIB = 1 << 30
 WHO = Principal(name="unix:root", admin=True)
@@ -184,6 +184,57 @@ async def test_what_failed_to_come_leaves_nothing_new_and_nothing_less(layer: La
 
 
 # --- what is taken away meanwhile
+
+
+async def test_a_policy_goes_with_its_volume_and_the_layer_keeps_its_own(layer: Layer, host: StorageHost) -> None:
+    await repository(layer)
+    await layer.backup.policies.close()
+    put = layer.backup.policies.put
+    made = await volume(layer, host)
+    first = await put(WHO, "default", PolicyPut(volume="data", repository="vault", keep=Retention(daily=7)))
+    whole = await put(WHO, "default", PolicyPut(repository="vault", keep=Retention(last=2)))
+    await layer.storage.volumes.rename(WHO, "default", "data", "papers")
+    again = await put(WHO, "default", PolicyPut(volume="papers", repository="vault", keep=Retention(daily=3)))
+    assert (again.id, again.name, again.spec.volume_name) == (first.id, "papers", "papers")
+    # Its old name is free for another volume, whose policy is another one.
+    other = await volume(layer, host, "data")
+    second = await put(WHO, "default", PolicyPut(volume="data", repository="vault"))
+    assert second.name == "data" and second.spec.volume == other.id
+    # Whatever is called layer, the layer's own state is backed up as it was.
+    await layer.storage.volumes.rename(WHO, "default", "papers", "layer")
+    fresh = await put(WHO, "default", PolicyPut(volume="layer", repository="vault", keep=Retention(daily=5)))
+    assert fresh.id == first.id and fresh.spec.volume == made.id
+    own = await layer.store.get("policy", "default", "layer")
+    assert own.id == whole.id and not own.spec.volume and own.spec.keep.last == 2
+    assert len(await rows(layer, "policy")) == 3
+    await layer.storage.volumes.rename(WHO, "default", "layer", "papers")
+    await layer.backup.policies.delete(WHO, "default", "papers")
+    assert {item.id for item in await rows(layer, "policy")} == {whole.id, second.id}
+    # One of a volume that is gone is in nobody's way.
+    await layer.storage.volumes.delete(WHO, "default", "data", force=True, expected=None, wait=WAIT)
+    await layer.storage.volumes.rename(WHO, "default", "papers", "data")
+    third = await put(WHO, "default", PolicyPut(volume="data", repository="vault"))
+    assert third.name == "data" and third.spec.volume == made.id and third.id != second.id
+
+
+async def test_a_plain_backup_does_not_go_over_an_encrypted_volume(layer: Layer, host: StorageHost) -> None:
+    await repository(layer)
+    await volume(layer, host)
+    plain = done(await back_up(layer))
+    spec = VolumeSpec(size=GIB, filesystem="ext4", encryption=KeyWrap.KEY_FILE)
+    sealed = await layer.storage.volumes.create(WHO, "default", VolumeCreate(name="sealed", spec=spec), wait=WAIT)
+    with pytest.raises(Conflict, match="is not encrypted, and volume sealed is encrypted") as refused:
+        await restore(layer, plain, "sealed", force=True)
+    assert "--as" in refused.value.hint
+    secret = done(await back_up(layer, "sealed"))
+    with pytest.raises(Conflict, match="is encrypted, and volume data is not encrypted"):
+        await restore(layer, secret, "data", force=True)
+    # Its key came with it, wrapped as it was then.
+    await layer.storage.keys.rekey(
+        WHO, "default", "sealed", VolumeRekey(encryption=KeyWrap.PASSPHRASE, new_passphrase="a long enough phrase")
+    )
+    done(await restore(layer, secret, "sealed", force=True))
+    assert (await layer.store.by_id(sealed.id)).spec.encryption is KeyWrap.KEY_FILE
 
 
 async def test_a_volume_is_renamed_while_it_is_backed_up(layer: Layer, host: StorageHost) -> None:

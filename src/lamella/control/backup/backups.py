@@ -1,6 +1,7 @@
 """Backups: of a volume, of all volumes of an instance at one instant, or of the layer's own state."""
 
 from lamella.control.backup.lookup import (
+    LAYER,
     LAYER_PROJECT,
     base_of,
     check_layer,
@@ -30,7 +31,6 @@ from lamella.model.storage import Snapshot, SnapshotSpec, SnapshotStatus, Storag
 from lamella.store.store import Audit, Store, Transaction
 
 VERB = "backup"
-LAYER = "layer"
 # How long a snapshot may take to be there, in seconds.
 SNAPSHOT = 3600.0
 # Of a volume's name so much goes into a backup's, which has the time behind it.

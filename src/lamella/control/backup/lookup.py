@@ -5,11 +5,13 @@ from typing import Any
 from lamella.model.backup import Backup, BackupPolicy, BackupSource, Repository
 from lamella.model.errors import Conflict, NotFound
 from lamella.model.resource import now
-from lamella.model.storage import Snapshot, StoragePhase
+from lamella.model.storage import Snapshot, StoragePhase, Volume
 from lamella.store.store import Transaction
 
 # Where what belongs to the whole layer is.
 LAYER_PROJECT = "default"
+# What its own state is called among what is backed up.
+LAYER = "layer"
 
 
 def find_repository(tx: Transaction, project: str, name: str) -> Repository:
@@ -92,8 +94,36 @@ def find_repository_of(tx: Transaction, backup: Backup) -> Repository:
 
 
 def find_policy(tx: Transaction, project: str, name: str) -> BackupPolicy:
-    """:raise NotFound: with the command that makes one."""
+    """By the name of what it backs up, which is its own, or by id.
+
+    :raise NotFound: with the command that makes one.
+    """
+    if name != LAYER:
+        volume = tx.get("volume", project, name)
+        found = policy_of(tx, volume.id) if volume is not None else None
+        if found is not None:
+            return found
     return _find(tx, "policy", project, name, f"set it: lamella backup policy set {name} --to REPOSITORY --daily 7")
+
+
+def policy_of(tx: Transaction, volume: str) -> BackupPolicy | None:
+    """That of the volume with this id, whatever either is called."""
+    return next((item for item in tx.list("policy") if item.spec.volume == volume), None)
+
+
+def name_of_policy(tx: Transaction, project: str, volume: Volume | None) -> str:
+    """What the policy of *volume* (the layer's own state, when it is ``None``) is to be called: as that is, or, when somebody else has
+    the name, by the volume's id. A policy whose volume is gone makes way."""
+    if volume is not None and volume.name == LAYER:
+        return volume.id
+    name = volume.name if volume is not None else LAYER
+    taken: BackupPolicy | None = tx.get("policy", project, name)
+    if taken is None or (volume is not None and taken.spec.volume == volume.id):
+        return name
+    if taken.spec.volume and tx.by_id(taken.spec.volume) is None:
+        tx.delete(taken.id)
+        return name
+    return volume.id if volume is not None else name
 
 
 def ready(backup: Backup) -> bool:

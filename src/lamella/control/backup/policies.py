@@ -6,8 +6,8 @@ import logging
 from contextlib import suppress
 from datetime import datetime, timedelta
 
-from lamella.control.backup.backups import LAYER, Backups
-from lamella.control.backup.lookup import check_layer, find_policy, repository_to_use
+from lamella.control.backup.backups import Backups
+from lamella.control.backup.lookup import LAYER, check_layer, find_policy, name_of_policy, policy_of, repository_to_use
 from lamella.control.backup.repositories import Repositories
 from lamella.control.events import record
 from lamella.control.lookup import need_project
@@ -56,17 +56,17 @@ class Policies:
             volume = find_volume(tx, project, body.volume) if body.volume else None
             if volume is None:
                 check_layer(project, repository)
-            name = volume.name if volume is not None else LAYER
             spec = PolicySpec(
                 volume=volume.id if volume is not None else "",
                 repository=repository.id,
-                volume_name=name,
+                volume_name=volume.name if volume is not None else LAYER,
                 repository_name=repository.name,
                 every=body.every,
                 keep=body.keep,
                 verify_every=body.verify_every,
             )
-            known: BackupPolicy | None = tx.get("policy", project, name)
+            known = policy_of(tx, spec.volume)
+            name = known.name if known is not None else name_of_policy(tx, project, volume)
             tx.audit(Audit(principal=who.name, verb="put", subject=f"policy/{project}/{name}"))
             if known is None:
                 return tx.insert(new_resource("policy", name, spec, PolicyStatus(due=now()), project=project))

@@ -1,5 +1,6 @@
 """A volume's new name, and all that follows it."""
 
+from lamella.control.backup.lookup import name_of_policy, policy_of
 from lamella.control.events import record
 from lamella.model.instance import Instance
 from lamella.model.storage import Volume
@@ -7,7 +8,7 @@ from lamella.store.store import Transaction
 
 
 def rename(tx: Transaction, volume: Volume, new: str) -> Volume:
-    """Call *volume* *new*, its snapshots with it, and have the instances that name it do so.
+    """Call *volume* *new*, its snapshots and its backup policy with it, and have the instances that name it do so.
 
     :raise Conflict: when a name is taken.
     """
@@ -17,6 +18,13 @@ def rename(tx: Transaction, volume: Volume, new: str) -> Volume:
         of, _, own = snapshot.name.partition("@")
         if snapshot.spec.volume == volume.id and of == old:
             tx.rename(snapshot.id, f"{new}@{own}")
+    policy = policy_of(tx, volume.id)
+    if policy is not None:
+        policy.spec.volume_name = new
+        policy = tx.update(policy)
+        name = name_of_policy(tx, volume.project, renamed)
+        if name != policy.name:
+            tx.rename(policy.id, name)
     for id in volume.status.attached:
         instance: Instance | None = tx.by_id(id)
         if instance is None or volume.id not in instance.status.volumes.values():
