@@ -64,7 +64,7 @@ class Assembly:
         """Of *volumes*, those that are the instance's own."""
         for volume in volumes:
             if volume.spec.owner == self.id:
-                await self._storage.pool(volume.spec.pool).delete(volume.id)
+                await self._storage.pool(volume.spec.pool).delete(volume.id, shred=volume.spec.shred)
 
     async def _own(self, volume: Volume, base: Base | None) -> VolumeHandle:
         pool = self._storage.pool(volume.spec.pool)

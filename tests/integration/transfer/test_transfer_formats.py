@@ -239,3 +239,14 @@ async def test_exports_that_wait_for_an_attaching_leave_its_disk_alone(lab: Volu
     async with guest_of(mounted.path) as guest:
         assert await guest.read(64) == disk[:64]
     await lab.wing.detach("inst_one")
+
+
+async def test_an_import_that_is_asked_again_while_it_goes_on_is_waited_for(lab: VolumesLab, tmp_path: Path) -> None:
+    disk = content(5)
+    (tmp_path / "disk.raw.gz").write_bytes(gzip.compress(disk, 1))
+    volume = new_volume("brought", 0)
+    request = ImportVolume(volume=volume, path=str(tmp_path / "disk.raw.gz"))
+    asked = [lab.ask(request, VolumeStatus) for _ in range(3)]
+    assert [status.size for status in await asyncio.gather(*asked)] == [SIZE] * 3
+    await taken(lab, volume, tmp_path / "out.raw")
+    assert (tmp_path / "out.raw").read_bytes() == disk

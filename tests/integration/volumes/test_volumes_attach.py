@@ -3,6 +3,7 @@
 import asyncio
 import os
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from lamella.model.instance import Isolation
 from lamella.model.resource import new_resource
 from lamella.model.storage import PoolSpec, PoolStatus, VolumeStatus, device_of
 from lamella.model.storage_report import Orphan
-from lamella.model.storage_requests import CheckStorage, ClosePool, MeasureVolumes, RemoveOrphan, Report
+from lamella.model.storage_requests import CheckStorage, ClosePool, LimitVolume, MeasureVolumes, RemoveOrphan, Report
 
 
 async def debugfs(path: Path, *commands: str) -> None:
@@ -277,3 +278,31 @@ async def test_what_is_in_use_is_no_orphan(lab: VolumesLab) -> None:
     await lab.wing.detach("inst_one")
     await lab.ask(RemoveOrphan(orphan=Orphan(pool="default", volume=data.id, snapshot=snapshot.id)), type(None))
     assert await lab.wing.pool("default").snapshots(data.id) == []
+
+
+async def test_no_disk_is_waited_for_where_everybody_waits(lab: VolumesLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = await lab.create(new_volume())
+    ours, sync, waited = threading.get_ident(), os.fsync, list[str]()
+
+    def seen(descriptor: int) -> None:
+        if threading.get_ident() == ours:
+            waited.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    await lab.attach(volume, "inst_one", Isolation.VM)
+    volume.spec.limits.iops = 1000
+    await lab.ask(LimitVolume(volume=volume), type(None))
+    await lab.wing.detach("inst_one")
+    assert waited == []
+
+
+async def test_nothing_is_kept_of_a_volume_that_is_gone(lab: VolumesLab) -> None:
+    one, two = [await lab.create(new_volume(name)) for name in ("one", "two")]
+    await lab.take(one)
+    await lab.take(one, two)
+    places = [lab.home.state / "storage" / name for name in ("snapshots", "volumes", "open")]
+    await lab.delete(one)
+    assert len(list(places[0].glob("*"))) == 1, "that of both"
+    await lab.delete(two)
+    assert [path for place in places for path in place.glob("*")] == []

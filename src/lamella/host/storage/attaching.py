@@ -48,8 +48,8 @@ class Attaching:
                 check(volume)
             parts.require_unread(volume, "attached")
             known = asked.user in parts.opened.users(volume.id)
-            parts.opened.enter(volume, way, asked.user, read_only=asked.mount.read_only)
             try:
+                await blocking(parts.opened.enter, volume, way, asked.user, read_only=asked.mount.read_only)
                 path, size = await self._open(volume)
             except BaseException:
                 if not known:
@@ -171,7 +171,7 @@ class Attaching:
             return
         if len(record.users) == 1 and record.way != TREE:
             await self._close(id, record)
-        self._parts.opened.leave(id, user)
+        await blocking(self._parts.opened.leave, id, user)
 
     async def _close(self, id: str, record: OpenVolume) -> None:
         daemon = self._parts.daemon

@@ -115,7 +115,7 @@ class Changing:
         async with parts.locks.of([volume.id]):
             if volume.id in parts.opened and volume.spec.form is VolumeForm.BLOCK:
                 await parts.daemon.limit(volume.id, volume.spec.limits, group_of(volume))
-                parts.opened.update(volume)
+                await blocking(parts.opened.update, volume)
             elif volume.spec.limits.limited and await parts.runs(volume):
                 raise Unsupported(
                     f"the own disk of an instance cannot be limited ({volume.name})", hint="attach a volume"

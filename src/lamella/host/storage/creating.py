@@ -7,7 +7,7 @@ from lamella.host.storage.driver import Source, StorageDriver
 from lamella.host.storage.ext4 import Ext4
 from lamella.host.storage.keys import new_key
 from lamella.host.storage.parts import Parts
-from lamella.host.storage.records import MadeVolume
+from lamella.host.storage.records import BegunSnapshot, MadeVolume
 from lamella.host.storage.requests import Tell
 from lamella.host.storage.stacks import OVERHEAD
 from lamella.model.errors import Invalid, LamellaError, Unavailable, Unsupported
@@ -125,9 +125,19 @@ class Creating:
             for hidden in parts.stacks.made(volume.id).copies.values():
                 await pool.delete(hidden, shred=volume.spec.shred)
             await pool.delete(volume.id, shred=volume.spec.shred)
+            await self._forget_snapshots(volume.id)
             # Last: while the volume is there, so is its key.
             await blocking(parts.records.made.forget, volume.id)
             parts.stacks.keys.forget(volume.id)
+
+    async def _forget_snapshots(self, id: str) -> None:
+        """What was written down of snapshots of which no volume is left."""
+        parts = self._parts
+        for snapshot, begun in (await blocking(parts.records.snapshots.all, BegunSnapshot)).items():
+            of = {volume.id: volume.spec.pool for volume in begun.volumes}
+            if id not in of or any([other in await parts.pools.get(pool).inventory() for other, pool in of.items()]):
+                continue
+            await blocking(parts.records.snapshots.forget, snapshot)
 
     async def measure(self, request: MeasureVolumes, tell: Tell) -> dict[str, VolumeStatus]:
         """:class:`MeasureVolumes`. One that cannot be measured is left out."""

@@ -158,7 +158,7 @@ class Moving:
 
     async def _finish(self, note: Move) -> None:
         volume = _in(note.volume, note.target)
-        self._parts.opened.update(volume)
+        await blocking(self._parts.opened.update, volume)
         await self._parts.pools.get(note.source).delete(volume.id, shred=volume.spec.shred)
         await blocking(self._notes.forget, volume.id)
 

@@ -13,7 +13,10 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class OpenTable:
-    """Written down before a volume is opened and struck out after it is closed, so that what is open is always in it."""
+    """Written down before a volume is opened and struck out after it is closed, so that what is open is always in it.
+
+    What writes (``enter``, ``update``, ``leave``) syncs a disk: it is called in a thread, by whoever holds the volume's lock.
+    """
 
     def __init__(self, records: Records) -> None:
         self._records = records
@@ -103,7 +106,7 @@ class OpenTable:
             del self._open[id]
 
     def of(self, user: str) -> set[str]:
-        return {id for id, record in self._open.items() if user in record.users}
+        return {id for id, record in self.all.items() if user in record.users}
 
     def require_closed(self, volume: Volume, to: str) -> None:
         """:raise Conflict: when it is open; *to* is what cannot be done then. :raise Corrupt: when nobody can tell."""

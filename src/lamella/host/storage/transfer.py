@@ -29,7 +29,7 @@ from lamella.host.images.thread import stoppable
 from lamella.host.linux.blocking import blocking
 from lamella.host.storage.blocks import Stack
 from lamella.host.storage.creating import Creating
-from lamella.host.storage.parts import Parts
+from lamella.host.storage.parts import Locks, Parts
 from lamella.host.storage.requests import Tell
 from lamella.model.errors import Conflict, Internal, Invalid, NoRoom, NotFound
 from lamella.model.quantity import format_size
@@ -60,6 +60,8 @@ class Transfer:
         self._parts = parts
         self._creating = creating
         self._bounds = Bounds()
+        # Of its own: what makes and fills a volume holds the wing's.
+        self._imports = Locks()
         self._digests: dict[tuple[str, str, str], ExportedDigest] = {}
         parts.requests.serve(ImportVolume, self.take)
         parts.requests.serve(DigestExport, self.digest)
@@ -72,9 +74,14 @@ class Transfer:
         :raise NotFound: when there is no such file. :raise Corrupt: when it is damaged or lies.
         :raise Invalid: when it is no disk, of another format than was said, or larger than the volume.
         """
-        volume, parts = request.volume, self._parts
-        if volume.spec.form is not VolumeForm.BLOCK:
+        if request.volume.spec.form is not VolumeForm.BLOCK:
             raise Invalid("a disk goes into a block volume", hint="--form block", field="form")
+        # Whoever asks again did not hear of it: the first may still go on.
+        async with self._imports.of([request.volume.id]):
+            return await self._take(request, tell)
+
+    async def _take(self, request: ImportVolume, tell: Tell) -> VolumeStatus:
+        volume, parts = request.volume, self._parts
         made = parts.stacks.made(volume.id)
         if made.filled:
             return await self._creating.status(volume)
