@@ -8,12 +8,15 @@ from tests.storage_host import StorageHost
 
 from lamella.control.layer import Layer
 from lamella.model.ids import new_id
+from lamella.model.instance import Instance, InstanceSpec, InstanceStatus
 from lamella.model.operation import Operation, OperationPhase
 from lamella.model.replication_bodies import VolumeImport
 from lamella.model.requests import Principal
-from lamella.model.storage import Feature, Volume, VolumeSpec
+from lamella.model.resource import new_resource
+from lamella.model.storage import Feature, Volume, VolumeMount, VolumeSpec
 from lamella.model.storage_bodies import StorageCheck, VolumeCreate
 from lamella.model.storage_report import StorageFinding
+from lamella.store.store import Transaction
 
 WHO = Principal(name="unix:root", admin=True)
 WAIT = 20.0
@@ -116,3 +119,25 @@ async def test_a_volume_that_is_busy_is_left_alone(layer: Layer, host: StorageHo
     await layer.store.write(lambda tx: tx.claim("busy", made.id, "op_somebody"))
     host.volumes.pop(made.id)
     assert [item.problem for item in await fsck(layer)] == ["volume data is busy: it was not looked at"]
+
+
+async def test_whoever_has_a_volume_open_is_asked_about_it(layer: Layer, host: StorageHost) -> None:
+    sharing(host)
+    await layer.desk.register(host.name, await host.facts(), "")
+    made = await volume(layer, "data")
+    away, _ = await second(layer, {})
+    assert await fsck(layer) == []
+    status = InstanceStatus(host=away, volumes={"data": made.id})
+    spec = InstanceSpec(image="box", volumes=[VolumeMount(volume="data")])
+    user: Instance = new_resource("instance", "web", spec, status)
+
+    def attach(tx: Transaction) -> None:
+        tx.insert(user)
+        current: Volume | None = tx.by_id(made.id)
+        assert current is not None
+        current.status.attached = [user.id]
+        tx.update(current)
+
+    await layer.store.write(attach)
+    # That one has nothing in its pool, and says so.
+    assert [item.subject for item in await fsck(layer)] == ["volume data"]

@@ -12,6 +12,7 @@ from lamella.control.storage.hearing import measured
 from lamella.control.storage.lookup import held
 from lamella.control.storage.operations import Job, Operations
 from lamella.control.storage.orphans import is_nobodys, sharers
+from lamella.control.storage.placing import host_of
 from lamella.control.storage.pools import add
 from lamella.model.errors import LamellaError, Unavailable
 from lamella.model.host import Host, HostStatus
@@ -68,6 +69,8 @@ class Inspection:
         hosts, volumes, snapshots, busy = await self._store.read(
             lambda tx: (_hosts(tx), _volumes(tx), list[Snapshot](tx.list("snapshot")), tx.claims(BUSY))
         )
+        # Whoever has one open knows that, and does not open it to look at it.
+        places = await self._store.read(lambda tx: {volume.id: host_of(tx, volume) for volume in volumes})
         job.report = Report(findings=[_busy(volume) for volume in volumes if volume.id in busy])
         present = self._hosts.present
         orphans: dict[Orphan, StorageFinding] = {}
@@ -82,7 +85,7 @@ class Inspection:
                     )
                 )
                 continue
-            here = {volume.id: volume for volume in volumes if volume.status.host == host.id and volume.id not in busy}
+            here = {volume.id: volume for volume in volumes if places[volume.id] == host.id and volume.id not in busy}
             request = CheckStorage(
                 volumes=list(here.values()),
                 snapshots=[snapshot for snapshot in snapshots if here.keys() & held(snapshot)],
