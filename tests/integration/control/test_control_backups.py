@@ -10,15 +10,17 @@ from tests.storage_host import StorageHost
 
 from lamella.control.backup.policies import due
 from lamella.control.layer import Layer
+from lamella.control.storage import operations
 from lamella.model.backup import Backup, BackupPolicy, BackupSource, Retention
 from lamella.model.backup_bodies import BackupCreate, BackupRestore, PolicyPut, RepositoryCreate, RepositoryVerify
 from lamella.model.errors import Conflict, Corrupt, LamellaError, NotFound, Unavailable
 from lamella.model.instance import InstanceSpec, Power
 from lamella.model.operation import Operation, OperationPhase
+from lamella.model.replication_bodies import VolumeMove
 from lamella.model.requests import InstanceCreate, Principal
 from lamella.model.resource import now
-from lamella.model.storage import KeyWrap, StoragePhase, Volume, VolumeMount, VolumeSpec
-from lamella.model.storage_bodies import VolumeCreate, VolumeRekey
+from lamella.model.storage import KeyWrap, PoolSpec, StoragePhase, Volume, VolumeMount, VolumeSpec
+from lamella.model.storage_bodies import PoolCreate, SnapshotCreate, VolumeCreate, VolumeRekey
 
 GIB = 1 << 30
 WHO = Principal(name="unix:root", admin=True)
@@ -255,6 +257,47 @@ async def test_a_volume_is_renamed_while_it_is_backed_up(layer: Layer, host: Sto
     assert done(await restore(layer, name, "back")) == "back"
 
 
+async def test_a_volume_that_is_backed_up_moves_and_gets_another_key(layer: Layer, host: StorageHost) -> None:
+    await repository(layer)
+    host.pools["fast"] = host.room()
+    spec = PoolSpec(driver="directory", path="/mnt/fast")
+    await layer.storage.pools.create(WHO, PoolCreate(name="fast", spec=spec), wait=WAIT)
+    sealed = VolumeSpec(size=GIB, filesystem="ext4", encryption=KeyWrap.KEY_FILE)
+    made = await layer.storage.volumes.create(WHO, "default", VolumeCreate(name="data", spec=sealed), wait=WAIT)
+    verbs = layer.storage
+    first = done(await back_up(layer))
+    assert len(host.volumes[made.id]["snapshots"]) == 1
+    done(await verbs.transferring.move(WHO, "default", "data", VolumeMove(pool="fast"), wait=WAIT))
+    assert host.places[made.id] == "fast" and not host.volumes[made.id]["snapshots"]
+    assert not await rows(layer, "snapshot")
+    # The backup is whole still, and the next one does not look for what changed since.
+    before: Backup = await layer.store.get("backup", "default", first)
+    assert before.status.phase is StoragePhase.READY and not before.status.snapshot
+    done(await back_up(layer))
+    await verbs.keys.rekey(WHO, "default", "data", VolumeRekey())
+    assert not await rows(layer, "snapshot")
+    # Somebody's own snapshot is refused as ever, and then a backup's stays, too.
+    done(await back_up(layer))
+    await verbs.snapshots.create(WHO, "default", SnapshotCreate(name="mine", volume="data"), wait=WAIT)
+    error = failed(await verbs.transferring.move(WHO, "default", "data", VolumeMove(pool="default"), wait=WAIT))
+    assert "has snapshots" in error and len(await rows(layer, "snapshot")) == 2
+    # While it is read it stays where it is.
+    await verbs.snapshots.delete(WHO, "default", "data@mine", expected=None, wait=WAIT)
+    held = host.slow["BackUp"] = asyncio.Event()
+    going = asyncio.create_task(back_up(layer))
+
+    async def reading() -> bool:
+        return host.asked[-1] == "BackUp"
+
+    await until(reading)
+    with pytest.raises(Conflict, match="is being backed up"):
+        await verbs.transferring.move(WHO, "default", "data", VolumeMove(pool="default"), wait=WAIT)
+    with pytest.raises(Conflict, match="is being backed up"):
+        await verbs.keys.rekey(WHO, "default", "data", VolumeRekey())
+    held.set()
+    done(await going)
+
+
 async def test_a_volume_and_its_snapshot_are_removed_while_they_are_backed_up(layer: Layer, host: StorageHost) -> None:
     await repository(layer)
     await volume(layer, host)
@@ -470,3 +513,21 @@ async def test_a_fault_of_one_policy_ends_no_other(
         return (await policy("logs")).last is not None
 
     await until(made)
+
+
+async def test_what_came_back_in_part_is_never_ready(
+    layer: Layer, host: StorageHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of ours, and a host that does not come back."""
+    await repository(layer)
+    await volume(layer, host)
+    done(await back_up(layer))
+    with monkeypatch.context() as fault:
+        fault.setattr(StorageHost, "_restore_backup", lambda *_: 1 // 0)
+        assert "ZeroDivisionError" in failed(await restore(layer, "data", "one"))
+    assert await volumes_called(layer) == ["data"]
+    monkeypatch.setattr(operations, "PATIENCE", -1)
+    host.lose["RestoreBackup"] = 1
+    assert "went away" in failed(await restore(layer, "data", "two"))
+    made: Volume = await layer.store.get("volume", "default", "two")
+    assert (made.status.phase, made.status.conditions[0].reason) == (StoragePhase.FAILED, "unavailable")

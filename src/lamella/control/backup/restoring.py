@@ -12,7 +12,7 @@ from lamella.control.storage.volumes import Volumes
 from lamella.model.backup import Backup, BackupSource, Repository
 from lamella.model.backup_bodies import BackupRestore
 from lamella.model.backup_requests import RestoreBackup
-from lamella.model.errors import Conflict, Forbidden, LamellaError, NotFound
+from lamella.model.errors import Conflict, Forbidden, NotFound
 from lamella.model.operation import Operation, OperationPhase
 from lamella.model.requests import Principal
 from lamella.model.resource import Condition
@@ -64,7 +64,7 @@ class Restoring:
         try:
             arguments = {"new": "yes", "fresh": "yes", "part_of": part_of}
             return await self._begin(who, backup, volume, arguments, body.passphrase, wait)
-        except LamellaError:
+        except Exception:
             await self._gone(volume.id)
             raise
 
@@ -142,7 +142,7 @@ class Restoring:
             name = await self._put_back(job)
         except Lost:
             raise
-        except LamellaError:
+        except Exception:
             self._passphrases.pop(job.operation.id, None)
             if job.arguments["new"]:
                 await self._gone(job.arguments["volume"])
@@ -203,14 +203,18 @@ def _check_encryption(backup: Backup, volume: Volume) -> None:
 
 
 def _over(tx: Transaction, operation: Operation) -> None:
-    """It is free again. One that was there before is what it was; one that was lost with its machine is lost still."""
+    """It is free again. One that was there before is what it was; one that was lost with its machine is lost still, and a new one that
+    could not be taken away again is no volume to use."""
     arguments = operation.spec.arguments
     volume: Volume | None = tx.by_id(arguments["volume"])
     tx.release(BUSY, arguments["volume"], operation.id)
-    if volume is None or operation.status.phase is not OperationPhase.FAILED or arguments["new"]:
+    if volume is None or operation.status.phase is not OperationPhase.FAILED:
         return
     status = volume.status
-    if not arguments.get("lost"):
+    if arguments["new"] and status.phase is not StoragePhase.READY:
+        # It goes.
+        return
+    if not arguments["new"] and not arguments.get("lost"):
         record(tx, volume, "volume.kept", f"volume {volume.name} is what it was: {operation.status.error}")
         return
     status.phase = StoragePhase.FAILED
