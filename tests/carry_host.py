@@ -30,6 +30,8 @@ class CarryHost:
     def _move_volume(self, request: MoveVolume) -> VolumeStatus:
         if request.volume.id not in self.volumes:
             raise NotFound(f"there is no volume {request.volume.name} here")
+        if self.volumes[request.volume.id]["snapshots"]:
+            raise Conflict(f"volume {request.volume.name} has snapshots, which do not move")
         self.places[request.volume.id] = request.pool.name
         return self._status(request.volume)
 

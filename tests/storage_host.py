@@ -145,6 +145,8 @@ class StorageHost(CarryHost, BackupHost):
         self._volume(request.volume)["limits"] = request.volume.spec.limits
 
     def _rekey_volume(self, request: RekeyVolume) -> VolumeStatus:
+        if self._volume(request.volume)["snapshots"]:
+            raise Conflict(f"volume {request.volume.name} has snapshots, which the old key would still open")
         self._volume(request.volume)["key"] = f"another {request.volume.spec.encryption}"
         self.passphrases[request.volume.id] = request.new_passphrase
         return self._status(request.volume)

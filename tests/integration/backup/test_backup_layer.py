@@ -80,6 +80,29 @@ def test_single_files_are_taken_out(ground: tuple[LayerUnderTest, Path]) -> None
     assert not (path / "letter").exists()
 
 
+def test_a_volume_that_is_backed_up_moves_and_gets_another_key(ground: tuple[LayerUnderTest, Path]) -> None:
+    layer, place = ground
+    (place / "second").mkdir()
+    layer.out("pool", "create", "second", "--driver", "directory", "--path", str(place / "second"))
+    layer.out("volume", "create", "sealed", "--size", "64MiB", "--encrypt")
+    write(layer, "echo one >/d/letter; sync", "sealed")
+    first = layer.out("backup", "create", "sealed", "--to", "vault", "-q").strip()
+    layer.out("volume", "move", "sealed", "--pool", "second")
+    write(layer, "echo two >/d/letter; sync", "sealed")
+    second = layer.out("backup", "create", "sealed", "--to", "vault", "-q").strip()
+    assert not said(layer, "backup", "show", second)["status"]["incremental"]
+    layer.out("volume", "rekey", "sealed")
+    write(layer, "echo three >/d/letter; sync", "sealed")
+    third = layer.out("backup", "create", "sealed", "--to", "vault", "-q").strip()
+    # Each comes back with the key of its time.
+    for backup, held in ((first, "one"), (second, "two"), (third, "three")):
+        layer.out("backup", "restore", backup, "--as", f"sealed-{held}", "-q")
+        assert write(layer, "cat /d/letter", f"sealed-{held}").strip() == held
+        layer.out("volume", "rm", f"sealed-{held}")
+    layer.out("backup", "rm", third)
+    layer.out("volume", "rm", "sealed")
+
+
 def test_the_daemon_dies_while_it_backs_up_and_the_next_one_works(ground: tuple[LayerUnderTest, Path]) -> None:
     layer, _ = ground
     write(layer, "dd if=/dev/urandom of=/d/more bs=1M count=60 2>/dev/null; sync")

@@ -261,7 +261,7 @@ async def test_a_volume_that_is_backed_up_moves_and_gets_another_key(layer: Laye
     await repository(layer)
     host.pools["fast"] = host.room()
     spec = PoolSpec(driver="directory", path="/mnt/fast")
-    await layer.storage.pools.create(WHO, PoolCreate(name="fast", spec=spec), wait=WAIT)
+    await layer.storage.pools.create(WHO, "default", PoolCreate(name="fast", spec=spec), wait=WAIT)
     sealed = VolumeSpec(size=GIB, filesystem="ext4", encryption=KeyWrap.KEY_FILE)
     made = await layer.storage.volumes.create(WHO, "default", VolumeCreate(name="data", spec=sealed), wait=WAIT)
     verbs = layer.storage

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lamella.control.storage.lookup import snapshots_of
 from lamella.model.backup import Backup, BackupPolicy, BackupSource, Repository
 from lamella.model.errors import Conflict, NotFound
 from lamella.model.resource import now
@@ -173,6 +174,31 @@ def let_go_of_snapshots(tx: Transaction) -> list[str]:
         if is_ours(snapshot) and snapshot.id not in needed and snapshot.deleted_at is None:
             snapshot.status.phase, snapshot.deleted_at = StoragePhase.DELETING, now()
             gone.append(tx.update(snapshot).id)
+    return gone
+
+
+def part_with_backups(tx: Transaction, volume: Volume) -> list[str]:
+    """Ask for the end of the snapshots that *volume* has for its next backups, before a verb that no snapshot outlives; their ids. Those
+    backups read everything then. With somebody else's among them the verb is refused anyway, and all stay.
+
+    :raise Conflict: when a backup of it is being made.
+    """
+    backups: list[Backup] = tx.list("backup")
+    for item in backups:
+        if item.status.phase is StoragePhase.PENDING and item.spec.volume == volume.id:
+            raise Conflict(f"volume {volume.name} is being backed up: {item.name}", hint="wait until it has ended")
+    snapshots = snapshots_of(tx, volume)
+    if not all(is_ours(item) for item in snapshots):
+        return []
+    for snapshot in snapshots:
+        if snapshot.deleted_at is None:
+            snapshot.status.phase, snapshot.deleted_at = StoragePhase.DELETING, now()
+            tx.update(snapshot)
+    gone = [snapshot.id for snapshot in snapshots]
+    for item in backups:
+        if item.status.snapshot in gone:
+            item.status.snapshot = ""
+            tx.update(item)
     return gone
 
 

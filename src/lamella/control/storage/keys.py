@@ -2,10 +2,12 @@
 
 import msgspec
 
+from lamella.control.backup.lookup import part_with_backups
 from lamella.control.events import record
 from lamella.control.storage.asking import Hosts, ask
 from lamella.control.storage.attaching import check_usable
 from lamella.control.storage.fitting import check_passphrase
+from lamella.control.storage.keeper import Keeper
 from lamella.control.storage.lookup import find_volume
 from lamella.control.storage.placing import host_of
 from lamella.model.errors import Conflict
@@ -15,12 +17,16 @@ from lamella.model.storage_bodies import VolumeRekey
 from lamella.model.storage_requests import RekeyVolume, UnlockVolume
 from lamella.store.store import Audit, Store, Transaction
 
+# How long a snapshot may take to go, in seconds.
+SNAPSHOT = 600.0
+
 
 class Keys:
     """What can be done about a volume's key."""
 
-    def __init__(self, store: Store, hosts: Hosts) -> None:
+    def __init__(self, store: Store, keeper: Keeper, hosts: Hosts) -> None:
         self._store = store
+        self._keeper = keeper
         self._hosts = hosts
 
     async def unlock(self, who: Principal, project: str, name: str, passphrase: str) -> Volume:
@@ -37,7 +43,10 @@ class Keys:
         return await self._store.by_id(volume.id)
 
     async def rekey(self, who: Principal, project: str, name: str, body: VolumeRekey) -> Volume:
-        """Another key; the old one opens nothing any more."""
+        """Another key; the old one opens nothing of the volume any more, nor of the snapshots for its next backups, which go.
+
+        :raise Conflict: when it is open, has snapshots, or is being backed up.
+        """
         volume = await self._one(project, name, "rekey", who)
         if volume.spec.encryption is None:
             raise Conflict(
@@ -47,6 +56,8 @@ class Keys:
         check_passphrase(volume.spec.encryption, body.passphrase)
         check_passphrase(wrap, body.new_passphrase, field="new_passphrase")
         wanted = msgspec.structs.replace(volume, spec=msgspec.structs.replace(volume.spec, encryption=wrap))
+        for snapshot in await self._store.write(lambda tx: part_with_backups(tx, volume)):
+            await self._keeper.settle(snapshot, SNAPSHOT)
         request = RekeyVolume(volume=wanted, passphrase=body.passphrase, new_passphrase=body.new_passphrase)
         host = await self._store.read(lambda tx: host_of(tx, volume))
         seen: VolumeStatus = await ask(self._hosts.agent(host), request, VolumeStatus)

@@ -6,11 +6,13 @@ from typing import cast
 
 import msgspec
 
+from lamella.control.backup.lookup import part_with_backups
 from lamella.control.events import record
 from lamella.control.lookup import need_project
 from lamella.control.storage.asking import Hosts, Lost, ask
 from lamella.control.storage.attaching import BUSY, check_usable, free
 from lamella.control.storage.fitting import settled_spec
+from lamella.control.storage.keeper import Keeper
 from lamella.control.storage.lookup import find_pool, find_snapshot, find_volume, held
 from lamella.control.storage.operations import Job, Operations
 from lamella.control.storage.placing import host_for, host_of
@@ -27,13 +29,16 @@ from lamella.model.storage_requests import DeleteVolume, ImportVolume, MoveVolum
 from lamella.store.store import Audit, Store, Transaction
 
 PATIENCE = 60.0
+# How long a snapshot may take to go, in seconds.
+SNAPSHOT = 3600.0
 
 
 class Transferring:
     """Verbs that carry a volume's content somewhere."""
 
-    def __init__(self, store: Store, operations: Operations, hosts: Hosts) -> None:
+    def __init__(self, store: Store, keeper: Keeper, operations: Operations, hosts: Hosts) -> None:
         self._store = store
+        self._keeper = keeper
         self._operations = operations
         self._hosts = hosts
         operations.add("import volume", self._import, again=True)
@@ -119,9 +124,9 @@ class Transferring:
     # --- elsewhere
 
     async def move(self, who: Principal, project: str, name: str, body: VolumeMove, *, wait: float) -> Operation:
-        """To another pool of its host, while it is used or not.
+        """To another pool of its host, while it is used or not. The snapshots that its next backups would begin from stay behind.
 
-        :raise Conflict: when it is there, or its host has no such pool.
+        :raise Conflict: when it is there, or its host has no such pool, or it is being backed up.
         """
         operation = await self._store.write(lambda tx: self.intend_move(tx, who, project, name, body))
         self._operations.start(operation)
@@ -137,7 +142,8 @@ class Transferring:
             raise Conflict(
                 f"pool {pool.name} is {pool.status.phase}", hint=f"lamella pool show {pool.name}", field="pool"
             )
-        arguments = {"volume": volume.id, "pool": pool.name, "speed": str(body.speed)}
+        parted = " ".join(part_with_backups(tx, volume))
+        arguments = {"volume": volume.id, "pool": pool.name, "speed": str(body.speed), "parted": parted}
         operation = self._operations.intend(tx, who, project, "move", f"volume/{volume.name}", arguments)
         tx.claim(BUSY, volume.id, operation.id)
         tx.audit(Audit(principal=who.name, verb="move", subject=f"volume/{project}/{volume.name}", detail=pool.name))
@@ -156,6 +162,8 @@ class Transferring:
                 raise Conflict("the volume is gone")
             return found, find_pool(tx, arguments["pool"])
 
+        for snapshot in arguments.get("parted", "").split():
+            await self._keeper.settle(snapshot, SNAPSHOT, job.tell)
         volume, pool = await self._store.read(look)
         request = MoveVolume(volume=volume, pool=pool, speed=int(arguments["speed"]))
         seen = await self._heard(volume, request, job)

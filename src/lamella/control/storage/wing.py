@@ -25,10 +25,10 @@ class StorageWing:
         self.operations = Operations(store, bulletin)
         self.pools = Pools(store, self.keeper, self.operations, hosts)
         self.volumes = Volumes(store, self.keeper, self.operations, hosts, instances)
-        self.keys = Keys(store, hosts)
+        self.keys = Keys(store, self.keeper, hosts)
         self.snapshots = Snapshots(store, self.keeper, self.operations, hosts)
         self.inspection = Inspection(store, self.operations, hosts)
-        self.transferring = Transferring(store, self.operations, hosts)
+        self.transferring = Transferring(store, self.keeper, self.operations, hosts)
         self.replications = Replications(store, hosts)
         self.tiering = Tiering(store, hosts, self.transferring)
 
