@@ -118,7 +118,6 @@ async def test_what_a_host_does_not_answer_for_a_while_is_asked_again(
     """Its daemon may be starting anew, or a pool stand still: what was begun goes on there."""
     monkeypatch.setattr(operations, "SELDOM", 0.01)
     made = await two_pools(layer)
-    await layer.storage.snapshots.create(WHO, "default", SnapshotCreate(name="now", volume="data"), wait=WAIT)
     verbs = {"MoveVolume", "ImportVolume", "RestoreSnapshot"} if how == "lost" else {"MoveVolume"}
     if how == "lost":
         host.lose = dict.fromkeys(verbs, 8)
@@ -131,6 +130,7 @@ async def test_what_a_host_does_not_answer_for_a_while_is_asked_again(
     host.refuse.clear()
     begun[0] = await layer.storage.operations.finish(begun[0], WAIT)
     if how == "lost":
+        await layer.storage.snapshots.create(WHO, "default", SnapshotCreate(name="now", volume="data"), wait=WAIT)
         begun.append(await layer.storage.snapshots.restore(WHO, "default", "data@now", wait=WAIT))
         begun.append(
             await layer.storage.transferring.bring(WHO, "default", VolumeImport(name="disk", path="/d.raw"), wait=WAIT)
