@@ -17,7 +17,16 @@ from lamella.host.linux import syscalls
 from lamella.host.storage.backup.restoring import Restoring
 from lamella.host.storage.wing import Attachment
 from lamella.model.backup import Backup, BackupSpec, BackupStatus, Repository, RepositorySpec, RepositoryStatus
-from lamella.model.backup_requests import BackUp, OpenRepository, RepositoryMade, RestoreBackup, Verified, VerifyBackups
+from lamella.model.backup_requests import (
+    BackUp,
+    MountBackup,
+    OpenRepository,
+    RepositoryMade,
+    RestoreBackup,
+    UnmountBackup,
+    Verified,
+    VerifyBackups,
+)
 from lamella.model.errors import Conflict, Corrupt, LamellaError, NoRoom, NotFound, Unavailable
 from lamella.model.instance import InstanceSpec
 from lamella.model.resource import new_resource
@@ -119,6 +128,47 @@ async def test_nothing_plain_is_written_under_an_encrypted_volume_nor_the_other_
     with pytest.raises(Conflict, match="one is encrypted, and the other is not"):
         await vault.restore(backup, other)
     assert await vault.shell(other, "cat letter") == before
+
+
+@pytest.mark.parametrize("form", ["plain", *FORMS])
+async def test_a_mounted_backup_outlives_the_daemon_and_a_restore_of_it(vault: Vault, form: str) -> None:
+    volume = await vault.lab.create(a_volume(form))
+    await vault.shell(volume, "echo first >letter; sync -f .")
+    backup = await vault.back_up(volume)
+    path = await vault.lab.ask(MountBackup(backup=backup, repository=vault.repository), str)
+    try:
+        assert await held_by(path) == "first"
+        await vault.lab.restart()
+        assert await held_by(path) == "first"
+        await vault.restore(backup, volume)
+        assert await held_by(path) == "first"
+    finally:
+        await vault.lab.ask(UnmountBackup(backup=backup), None)
+
+
+@pytest.mark.parametrize("form", ["plain", "encrypted"])
+async def test_a_damaged_filesystem_in_a_backup_is_not_mounted(vault: Vault, form: str) -> None:
+    volume = await vault.lab.create(a_volume(form))
+    await vault.shell(volume, "echo first >letter; sync -f .")
+    async with vault.lab.wing.parts.disk(volume) as disk:
+        # The root of the letter's extents, as whoever has the raw disk can leave it: the kernel mounts it.
+        child = await asyncio.create_subprocess_exec("debugfs", "-w", "-R", "sif letter block[0] 0", str(disk))
+        assert await child.wait() == 0
+    backup = await vault.back_up(volume)
+    ask = MountBackup(backup=backup, repository=vault.repository)
+    with pytest.raises(Corrupt, match="filesystem is damaged") as damaged:
+        await vault.lab.ask(ask, str)
+    assert "new volume" in damaged.value.hint
+    assert not [point for point in vault.lab.mounted() if "/backup/" in point]
+
+
+async def held_by(path: str) -> str:
+    """The letter, past the host's memory of it."""
+    child = await asyncio.create_subprocess_exec(
+        "dd", f"if={path}/letter", "iflag=nocache", "status=none", stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await child.communicate()
+    return out.decode().strip() if child.returncode == 0 else ""
 
 
 async def test_a_file_that_changed_under_its_former_size_and_time_is_in_the_next_backup(vault: Vault) -> None:

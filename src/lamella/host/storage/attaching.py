@@ -84,7 +84,8 @@ class Attaching:
             if id not in opened:
                 log.warning("volume %s is mounted for nobody; it is closed", id)
                 await self.mounts.unmount(id)
-        for id in await daemon.inventory() - set(opened.all):
+        shown = await blocking(lambda: {id for ask in self._parts.shown for id in ask()})
+        for id in await daemon.inventory() - set(opened.all) - shown:
             await daemon.remove(id)
         self._unadopted = set(opened.all)
         await self.adopt_more()

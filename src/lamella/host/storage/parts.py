@@ -87,6 +87,8 @@ class Parts:
     may_open: list[Callable[[Volume], None]] = field(default_factory=list[Callable[[Volume], None]])
     # Asked for the snapshots of a volume (an id) that this host keeps for itself, and no row names.
     kept: list[Callable[[str], Iterable[str]]] = field(default_factory=list[Callable[[str], Iterable[str]]])
+    # Asked for what a former daemon opened in the storage process that stands in no table, and is to stay.
+    shown: list[Callable[[], Iterable[str]]] = field(default_factory=list[Callable[[], Iterable[str]]])
     stalls: Stalls = field(init=False)
 
     def __post_init__(self) -> None:

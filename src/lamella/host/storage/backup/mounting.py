@@ -22,7 +22,7 @@ from lamella.host.linux import mounts, syscalls
 from lamella.host.linux.blocking import blocking
 from lamella.host.linux.processes import Child, bears_mark, spawn, start_time
 from lamella.host.linux.room import Room
-from lamella.host.storage import loop
+from lamella.host.storage import ext4, loop
 from lamella.host.storage.backup import view
 from lamella.host.storage.backup.child import SECRET_FD
 from lamella.host.storage.backup.engine import Engine
@@ -53,6 +53,8 @@ class Mounting:
         self._parts, self._repositories = parts, repositories
         self._place = parts.home.run / "backup" / "mounts"
         self._records = parts.home.state / "backup" / "mounts"
+        self._tools = ext4.Ext4(parts.home.mark)
+        parts.shown.append(self._stacks)
 
     async def mount(self, request: MountBackup, tell: Tell) -> str:
         """:class:`MountBackup`."""
@@ -106,15 +108,31 @@ class Mounting:
         record.processes.append((joined.pid, start_time(joined.pid) or 0))
         joined.release()
         if note.key:
-            record.stack = id
+            # Not the backup's own id: under that it is restored, also while somebody looks at it.
+            record.stack = f"{id}+files"
             key = await self._parts.stacks.keys.unwrap(note.volume, note.key)
             node = {"driver": "raw", "file": {"driver": "file", "filename": str(disk), "locking": "off"}}
             await blocking(self._write, id, record)
-            await self._parts.daemon.add(Stack(id=id, node=node, key=key))
-            ways = await self._parts.daemon.export(id)
+            await self._parts.daemon.add(Stack(id=record.stack, node=node, key=key))
+            ways = await self._parts.daemon.export(record.stack)
             disk = ways.file or disk
         await blocking(self._write, id, record)
+        await self._check(disk)
         await blocking(_mount_disk, disk, place / "files")
+
+    async def _check(self, disk: Path) -> None:
+        """A guest wrote the filesystem, and the host's kernel is to read it: all of it is looked at first. What is mended goes to the
+        scratch file.
+
+        :raise Corrupt: when there is none, or one that cannot be mended without asking.
+        """
+        hint = "restore it to a new volume, and attach that to a machine"
+        if await blocking(ext4.read, disk) is None:
+            raise Corrupt("the volume in the backup holds no ext4 filesystem", hint=hint)
+        try:
+            await self._tools.check(disk, fully=True)
+        except Corrupt as error:
+            raise Corrupt(f"in the backup {error.message}", hint=hint) from error
 
     async def unmount(self, request: UnmountBackup, tell: Tell) -> None:
         """:class:`UnmountBackup`."""
@@ -131,6 +149,9 @@ class Mounting:
         """Pids of what shows backups."""
         records = await blocking(lambda: [self._read(path.stem) for path in _all(self._records)])
         return {pid for record in records for pid, began in record.processes if start_time(pid) == began}
+
+    def _stacks(self) -> set[str]:
+        return {stack for path in _all(self._records) if (stack := self._read(path.stem).stack)}
 
     async def _release(self, id: str) -> None:
         record = await blocking(self._read, id)
