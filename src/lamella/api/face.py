@@ -10,6 +10,7 @@ from lamella.api.storage_face import StorageFace
 from lamella.model.board import DesktopTicket, Input
 from lamella.model.contract import Comparison, Contract, WhyNot
 from lamella.model.files import FileInfo
+from lamella.model.firewall import Protocol as PacketProtocol
 from lamella.model.instance import Instance, Isolation
 from lamella.model.kinds import AnyResource
 from lamella.model.operation import Operation
@@ -26,6 +27,7 @@ from lamella.model.requests import (
     ResourcePut,
 )
 from lamella.model.stream import ExecSpec, ProcessStream
+from lamella.model.trace import Trace
 from lamella.model.usage import LogEntry, Usage
 from lamella.store.store import Change
 
@@ -101,25 +103,20 @@ class LayerFace(Protocol):
 
     async def reset(self, who: Principal, project: str, name: str) -> None:
         """Press the reset button. This and the next five raise :class:`Unsupported` where there is no such thing."""
-        ...
 
     async def screenshot(self, who: Principal, project: str, name: str) -> bytes:
         """What the screen shows, as PNG."""
-        ...
 
     async def input(self, who: Principal, project: str, name: str, input: Input) -> None: ...
 
     async def desktop(self, who: Principal, project: str, name: str, *, kind: DesktopKind) -> DesktopTicket:
         """A new ticket for one viewer; one that was not used is void then."""
-        ...
 
     async def screen(self, who: Principal, project: str, name: str, *, kind: DesktopKind) -> ProcessStream:
         """A viewer's connection: its bytes are ``Stdin`` frames, the screen's ``Stdout`` frames."""
-        ...
 
     def dump(self, who: Principal, project: str, name: str, *, crash: bool) -> AsyncIterator[bytes]:
         """The guest's memory as an ELF core, now, or as it was when it crashed (:class:`NotFound` when it never did)."""
-        ...
 
     def logs(
         self, who: Principal, project: str, name: str, *, follow: bool, tail: int | None, since: datetime | None
@@ -154,13 +151,15 @@ class LayerFace(Protocol):
 
     async def explain(self, who: Principal, project: str, name: str) -> Explanation: ...
 
+    async def trace(
+        self, who: Principal, project: str, name: str, *, to: str, protocol: PacketProtocol, port: int, type: int
+    ) -> Trace: ...
+
     async def compare(self, who: Principal) -> Comparison:
         """The contracts of all isolation levels side by side."""
-        ...
 
     async def why_not(self, who: Principal, level: Isolation) -> WhyNot:
         """What *level* needs on every host, and which of it is missing."""
-        ...
 
     async def wait_for(
         self, who: Principal, project: str, name: str, condition: WaitCondition, timeout: float
@@ -170,7 +169,6 @@ class LayerFace(Protocol):
 
     def export_image(self, who: Principal, project: str, name: str, *, format: DiskFormat) -> AsyncIterator[bytes]:
         """The image's disk, as a file of that format."""
-        ...
 
     async def collect_images(self, who: Principal) -> Freed: ...
 

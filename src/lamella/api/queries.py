@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from lamella.api.face import DesktopKind, DiskFormat, VolumeFormat, WaitCondition
 from lamella.model.files import InstancePath
+from lamella.model.firewall import Protocol
 
 Seconds = Annotated[
     float, Meta(ge=0, le=3600, description="How long to wait for it to have happened; 0: until it is recorded")
@@ -51,6 +52,15 @@ class DeleteQuery(Query):
 class WaitQuery(Query, rename={"condition": "for"}):
     condition: WaitCondition = "settled"
     timeout: Annotated[float, Meta(ge=0, le=86400, description="Seconds; then deadline-exceeded")] = 60.0
+
+
+class TraceQuery(Query):
+    """``type`` is an ICMP message's (8: an echo)."""
+
+    to: Annotated[str, Meta(min_length=1, max_length=63, description="An IPv4 address, or an instance's name")]
+    protocol: Protocol = Protocol.TCP
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    type: Annotated[int, Meta(ge=0, le=255)] = 8
 
 
 class LogsQuery(Query):

@@ -107,6 +107,7 @@ _SECTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("network create", "network", "make a network for instances to be on"),
         ("network set", "network", "let a network's instances out, or keep them in"),
         ("network rm", "network", "remove networks"),
+        ("network trace", "network", "say what becomes of a packet, and why"),
         ("firewall ls", "firewall", "list firewalls"),
         ("firewall show", "firewall", "show what a firewall lets pass, and whom it guards"),
         ("firewall create", "firewall", "say what may come in to instances, and go out of them"),

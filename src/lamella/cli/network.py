@@ -3,7 +3,7 @@
 from lamella.cli.document import Document, render
 from lamella.cli.each import each
 from lamella.cli.nouns import CREATED, NAME, both
-from lamella.cli.output import clean, line, show, table
+from lamella.cli.output import clean, line, show, structured, table
 from lamella.cli.ps import outline
 from lamella.cli.session import Session
 from lamella.client import network_routes, routes
@@ -112,6 +112,37 @@ def _names(session: Session, kind: str) -> "Names":
     return {item.text("id"): item.text("name") for item in session.find(kind)[0]}
 
 
+def _trace_options(parser: "Parser") -> None:
+    parser.positional("instance", help="who sends")
+    parser.positional("to", help="an address, or an instance")
+    parser.positional("packet", help="tcp:80, udp:53, icmp")
+    parser.option("-o", "--output", choices=("table", "json", "yaml"), default="table", help="table, json or yaml")
+
+
+def _trace(options: "Options") -> int:
+    from lamella.model.errors import Invalid
+    from lamella.model.firewall_text import parse
+
+    asked = parse(options.packet, field="packet")
+    if asked.peer or len(asked.ports) > 1 or len(asked.types) > 1:
+        raise Invalid(f"{options.packet!r} is more than one packet", hint="tcp:80, udp:53 or icmp", field="packet")
+    session = Session(options)
+    port = asked.ports[0].first if asked.ports else 0
+    request = network_routes.trace(
+        session.project, options.instance, options.to,
+        protocol=asked.protocol.value, port=port, type=asked.types[0] if asked.types else 8,
+    )  # fmt: skip
+    found = session.ask(request)
+    if options.output != "table":
+        line(structured(found.value, options.output))
+    else:
+        for step in found.each("steps"):
+            line(
+                f"{'passes ' if step.flag('passes') else 'DROPPED'}  {clean(step.text('where')):<12}  {clean(step.text('because'))}"
+            )
+    return 0 if found.flag("passes") else 1
+
+
 def _ports_options(parser: "Parser") -> None:
     parser.option("--network", metavar="NAME", help="of that network alone")
     parser.option("-q", "--quiet", action="store_true", help="names only")
@@ -168,5 +199,6 @@ COMMANDS: "dict[str, Command]" = {
     "network create": (_create_options, _create),
     "network set": (_set_options, _set),
     "network rm": (_rm_options, _rm),
+    "network trace": (_trace_options, _trace),
     "port ls": (_ports_options, _ports),
 }

@@ -19,3 +19,9 @@ def create_firewall(project: str, body: bytes) -> Request:
 def member(project: str, name: str, verb: str, body: bytes) -> Request:
     """``attach`` or ``detach`` an instance (``FirewallMember``)."""
     return Request("POST", target("projects", project, "firewalls", name, verb), body=body, headers=_JSON)
+
+
+def trace(project: str, name: str, to: str, *, protocol: str, port: int, type: int) -> Request:
+    """What becomes of a packet (``Trace``)."""
+    query = [("to", to), ("protocol", protocol), ("port", str(port)), ("type", str(type))]
+    return Request("GET", target("projects", project, "instances", name, "trace", query=query))

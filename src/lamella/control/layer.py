@@ -21,6 +21,7 @@ from lamella.control.intent import PowerVerb
 from lamella.control.lookup import find_image, need_project
 from lamella.control.merging import merge_labels
 from lamella.control.network.firewalls import Firewalls
+from lamella.control.network.looking import traced
 from lamella.control.network.networks import Networks
 from lamella.control.presence import Presence
 from lamella.control.storage.asking import Hosts
@@ -32,6 +33,7 @@ from lamella.model.board import DesktopTicket, Input
 from lamella.model.contract import Comparison, Contract, WhyNot
 from lamella.model.errors import Conflict, DeadlineExceeded, NotFound, Unavailable, Unsupported
 from lamella.model.files import FileInfo
+from lamella.model.firewall import Protocol
 from lamella.model.instance import Instance, Isolation, Phase
 from lamella.model.kinds import AnyResource
 from lamella.model.operation import Operation
@@ -49,6 +51,7 @@ from lamella.model.requests import (
 )
 from lamella.model.signals import signal_number
 from lamella.model.stream import ExecSpec, ProcessStream
+from lamella.model.trace import Trace
 from lamella.model.usage import LogEntry, Usage
 from lamella.store.store import Audit, Change, Store, Transaction
 from lamella.version import __version__
@@ -361,6 +364,12 @@ class Layer:
         instance: Instance = await self.store.get("instance", project, name)
         next_steps = [f"{c.reason}: {c.message}" for c in instance.status.conditions if not c.status]
         return Explanation(instance=instance.name, decisions=instance.status.decisions, next_steps=next_steps)
+
+    async def trace(
+        self, who: Principal, project: str, name: str, *, to: str, protocol: Protocol, port: int, type: int
+    ) -> Trace:
+        """What becomes of the first packet that instance *name* sends *to* an address or another instance."""
+        return await self.store.read(lambda tx: traced(tx, project, name, to, protocol, port, type))
 
     async def compare(self, who: Principal) -> Comparison:
         return await self.store.read(lambda tx: compare(tx.list("host")))

@@ -24,6 +24,7 @@ from lamella.model.requests import About, Diagnosis, Explanation, Finding, Freed
 from lamella.model.resource import new_resource, now
 from lamella.model.storage import PoolSpec, PoolStatus, SnapshotSpec, SnapshotStatus, VolumeSpec, VolumeStatus
 from lamella.model.stream import Exit, Resize, Signal, Stderr, Stdin, StdinEnd, Stdout
+from lamella.model.trace import Trace, TraceStep
 from lamella.model.usage import LogEntry, Usage
 from lamella.store.store import Change
 
@@ -372,6 +373,11 @@ class FakeLayer:
             accelerator_reason="",
             not_promised=["anything"],
         )
+
+    async def trace(self, who: Any, project: str, name: str, *, to: str, protocol: Any, port: int, type: int) -> Trace:
+        self._find(project, "instance", name)
+        step = TraceStep(where="port", passes=True, because="it is in memory")
+        return Trace(source="10.0.0.2", destination=to, protocol=protocol, port=port, passes=True, steps=[step])
 
     async def explain(self, who: Any, project: str, name: str) -> Explanation:
         return Explanation(instance=self._find(project, "instance", name).name, decisions=[])

@@ -37,6 +37,18 @@ def test_a_firewall_lets_in_what_it_says(layer: LayerUnderTest, isolation: str) 
     until(lambda: reaches(layer, "friend", address["w1"], 81))
     assert not reaches(layer, "other", address["w1"], 81) and not reaches(layer, "other", address["friend"], 80)
     assert reaches(layer, "w1", address["other"], 80)
+    # What is said of packets is what has become of them.
+    for words, passes, why in (
+        (("other", "w1", "tcp:80"), True, "web of w1 allows tcp:80"),
+        (("friend", "w1", "tcp:81"), True, "web of w1 allows from=firewall:app:tcp:81"),
+        (("other", "w1", "tcp:81"), False, "no rule of web lets it in to w1"),
+        (("other", address["friend"], "tcp:80"), False, "no rule of app"),
+        (("w1", "other", "tcp:80"), True, "no firewall guards other"),
+        (("other", "169.254.169.254", "tcp:80"), False, "link-local"),
+        (("other", "10.83.0.1", "icmp"), True, "gateway"),
+    ):
+        done = layer.lamella("network", "trace", *words, check=False)
+        assert (done.returncode == 0) == passes and why in done.stdout.decode(), done.stdout
 
     shown = layer.out("firewall", "show", "web")
     assert "from=firewall:app:tcp:81" in shown and "guards w1" in shown

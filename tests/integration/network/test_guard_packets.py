@@ -16,15 +16,15 @@ from network_world import NETWORK, World, port
 from lamella.host.network.bridge import BridgeDriver
 from lamella.host.network.driver import DesiredPort
 from lamella.host.network.guard import rules
+from lamella.host.network.guard.flows import world as world_of
 from lamella.host.network.guard.rules import Guarded
-from lamella.host.network.guard.verdict import Packet, decide
-from lamella.host.network.guard.verdict import world as world_of
 from lamella.host.network.nft import Nft
 from lamella.model.errors import Unavailable
 from lamella.model.firewall import FirewallSpec, Protocol, Rule
 from lamella.model.firewall_text import parse
 from lamella.model.ids import new_id
 from lamella.model.instance import Publish
+from lamella.model.verdict import Packet, decide
 
 pytestmark = pytest.mark.root
 UDP = socket.SOCK_DGRAM

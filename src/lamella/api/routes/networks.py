@@ -1,12 +1,15 @@
-"""Networks: making them; the rest is what every kind has."""
+"""Networks: making them, and following a packet through them; the rest is what every kind has."""
 
 from urllib.parse import quote
 
 from lamella.api import answer
+from lamella.api.access import Action
 from lamella.api.call import Call, NoQuery
-from lamella.api.route import AnyRoute, Success, change
+from lamella.api.queries import TraceQuery
+from lamella.api.route import AnyRoute, Route, Success, change
 from lamella.model.network import Network
 from lamella.model.network_bodies import NetworkCreate
+from lamella.model.trace import Trace
 
 
 async def create(call: Call[NoQuery]) -> answer.Answer:
@@ -14,7 +17,28 @@ async def create(call: Call[NoQuery]) -> answer.Answer:
     return answer.resource(made, status=201, headers={"location": f"{call.path}/{quote(made.name)}"})
 
 
+async def trace(call: Call[TraceQuery]) -> answer.Answer:
+    query = call.query
+    return answer.json(
+        await call.layer.trace(
+            call.who, call.project, call.name, to=query.to, protocol=query.protocol, port=query.port, type=query.type
+        )
+    )
+
+
 ROUTES: list[AnyRoute] = [
+    Route(
+        method="GET",
+        path="/v1/projects/{project:str}/instances/{name:str}/trace",
+        name="tracePacket",
+        summary="What becomes of the first packet that an instance sends somewhere, and which rule says so",
+        action=Action.READ,
+        handler=trace,
+        kind="instance",
+        query=TraceQuery,
+        answers=Success(type=Trace),
+        refuses=(404, 409, 422),
+    ),
     change(
         "network",
         "/v1/projects/{project:str}/networks",
@@ -23,5 +47,5 @@ ROUTES: list[AnyRoute] = [
         create,
         body=NetworkCreate,
         answers=Success(status=201, type=Network, etag=True),
-    )
+    ),
 ]

@@ -3,14 +3,22 @@
 What is forgotten is decided anew by its next packet. Flows that the rules still allow are left alone.
 """
 
-from ipaddress import IPv4Address
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Interface
 
 from lamella.host.network import conntrack
 from lamella.host.network.conntrack import Flow
+from lamella.host.network.driver import DesiredPort
 from lamella.host.network.guard.rules import Guarded
-from lamella.host.network.guard.verdict import Packet, World, decide
+from lamella.model.firewall import FirewallSpec
+from lamella.model.verdict import Member, Packet, World, decide
 
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
+
+
+def world(firewalls: Mapping[str, FirewallSpec], ports: Iterable[DesiredPort]) -> World:
+    """What is asked, as verdicts want it."""
+    return World(firewalls, {IPv4Interface(port.address).ip: Member(port.id, port.firewalls) for port in ports})
 
 
 def affected(before: Guarded, after: Guarded) -> frozenset[IPv4Address]:

@@ -7,12 +7,13 @@ from pathlib import Path
 from lamella.host.network import rtnetlink
 from lamella.host.network.driver import DesiredPort
 from lamella.host.network.fabric import Fabric, rules_refused
-from lamella.host.network.guard import flows, rules, verdict
+from lamella.host.network.guard import flows, rules
 from lamella.host.network.guard.rules import Guarded
 from lamella.host.network.namespace import Seat
 from lamella.model.errors import Unavailable, Unsupported
 from lamella.model.firewall import FirewallSpec
 from lamella.model.host import Capability
+from lamella.model.verdict import World
 
 log = logging.getLogger("lamella.host.network")
 
@@ -55,7 +56,7 @@ class Guard:
             # Somebody changed our tables: they are made anew, whole.
             await self._change(None, wanted)
         self.in_force = wanted
-        await self._forget(verdict.world(firewalls, ports), flows.affected(before or Guarded(), wanted))
+        await self._forget(flows.world(firewalls, ports), flows.affected(before or Guarded(), wanted))
 
     async def _change(self, before: Guarded | None, wanted: Guarded) -> None:
         text = rules.change(self._table, before or Guarded(), wanted)
@@ -71,7 +72,7 @@ class Guard:
 
         await self._fabric.in_layer("put firewalls in force", run)
 
-    async def _forget(self, world: verdict.World, addresses: frozenset[flows.IPv4Address]) -> None:
+    async def _forget(self, world: World, addresses: frozenset[flows.IPv4Address]) -> None:
         if not addresses:
             return
         try:

@@ -1,12 +1,11 @@
 """What firewalls say of one packet, and which rule says it: the same as the rules of nftables, walked by hand. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 import msgspec
 
-from lamella.host.network.driver import DesiredPort
 from lamella.model.firewall import FIREWALL, FirewallSpec, Protocol, Rule
 
 
@@ -38,43 +37,56 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     rule: Rule | None = None
 
 
+class Member(msgspec.Struct, frozen=True):
+    """A port, by its id, and the ids of its firewalls."""
+
+    port: str
+    firewalls: list[str]
+
+
 class World(msgspec.Struct, frozen=True):
     """Firewalls by id, ports by address."""
 
     firewalls: Mapping[str, FirewallSpec]
-    ports: Mapping[IPv4Address, DesiredPort]
-
-
-def world(firewalls: Mapping[str, FirewallSpec], ports: Iterable[DesiredPort]) -> World:
-    return World(firewalls, {IPv4Interface(port.address).ip: port for port in ports})
+    ports: Mapping[IPv4Address, Member]
 
 
 def decide(world: World, packet: Packet) -> Verdict:
-    """Out of its sender, then in to its receiver."""
-    sender, receiver = world.ports.get(packet.source), world.ports.get(packet.destination)
-    found = Verdict(passes=True)
-    if sender is not None and sender.firewalls:
-        specs = _specs(world, sender)
-        if not any(spec.outbound is None for spec in specs.values()):
-            found = _first(world, {id: spec.outbound or [] for id, spec in specs.items()}, packet, Side.OUT, sender)
-            if not found.passes:
-                return found
-    if receiver is not None and receiver.firewalls and not packet.published:
-        inbound = {id: spec.inbound for id, spec in _specs(world, receiver).items()}
-        return _first(world, inbound, packet, Side.IN, receiver)
-    return found
+    """Out of its sender, then in to its receiver. Where neither is guarded on that side, it passes and no side is told."""
+    found = out_of(world, packet) or Verdict(passes=True)
+    return found if not found.passes else into(world, packet) or found
 
 
-def _specs(world: World, port: DesiredPort) -> dict[str, FirewallSpec]:
+def out_of(world: World, packet: Packet) -> Verdict | None:
+    """What its sender's firewalls say; ``None`` when they let everything out, or there are none."""
+    sender = world.ports.get(packet.source)
+    if sender is None or not sender.firewalls:
+        return None
+    specs = _specs(world, sender)
+    if any(spec.outbound is None for spec in specs.values()):
+        return None
+    return _first(world, {id: spec.outbound or [] for id, spec in specs.items()}, packet, Side.OUT, sender)
+
+
+def into(world: World, packet: Packet) -> Verdict | None:
+    """What its receiver's firewalls say; ``None`` when there are none, or it is published."""
+    receiver = world.ports.get(packet.destination)
+    if receiver is None or not receiver.firewalls or packet.published:
+        return None
+    inbound = {id: spec.inbound for id, spec in _specs(world, receiver).items()}
+    return _first(world, inbound, packet, Side.IN, receiver)
+
+
+def _specs(world: World, port: Member) -> dict[str, FirewallSpec]:
     return {id: world.firewalls.get(id, FirewallSpec()) for id in sorted(port.firewalls)}
 
 
-def _first(world: World, rules: Mapping[str, list[Rule]], packet: Packet, side: Side, port: DesiredPort) -> Verdict:
+def _first(world: World, rules: Mapping[str, list[Rule]], packet: Packet, side: Side, port: Member) -> Verdict:
     for id, some in rules.items():
         for rule in some:
             if matches(world, rule, packet, side):
-                return Verdict(passes=True, side=side, port=port.id, firewall=id, rule=rule)
-    return Verdict(passes=False, side=side, port=port.id)
+                return Verdict(passes=True, side=side, port=port.port, firewall=id, rule=rule)
+    return Verdict(passes=False, side=side, port=port.port)
 
 
 def matches(world: World, rule: Rule, packet: Packet, side: Side) -> bool:

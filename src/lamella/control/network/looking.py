@@ -1,0 +1,51 @@
+"""What a trace needs, read from the store."""
+
+from ipaddress import IPv4Address, IPv4Interface
+
+from lamella.control.lookup import find_instance
+from lamella.control.network.tracing import Ground, trace
+from lamella.model.errors import Conflict, Invalid
+from lamella.model.firewall import Protocol
+from lamella.model.instance import Instance
+from lamella.model.network import Port
+from lamella.model.trace import Trace
+from lamella.model.verdict import Packet
+from lamella.store.store import Transaction
+
+
+def traced(tx: Transaction, project: str, name: str, to: str, protocol: Protocol, port: int, type: int) -> Trace:
+    """:raise NotFound: when *to* is no address and no instance. :raise Conflict: when one of the two has no network."""
+    if protocol is Protocol.ANY:
+        raise Invalid("a packet has a protocol", hint="say which: tcp:80, udp:53 or icmp", field="protocol")
+    if protocol in (Protocol.TCP, Protocol.UDP) and not port:
+        raise Invalid(f"{protocol} packets go to a port", hint=f"say which: {protocol}:80", field="port")
+    instance = find_instance(tx, project, name)
+    source = _first_port(tx, instance)
+    packet = Packet(
+        source=IPv4Interface(source.spec.address).ip,
+        destination=_destination(tx, project, to),
+        protocol=protocol.value,
+        port=port if protocol is not Protocol.ICMP else 0,
+        type=type,
+    )
+    ground = Ground(
+        networks={network.id: network for network in tx.list("network")},
+        ports=tx.list("port"),
+        firewalls={firewall.id: firewall for firewall in tx.list("firewall")},
+        owners={one.id: one.name for one in tx.list("instance") if one.project == project},
+    )
+    return trace(ground, source, packet)
+
+
+def _first_port(tx: Transaction, instance: Instance) -> Port:
+    found = tx.by_id(instance.status.port) if instance.status.port else None
+    if found is None:
+        raise Conflict(f"{instance.name} is on no network", hint="it sends nothing and is sent nothing")
+    return found
+
+
+def _destination(tx: Transaction, project: str, to: str) -> IPv4Address:
+    try:
+        return IPv4Address(to)
+    except ValueError:
+        return IPv4Interface(_first_port(tx, find_instance(tx, project, to)).spec.address).ip
