@@ -1,7 +1,9 @@
 """Synchronous replicas of volumes that are in use: begun, grown, snapshotted and ended under a writer, by daemons that are killed."""
 
+import asyncio
 import os
 import random
+import shutil
 import signal
 
 import pytest
@@ -83,6 +85,39 @@ async def test_what_never_was_whole_is_promoted_by_nobody(lab: CarryLab) -> None
     await lab.until(replication, "current")
     await lab.promote(replication, source, target)
     assert instant(numbers(await lab.content("far", target.id))) == writer.last
+
+
+async def test_a_replica_that_is_behind_stays_until_its_source_can_be_read(lab: CarryLab) -> None:
+    replication, source, target, writer = await begun(lab)
+    await lab.replicate(replication, source, target)
+    await lab.until(replication, "current")
+    await writer.more(50)
+    replication.spec.paused = True
+    await lab.replicate(replication, source, target)
+    while (await lab.status(replication)).degraded_since is None:
+        await asyncio.sleep(0.05)
+    had = max(numbers(await lab.content("far", target.id)))
+    await writer.more(50)
+    last = await writer.stop()
+    await lab.closed()
+    # The source's pool is gone, and the replica is to be made whole.
+    volumes = lab.pool / "volumes"
+    volumes.rename(lab.pool / "away")
+    replication.spec.paused = False
+    await lab.replicate(replication, source, target)
+    # It was tried, and failed of that.
+    seen = await lab.status(replication)
+    while all("paused" in item.message for item in seen.conditions):
+        await asyncio.sleep(0.05)
+        seen = await lab.status(replication)
+    assert seen.phase == "degraded"
+    assert max(numbers(await lab.content("far", target.id))) == had
+    # Whoever needs it can have what it was.
+    assert lab.journal(replication).seeded
+    shutil.rmtree(volumes, ignore_errors=True)
+    (lab.pool / "away").rename(volumes)
+    await lab.until(replication, "current")
+    assert instant(numbers(await lab.content("far", target.id))) == last
 
 
 @pytest.mark.timeout(180, method="thread")

@@ -60,13 +60,20 @@ class Pair:
     # --- made, while nobody has the source open
 
     async def seed(self) -> None:
-        """The target becomes what the source is, unless somebody opened that by now."""
+        """The target becomes what the source is, unless somebody opened that by now. What it was is written over, and only once the
+        source is known to be read: without that it is all there is."""
         journal, parts = self.journal, self._parts
         async with parts.locks.of([journal.source.id, journal.target.id]):
-            if journal.seeded or self._open:
+            if self._open or (journal.degraded_since is None and journal.seeded):
                 return
-            await parts.pools.get(journal.target.spec.pool).delete(journal.target.id)
-            await self._make()
+            await parts.daemon.map(await self._plain())
+            if journal.target.id in await parts.pools.get(journal.target.spec.pool).inventory():
+                await self.level()
+            else:
+                await self._make()
+            # From here on it is neither what it was nor what it is to be.
+            journal.seeded = False
+            await self._write()
             await parts.daemon.copy(await self._plain(), await self._goal())
             journal.seeded, journal.degraded_since, journal.degraded_why = True, None, ""
             await self._write()
@@ -202,7 +209,6 @@ class Pair:
                 if not self._open and self.server.role:
                     await self.server.stop()
             if journal.degraded_since is not None and not journal.replication.spec.paused:
-                journal.seeded = False
                 await self.seed()
             if not self._open:
                 return
