@@ -21,6 +21,7 @@ from lamella.model.requests import InstanceCreate, Principal
 from lamella.model.resource import now
 from lamella.model.storage import KeyWrap, PoolSpec, StoragePhase, Volume, VolumeMount, VolumeSpec
 from lamella.model.storage_bodies import PoolCreate, SnapshotCreate, VolumeCreate, VolumeRekey
+from lamella.store.store import Transaction
 
 GIB = 1 << 30
 WHO = Principal(name="unix:root", admin=True)
@@ -186,6 +187,22 @@ async def test_what_failed_to_come_leaves_nothing_new_and_nothing_less(layer: La
 
 
 # --- what is taken away meanwhile
+
+
+async def test_a_volume_of_another_host_wants_a_repository_of_that_host(layer: Layer, host: StorageHost) -> None:
+    await repository(layer)
+    made = await volume(layer, host)
+
+    def elsewhere(tx: Transaction) -> None:
+        row = tx.by_id(made.id)
+        row.status.host = "hst_elsewhere"
+        tx.update(row)
+
+    await layer.store.write(elsewhere)
+    with pytest.raises(Conflict, match="lies on another host") as refused:
+        await back_up(layer)
+    assert "--host-name" in refused.value.hint
+    assert not await rows(layer) and not await rows(layer, "snapshot")
 
 
 async def test_a_policy_goes_with_its_volume_and_the_layer_keeps_its_own(layer: Layer, host: StorageHost) -> None:

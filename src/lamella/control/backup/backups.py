@@ -227,7 +227,7 @@ def _chosen(tx: Transaction, project: str, body: BackupCreate) -> tuple[list[Vol
 def _rows(
     tx: Transaction, project: str, body: BackupCreate, repository: Repository, volumes: list[Volume], policy: str
 ) -> list[Backup]:
-    """:raise Conflict: when a backup of one of *volumes* goes on."""
+    """:raise Conflict: when a backup of one of *volumes* goes on, or one lies on another host than goes to *repository*."""
     going: dict[str, Backup] = {
         item.spec.volume: item for item in tx.list("backup") if item.status.phase is StoragePhase.PENDING
     }
@@ -238,6 +238,12 @@ def _rows(
         if volume is not None and id in going:
             raise Conflict(
                 f"a backup of {name} is being made already: {going[id].name}", hint="wait until it has ended"
+            )
+        if volume is not None and volume.status.host not in (None, repository.status.host):
+            # The repository's key is wrapped for its host, and the layer's backup in it has that host's key files alone.
+            raise Conflict(
+                f"volume {name} lies on another host than the one that goes to repository {repository.name}",
+                hint="make a repository for its host: lamella backup repository create NAME --to PLACE --host-name HOST",
             )
         spec = BackupSpec(
             repository=repository.id,
