@@ -103,20 +103,25 @@ class LayerFace(Protocol):
 
     async def reset(self, who: Principal, project: str, name: str) -> None:
         """Press the reset button. This and the next five raise :class:`Unsupported` where there is no such thing."""
+        ...
 
     async def screenshot(self, who: Principal, project: str, name: str) -> bytes:
         """What the screen shows, as PNG."""
+        ...
 
     async def input(self, who: Principal, project: str, name: str, input: Input) -> None: ...
 
     async def desktop(self, who: Principal, project: str, name: str, *, kind: DesktopKind) -> DesktopTicket:
         """A new ticket for one viewer; one that was not used is void then."""
+        ...
 
     async def screen(self, who: Principal, project: str, name: str, *, kind: DesktopKind) -> ProcessStream:
         """A viewer's connection: its bytes are ``Stdin`` frames, the screen's ``Stdout`` frames."""
+        ...
 
     def dump(self, who: Principal, project: str, name: str, *, crash: bool) -> AsyncIterator[bytes]:
         """The guest's memory as an ELF core, now, or as it was when it crashed (:class:`NotFound` when it never did)."""
+        ...
 
     def logs(
         self, who: Principal, project: str, name: str, *, follow: bool, tail: int | None, since: datetime | None
@@ -157,9 +162,11 @@ class LayerFace(Protocol):
 
     async def compare(self, who: Principal) -> Comparison:
         """The contracts of all isolation levels side by side."""
+        ...
 
     async def why_not(self, who: Principal, level: Isolation) -> WhyNot:
         """What *level* needs on every host, and which of it is missing."""
+        ...
 
     async def wait_for(
         self, who: Principal, project: str, name: str, condition: WaitCondition, timeout: float
@@ -169,6 +176,7 @@ class LayerFace(Protocol):
 
     def export_image(self, who: Principal, project: str, name: str, *, format: DiskFormat) -> AsyncIterator[bytes]:
         """The image's disk, as a file of that format."""
+        ...
 
     async def collect_images(self, who: Principal) -> Freed: ...
 
