@@ -31,6 +31,8 @@ class Isolation(StrEnum):
 
 # Levels that are a whole machine, whose disk begins as a clone of the image's.
 MACHINES = frozenset({Isolation.VM, Isolation.CONFIDENTIAL})
+# Levels that take volumes over a socket (NBD), as well as files.
+TAKES_SOCKETS = frozenset({Isolation.MICROVM, Isolation.VM})
 # How long an instance has to end, in seconds, before it is forced; a whole operating system ends its services first.
 STOP_TIMEOUT = 10.0
 MACHINE_STOP_TIMEOUT = 60.0

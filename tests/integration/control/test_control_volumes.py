@@ -212,6 +212,25 @@ async def test_limits_change_at_once_and_the_rest_has_verbs_of_its_own(layer: La
         )
 
 
+async def test_limits_are_not_shared_while_a_machine_writes_to_the_volume(layer: Layer, host: StorageHost) -> None:
+    """It may be served by a process of the machine's own, where they do not reach; at its next start it is not."""
+    made = await volume(layer)
+    patch = ResourcePatch(spec={"limits": {"iops": 100, "group": "web"}})
+    await instance(layer, "vm", VolumeMount(volume="data"), isolation=Isolation.VM)
+    with pytest.raises(Conflict, match="while vm is running"):
+        await layer.patch(WHO, "default", "volume", "data", patch, expected=None, wait=WAIT)
+    assert (await layer.store.by_id(made.id)).spec.limits == IoLimits()
+    own = ResourcePatch(spec={"limits": {"iops": 100}})
+    await layer.patch(WHO, "default", "volume", "data", own, expected=None, wait=WAIT)
+    await layer.power(WHO, "default", "vm", "stop", timeout=None, wait=WAIT)
+    await layer.patch(WHO, "default", "volume", "data", patch, expected=None, wait=WAIT)
+    await layer.power(WHO, "default", "vm", "start", timeout=None, wait=WAIT)
+    # What it has already may change.
+    patch = ResourcePatch(spec={"limits": {"iops": 50}})
+    await layer.patch(WHO, "default", "volume", "data", patch, expected=None, wait=WAIT)
+    assert host.volumes[made.id]["limits"] == IoLimits(iops=50, group="web")
+
+
 async def test_keys_come_from_the_host_and_passphrases_stay_nowhere(layer: Layer, host: StorageHost) -> None:
     made = await volume(layer, encryption=KeyWrap.PASSPHRASE, passphrase="correct horse")
     assert made.status.key and host.passphrases[made.id] == "correct horse"

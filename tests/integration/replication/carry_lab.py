@@ -54,7 +54,7 @@ class CarryLab(VolumesLab):
     # --- a writer
 
     async def write(self, volume: Volume, *, first: int = 0, blocks: int = BLOCKS) -> "Writer":
-        mounted = await self.attach(volume, "inst_writer", Isolation.VM)
+        mounted = await self.attach(volume, "inst_writer", Isolation.UNIKERNEL)
         return Writer(mounted.path, self.place, first, blocks)
 
     async def closed(self) -> None:

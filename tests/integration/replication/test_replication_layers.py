@@ -33,7 +33,7 @@ async def write(lab: CarryLab, disk: Path, value: int, *, first: int = 0, stride
 async def layers(lab: CarryLab) -> tuple[Volume, Path, bytes]:
     """A volume, open, of which every layer has something that the others have not."""
     source = await lab.volume()
-    disk = (await lab.attach(source, "inst_writer", Isolation.VM)).path
+    disk = (await lab.attach(source, "inst_writer", Isolation.UNIKERNEL)).path
     wanted = bytearray(SIZE)
     for value, stride in ((1, 1), (2, 7), (3, 11)):
         await write(lab, disk, value, stride=stride)

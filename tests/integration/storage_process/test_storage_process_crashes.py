@@ -77,8 +77,7 @@ async def test_a_crash_above_gives_the_same_ways_in(daemon: QemuStorageDaemon, t
     stack = volume(tmp_path)
     await daemon.add(stack)
     file = (await daemon.export("vol_a")).file
-    socket = (await daemon.export("vol_a", socket_owner=4242)).socket
-    assert file is not None and socket is not None
+    assert file is not None
     promised: dict[int, int] = {}
     for seed in range(3):
         writer = Writer(file, seed=seed)
@@ -86,7 +85,6 @@ async def test_a_crash_above_gives_the_same_ways_in(daemon: QemuStorageDaemon, t
         kill(daemon.doors.process.pid)
         await asyncio.to_thread(writer.process.wait, 20)
         await settled(daemon)
-        assert socket.is_socket() and socket.stat().st_uid == 4242
         acknowledged = await writer.stop()
         assert not lost(await asyncio.to_thread(file.read_bytes), acknowledged)
         promised = acknowledged

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import stat
 import subprocess
 import time
 from pathlib import Path
@@ -59,17 +58,6 @@ def _write_directly(file: Path, below: Path) -> int:
         os.close(fd)
     data = below.read_bytes()
     return sum(data[part * 8 * MIB : (part + 1) * 8 * MIB] != buffer[:] for part in range(4))
-
-
-async def test_a_socket_is_its_owners(daemon: QemuStorageDaemon, home: Home, tmp_path: Path) -> None:
-    await daemon.add(volume(tmp_path))
-    file = (await daemon.export("vol_a")).file
-    socket = (await daemon.export("vol_a", socket_owner=4242)).socket
-    assert socket is not None and file is not None and file.exists()
-    seen = socket.stat()
-    assert stat.S_ISSOCK(seen.st_mode) and stat.S_IMODE(seen.st_mode) == 0o600 and seen.st_uid == 4242
-    await daemon.unexport("vol_a")
-    assert not socket.exists() and not file.exists()
 
 
 async def test_resize_is_seen_by_who_has_it(daemon: QemuStorageDaemon, tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ async def test_an_export_that_nobody_reads_on_takes_nothing_from_others(lab: Vol
     assert (tmp_path / "beside.raw").read_bytes() == disk
     async with asyncio.timeout(20):
         with pytest.raises(Conflict, match="being exported"):
-            await lab.attach(volume, "inst_one", Isolation.VM)
+            await lab.attach(volume, "inst_one", Isolation.UNIKERNEL)
         with pytest.raises(Conflict, match="being exported"):
             await lab.resize(volume, 2 * SIZE)
         with pytest.raises(Conflict, match="being exported"):
@@ -212,7 +212,7 @@ async def test_an_export_that_nobody_reads_on_takes_nothing_from_others(lab: Vol
         snapshot = await lab.take(volume)
     rest = b"".join([piece async for piece in stalled])
     assert first + rest == disk
-    mounted = await lab.attach(volume, "inst_one", Isolation.VM)
+    mounted = await lab.attach(volume, "inst_one", Isolation.UNIKERNEL)
     # Its snapshot may be read for as long as anybody likes.
     stalled = lab.wing.export(volume, snapshot.id, "raw")
     await anext(stalled)
@@ -229,7 +229,7 @@ async def test_exports_that_wait_for_an_attaching_leave_its_disk_alone(lab: Volu
     disk = content(4)
     (tmp_path / "disk.raw").write_bytes(disk)
     volume = await brought(lab, tmp_path / "disk.raw")
-    attaching = asyncio.create_task(lab.attach(volume, "inst_one", Isolation.VM))
+    attaching = asyncio.create_task(lab.attach(volume, "inst_one", Isolation.UNIKERNEL))
     await asyncio.sleep(0)
     outcomes = await asyncio.gather(
         *(taken(lab, volume, tmp_path / f"out{n}.raw") for n in range(2)), return_exceptions=True

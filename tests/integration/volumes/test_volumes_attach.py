@@ -53,7 +53,7 @@ async def test_a_container_gets_a_mount_and_its_files_are_there_for_the_next(lab
 
 async def test_a_machine_gets_a_file_of_its_size_whose_filesystem_is_whole(lab: VolumesLab) -> None:
     data = await lab.create(ext4_volume())
-    disk = await lab.attach(data, "inst_vm", Isolation.VM)
+    disk = await lab.attach(data, "inst_vm", Isolation.UNIKERNEL)
     assert disk.path.stat().st_size == disk.size == 64 * MIB
     assert await lab.wing.attaching.mounts.tools.inspect(disk.path) == ""
     # As a guest would: a file of its own making, and then no clean end.
@@ -83,7 +83,7 @@ async def test_a_directory_is_shared_and_a_machine_has_no_use_for_it(lab: Volume
 async def test_a_second_writer_is_refused_however_hard_it_tries(lab: VolumesLab) -> None:
     data = await lab.create(ext4_volume())
     await lab.attach(data, "inst_one")
-    for level in (Isolation.CONTAINER, Isolation.VM):
+    for level in (Isolation.CONTAINER, Isolation.UNIKERNEL):
         for read_only in (False, True):
             with pytest.raises(Conflict, match="inst_one"):
                 await lab.attach(data, "inst_two", level, read_only=read_only)
@@ -117,7 +117,7 @@ async def test_what_is_attached_is_found_again_after_the_daemon_was_killed(lab: 
     for volume in (held, machine, tree):
         await lab.create(volume)
     mounted = await lab.attach(held, "inst_one")
-    disk = await lab.attach(machine, "inst_vm", Isolation.VM)
+    disk = await lab.attach(machine, "inst_vm", Isolation.UNIKERNEL)
     await lab.attach(tree, "inst_one")
     async with guest_of(disk.path) as guest:
         file = (mounted.path / "log").open("wb", buffering=0)
@@ -131,7 +131,7 @@ async def test_what_is_attached_is_found_again_after_the_daemon_was_killed(lab: 
         assert await guest.read(16) == b"before and after"
         assert await lab.wing.attached() == {"inst_one": {held.id, tree.id}, "inst_vm": {machine.id}}
         assert await lab.attach(held, "inst_one") == mounted
-        assert await lab.attach(machine, "inst_vm", Isolation.VM) == disk
+        assert await lab.attach(machine, "inst_vm", Isolation.UNIKERNEL) == disk
     assert (mounted.path / "log").read_bytes() == b"before and after"
     assert len(lab.loops()) == 1
 
@@ -148,7 +148,7 @@ async def test_what_is_open_for_nobody_is_closed_at_the_next_start(lab: VolumesL
 
 async def test_a_filesystem_that_was_not_unmounted_is_mended_before_it_is_mounted(lab: VolumesLab) -> None:
     data = await lab.create(ext4_volume())
-    disk = await lab.attach(data, "inst_vm", Isolation.VM)
+    disk = await lab.attach(data, "inst_vm", Isolation.UNIKERNEL)
     # A guest that was cut off: not unmounted, and a count of links is wrong.
     await debugfs(disk.path, "set_super_value state 0", "set_inode_field <11> links_count 9")
     assert await lab.wing.attaching.mounts.tools.inspect(disk.path)
@@ -181,11 +181,11 @@ async def test_growing_reaches_whoever_has_it(lab: VolumesLab) -> None:
     assert os.statvfs(mounted.path).f_blocks * 4096 > 100 * MIB
     await lab.wing.detach("inst_one")
     raw = await lab.create(new_volume("raw"))
-    disk = await lab.attach(raw, "inst_vm", Isolation.VM)
+    disk = await lab.attach(raw, "inst_vm", Isolation.UNIKERNEL)
     await lab.resize(raw, 96 * MIB)
     assert disk.path.stat().st_size == 96 * MIB
     await lab.wing.detach("inst_vm")
-    assert (await lab.attach(raw, "inst_vm", Isolation.VM)).size == 96 * MIB
+    assert (await lab.attach(raw, "inst_vm", Isolation.UNIKERNEL)).size == 96 * MIB
 
 
 async def test_shrinking_keeps_every_file_or_is_refused(lab: VolumesLab) -> None:
@@ -202,7 +202,7 @@ async def test_shrinking_keeps_every_file_or_is_refused(lab: VolumesLab) -> None
     assert (mounted.path / "file").read_bytes() == content
     await lab.wing.detach("inst_one")
     raw = await lab.create(new_volume("raw"))
-    disk = await lab.attach(raw, "inst_vm", Isolation.VM)
+    disk = await lab.attach(raw, "inst_vm", Isolation.UNIKERNEL)
     with disk.path.open("r+b") as file:
         file.seek(40 * MIB)
         file.write(b"here")
@@ -306,3 +306,27 @@ async def test_nothing_is_kept_of_a_volume_that_is_gone(lab: VolumesLab) -> None
     assert len(list(places[0].glob("*"))) == 1, "that of both"
     await lab.delete(two)
     assert [path for place in places for path in place.glob("*")] == []
+
+
+async def test_a_machine_is_served_its_own_volume_over_a_socket(lab: VolumesLab) -> None:
+    """The filesystem is looked at before; a machine that runs gets a file, and keeps what it has."""
+    data, shared = await lab.create(ext4_volume()), await lab.create(ext4_volume("shared"))
+    disk = await lab.attach(data, "inst_vm", Isolation.VM)
+    assert disk.socket == disk.path and disk.path.is_socket() and "NBD" in disk.served and disk.size == 64 * MIB
+    assert lab.wing.parts.stacks.made(data.id).strange
+    assert await lab.attach(data, "inst_vm", Isolation.VM) == disk
+    for user, level in (("inst_ct", Isolation.CONTAINER), ("inst_other", Isolation.VM)):
+        with pytest.raises(Conflict, match="inst_vm"):
+            await lab.attach(data, user, level, read_only=True)
+    first, second = [await lab.attach(shared, f"inst_{name}", Isolation.MICROVM, read_only=True) for name in ("a", "b")]
+    assert first.path == second.path and first.socket is None and "others may read" in first.served
+    # The next daemon finds it as it is; so does one that was killed while it looked at the filesystem.
+    await lab.restart()
+    assert await lab.attach(data, "inst_vm", Isolation.VM) == disk
+    await lab.wing.parts.daemon.remove(data.id)
+    await lab.wing.parts.add(data)
+    assert await lab.attach(data, "inst_vm", Isolation.VM) == disk and disk.path.is_socket()
+    await lab.wing.detach("inst_vm")
+    assert not disk.path.exists()
+    mounted = await lab.attach(data, "inst_ct")
+    assert list(mounted.path.iterdir()) == [mounted.path / "lost+found"]

@@ -127,7 +127,7 @@ async def test_a_pool_that_was_unmounted_is_never_taken_for_an_empty_one(lab: Vo
 async def test_a_pool_may_be_renamed_under_a_writer_and_come_back(lab: VolumesLab, disk: Disk) -> None:
     await opened(lab, disk)
     data = await lab.create(new_volume(pool="far"))
-    file = (await lab.attach(data, "inst_vm", Isolation.VM)).path
+    file = (await lab.attach(data, "inst_vm", Isolation.UNIKERNEL)).path
     async with guest_of(file) as guest:
         await guest.write(b"before")
         (disk.point / "pool").rename(disk.point / "elsewhere")
@@ -185,7 +185,7 @@ async def test_two_daemons_have_no_pool_together(lab: VolumesLab) -> None:
     try:
         assert "is open in another daemon" in await said_by_another_daemon(other, OpenPool(pool=pool))
         # Whoever serves the first one's volumes outlives its daemon; the locks of their files keep the second out of them.
-        file = (await lab.attach(data, "inst_vm", Isolation.VM)).path
+        file = (await lab.attach(data, "inst_vm", Isolation.UNIKERNEL)).path
         await lab.wing.close()
         assert "done" in await said_by_another_daemon(other, OpenPool(pool=pool))
         second = DirectoryDriver(Path(pool.spec.path))
@@ -211,7 +211,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_pool_that_stands_still_holds_up_nobody_else_and_goes_on(lab: VolumesLab, disk: Disk) -> None:
     await opened(lab, disk)
     data = await lab.create(new_volume(pool="far"))
-    file = (await lab.attach(data, "inst_vm", Isolation.VM)).path
+    file = (await lab.attach(data, "inst_vm", Isolation.UNIKERNEL)).path
     async with guest_of(file) as guest:
         await guest.write(b"before")
         disk.freeze()
@@ -255,7 +255,7 @@ async def happened(lab: VolumesLab, type: str, subject: str) -> None:
 async def test_a_storage_process_that_stands_still_is_said_to_and_goes_on(lab: VolumesLab) -> None:
     data, other = await lab.create(new_volume()), await lab.create(new_volume("other"))
     tree = await lab.create(directory_volume())
-    file = (await lab.attach(data, "inst_vm", Isolation.VM)).path
+    file = (await lab.attach(data, "inst_vm", Isolation.UNIKERNEL)).path
     records = [lab.home.run / "storage" / f"{role}.json" for role in ("disks", "doors")]
     pids = [json.loads(record.read_bytes())["pid"] for record in records]
     async with guest_of(file) as guest:
@@ -264,7 +264,7 @@ async def test_a_storage_process_that_stands_still_is_said_to_and_goes_on(lab: V
             os.kill(pid, signal.SIGSTOP)
         try:
             with pytest.raises(Unavailable, match="did not answer"):
-                await lab.attach(other, "inst_other", Isolation.VM)
+                await lab.attach(other, "inst_other", Isolation.UNIKERNEL)
             # What needs no disk goes on.
             (await lab.attach(tree, "inst_tree")).path.joinpath("file").write_text("goes on")
         finally:
@@ -272,7 +272,7 @@ async def test_a_storage_process_that_stands_still_is_said_to_and_goes_on(lab: V
                 os.kill(pid, signal.SIGCONT)
         await guest.write(b"during", 4096)
         assert (await guest.read(6), await guest.read(6, 4096)) == (b"before", b"during")
-        second = (await lab.attach(other, "inst_other", Isolation.VM)).path
+        second = (await lab.attach(other, "inst_other", Isolation.UNIKERNEL)).path
         async with guest_of(second) as another:
             await another.write(b"well")
     await lab.wing.detach("inst_vm")

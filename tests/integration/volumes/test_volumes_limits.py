@@ -122,7 +122,7 @@ async def test_what_a_deleted_volume_held_is_in_no_new_one(tight: VolumesLab) ->
     mark = b"FOREIGN-" + os.urandom(8).hex().encode()
     for turn in range(12):
         data = await tight.create(new_volume(f"v{turn}", 100 * MIB, pool="tight"))
-        disk = await tight.attach(data, "inst_vm", Isolation.VM)
+        disk = await tight.attach(data, "inst_vm", Isolation.UNIKERNEL)
 
         def look_and_write(path: Path = disk.path) -> int:
             with path.open("r+b") as file:

@@ -131,7 +131,7 @@ async def test_consistent_of_a_mount_needs_no_sync_and_pauses_nobody(lab: Volume
 async def test_a_guest_is_frozen_for_a_consistent_one_and_thawed(lab: VolumesLab) -> None:
     data = await lab.create(new_volume())
     lab.wing.use_writers(instances := Instances())
-    await lab.attach(data, "inst_vm", Isolation.VM)
+    await lab.attach(data, "inst_vm", Isolation.UNIKERNEL)
     snapshot = await lab.take(data, consistent=True)
     assert instances.said == ["freeze inst_vm", "thaw inst_vm"]
     assert snapshot.status.consistency == "application" and snapshot.status.pause > 0
@@ -144,7 +144,7 @@ async def test_a_guest_that_does_not_stand_still_leaves_nothing_half_made(
     lab: VolumesLab, instances: Instances, error: type[Exception]
 ) -> None:
     data = await lab.create(new_volume())
-    disk = await lab.attach(data, "inst_vm", Isolation.VM)
+    disk = await lab.attach(data, "inst_vm", Isolation.UNIKERNEL)
     lab.wing.use_writers(instances)
     async with guest_of(disk.path) as guest:
         await guest.write(b"before")
@@ -155,7 +155,7 @@ async def test_a_guest_that_does_not_stand_still_leaves_nothing_half_made(
     assert await lab.wing.pool("default").snapshots(data.id) == []
     assert not list((lab.home.state / "storage" / "snapshots").glob("*.json"))
     await lab.wing.detach("inst_vm")
-    disk = await lab.attach(data, "inst_vm", Isolation.VM)
+    disk = await lab.attach(data, "inst_vm", Isolation.UNIKERNEL)
     async with guest_of(disk.path) as guest:
         assert await guest.read(16) == b"before and after"
 
@@ -163,7 +163,7 @@ async def test_a_guest_that_does_not_stand_still_leaves_nothing_half_made(
 async def test_several_volumes_are_of_one_instant(lab: VolumesLab) -> None:
     """One writer numbers its blocks in turn over three disks; in every snapshot, no disk is ahead of the others by more than a block."""
     disks = [await lab.create(new_volume(f"disk{n}", 16 * MIB)) for n in range(3)]
-    files = [(await lab.attach(disk, "inst_vm", Isolation.VM)).path for disk in disks]
+    files = [(await lab.attach(disk, "inst_vm", Isolation.UNIKERNEL)).path for disk in disks]
     taken: list[Snapshot] = []
     async with guest_of(*files) as guest:
         await guest.say("number")
@@ -177,7 +177,7 @@ async def test_several_volumes_are_of_one_instant(lab: VolumesLab) -> None:
         numbers: list[int] = []
         for number, disk in enumerate(disks):
             clone = await clone_of(lab, disk, snapshot, f"clone-{turn}-{number}")
-            opened = await lab.attach(clone, "inst_reader", Isolation.VM)
+            opened = await lab.attach(clone, "inst_reader", Isolation.UNIKERNEL)
             with opened.path.open("rb") as file:
                 file.seek(8 * MIB)
                 numbers.append(struct.unpack("<Q", file.read(8))[0])

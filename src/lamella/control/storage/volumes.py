@@ -22,6 +22,7 @@ from lamella.control.storage.placing import host_for, host_of
 from lamella.control.storage.renaming import rename
 from lamella.model.errors import Conflict, DeadlineExceeded, Invalid, LamellaError, Unsupported
 from lamella.model.ids import check_name
+from lamella.model.instance import TAKES_SOCKETS, Phase
 from lamella.model.operation import Operation
 from lamella.model.quantity import format_size
 from lamella.model.requests import Principal, ResourcePatch
@@ -131,7 +132,10 @@ class Volumes:
                 merge_labels(volume.labels, body.labels)
             if isinstance(body.spec, dict):
                 check_usable(tx, volume)
+                group = volume.spec.limits.group
                 volume.spec = _patched(volume.spec, body.spec)
+                if volume.spec.limits.group not in ("", group):
+                    _check_sharing(tx, volume)
 
         return await self._change(who, project, name, "patch", change, expected=expected, wait=wait)
 
@@ -266,6 +270,19 @@ def _patched(spec: VolumeSpec, patch: dict[str, Any]) -> VolumeSpec:
             )
     check_limits(wanted)
     return wanted
+
+
+def _check_sharing(tx: Transaction, volume: Volume) -> None:
+    """:raise Conflict: when a machine that runs may be served it by a process of its own, where shared limits do not reach."""
+    for instance in users(tx, volume):
+        alone = any(mount.volume == volume.name and not mount.read_only for mount in instance.spec.volumes)
+        runs = instance.status.phase not in (Phase.STOPPED, Phase.FAILED, Phase.PENDING)
+        if alone and runs and instance.spec.isolation in TAKES_SOCKETS:
+            raise Conflict(
+                f"volume {volume.name} cannot get limits that are shared while {instance.name} is {instance.status.phase}",
+                hint=f"stop {instance.name} first, or set limits of its own",
+                field="spec.limits.group",
+            )
 
 
 def _overcommitted(why: str) -> Condition:

@@ -87,8 +87,8 @@ class MountedVolume(msgspec.Struct, kw_only=True, frozen=True):
 
     ``path`` is what a container or a module is given, a directory where it is mounted on this host (owned by 0); for a machine it is a
     raw file or device, and ``socket`` an NBD socket on which the storage process serves the same as the export ``id``, where there is one:
-    then that is used instead. ``device`` names the device, and is the disk's serial number. A machine whose guest can mounts ``filesystem``
-    at ``target``; when either is empty, it is a bare disk.
+    then that is used instead; ``served`` says in words which it is. ``device`` names the device, and is the disk's serial number. A machine
+    whose guest can mounts ``filesystem`` at ``target``; when either is empty, it is a bare disk.
     """
 
     name: str
@@ -100,6 +100,7 @@ class MountedVolume(msgspec.Struct, kw_only=True, frozen=True):
     size: int
     read_only: bool = False
     socket: Path | None = None
+    served: str = ""
 
 
 class DriveImage(msgspec.Struct, kw_only=True, frozen=True):

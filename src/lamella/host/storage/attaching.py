@@ -1,7 +1,8 @@
 """Volumes for instances: opened in the storage process once, and shown to each level in its own way.
 
-A container or a module gets a directory: a filesystem volume's own, or the mount of a block volume. A machine gets a raw file. What is
-to be open is written down first and struck out last, so that whoever comes after a crash at any line finds what to finish or close.
+A container or a module gets a directory: a filesystem volume's own, or the mount of a block volume. A machine gets a socket or a raw file
+(ways.py). What is to be open is written down first and struck out last, so that whoever comes after a crash at any line finds what to
+finish or close.
 """
 
 import asyncio
@@ -10,22 +11,17 @@ from pathlib import Path
 
 from lamella.host.compute.driver import MountedVolume
 from lamella.host.linux.blocking import blocking
-from lamella.host.storage.blocks import Ways
 from lamella.host.storage.driver import Fences
 from lamella.host.storage.mounting import Mounts
-from lamella.host.storage.parts import Parts
+from lamella.host.storage.parts import AT_REST, Parts
 from lamella.host.storage.records import MadeVolume, OpenVolume
 from lamella.host.storage.stacks import group_of
+from lamella.host.storage.ways import FILE, MOUNT, SERVED, TREE, Chosen, choose
 from lamella.host.storage.wing import Attachment
-from lamella.model.errors import Internal, LamellaError, Unavailable, Unsupported
-from lamella.model.instance import Isolation
-from lamella.model.storage import Volume, VolumeForm, device_of
+from lamella.model.errors import Internal, LamellaError, Unavailable
+from lamella.model.storage import Volume, device_of
 
 log = logging.getLogger("lamella.host.storage")
-
-# Levels whose processes are the host kernel's own.
-_DIRECTORIES = frozenset({Isolation.CONTAINER, Isolation.WASM})
-TREE, MOUNT, FILE = "tree", "mount", "file"
 
 
 class Attaching:
@@ -42,14 +38,22 @@ class Attaching:
     async def attach(self, asked: Attachment) -> MountedVolume:
         """:meth:`~lamella.host.storage.wing.Storage.attach`."""
         volume, parts = asked.volume, self._parts
-        way = _way(asked)
+        chosen = await self._choose(asked)
         async with parts.locks.of([volume.id]):
             for check in parts.may_open:
                 check(volume)
             parts.require_unread(volume, "attached")
             known = asked.user in parts.opened.users(volume.id)
             try:
-                await blocking(parts.opened.enter, volume, way, asked.user, read_only=asked.mount.read_only)
+                record = await blocking(
+                    parts.opened.enter,
+                    volume,
+                    chosen.way,
+                    asked.user,
+                    read_only=asked.mount.read_only,
+                    why=chosen.why,
+                    socket_owner=asked.uid,
+                )
                 path, size = await self._open(volume)
             except BaseException:
                 if not known:
@@ -60,10 +64,24 @@ class Attaching:
             id=volume.id,
             device=device_of(volume.id),
             target=asked.mount.target,
-            filesystem="" if way == TREE else volume.spec.filesystem,
+            filesystem="" if record.way == TREE else volume.spec.filesystem,
             path=path,
             size=size,
             read_only=asked.mount.read_only,
+            socket=path if record.way == SERVED else None,
+            served=Chosen(way=record.way, why=record.why).words,
+        )
+
+    async def _choose(self, asked: Attachment) -> Chosen:
+        parts, user = self._parts, asked.user
+        running = parts.writers is not None and await parts.writers.phase(user) not in AT_REST
+        return choose(
+            asked.volume,
+            asked.spec.isolation,
+            asked.mount.target,
+            read_only=asked.mount.read_only,
+            running=running,
+            shown=any(record.machine == user for record in parts.opened.all.values()),
         )
 
     async def detach(self, user: str, volume_ids: set[str] | None = None) -> None:
@@ -123,13 +141,19 @@ class Attaching:
                 except LamellaError as error:
                     log.warning("volume %s: %s", id, error)
 
-    async def file(self, id: str) -> Path:
-        """The file of an open block volume."""
+    async def door(self, id: str) -> Path:
+        """The file of an open block volume, or its machine's socket."""
         record = self._parts.opened.get(id)
         if record is None or record.way == TREE:
             raise Internal(f"volume {id} is not open as a disk")
-        ways = await self._parts.daemon.export(id, writable=_writable(record))
-        return _file(ways, id)
+        return await self._door(id, record)
+
+    async def _door(self, id: str, record: OpenVolume) -> Path:
+        ways = await self._parts.daemon.export(id, socket_owner=record.socket_owner, writable=_writable(record))
+        found = ways.socket if record.way == SERVED else ways.file
+        if found is None:
+            raise Internal(f"the storage process gives no way in to volume {id}")
+        return found
 
     async def _open(self, volume: Volume) -> tuple[Path, int]:
         """Open it as the table says: where it is, and its size."""
@@ -141,26 +165,33 @@ class Attaching:
             return handle.path, handle.size
         daemon = self._parts.daemon
         running = volume.id in await daemon.inventory()
+        if running and await daemon.machine(volume.id) != record.machine:
+            # A daemon that looked at its filesystem was killed: nobody has it yet.
+            await daemon.remove(volume.id)
+            running = False
         if not running and isinstance(pool, Fences):
             await pool.fence(volume.id)
+        if not running and record.way == SERVED and volume.spec.filesystem:
+            async with self._parts.disk(volume) as file:
+                await self.mounts.tidy(file)
         try:
-            await self._parts.add(volume)
+            await self._parts.add(volume, machine=record.machine)
         except Unavailable:
             # Its key may be locked away again, while the storage process still has it.
             if not running:
                 raise
-        file = _file(await daemon.export(volume.id, writable=_writable(record)), volume.id)
+        door = await self._door(volume.id, record)
         made = self._parts.records.made.read(volume.id, MadeVolume) or MadeVolume()
         if record.way == MOUNT:
-            point = await self.mounts.mount(volume.id, file, read_only=record.read_only, fully=made.strange)
+            point = await self.mounts.mount(volume.id, door, read_only=record.read_only, fully=made.strange)
             if made.strange:
                 await self._mark(volume.id, made, strange=False)
             return point, await daemon.size(volume.id)
-        if not running and not record.read_only and volume.spec.filesystem:
-            await self.mounts.tidy(file)
+        if not running and record.way == FILE and not record.read_only and volume.spec.filesystem:
+            await self.mounts.tidy(door)
         if not record.read_only and not made.strange:
             await self._mark(volume.id, made, strange=True)
-        return file, await daemon.size(volume.id)
+        return door, await daemon.size(volume.id)
 
     async def _mark(self, id: str, made: MadeVolume, *, strange: bool) -> None:
         made.strange = strange
@@ -179,9 +210,13 @@ class Attaching:
         self._parts.closing.add(id)
         try:
             if id in await daemon.inventory():
-                # What is not written yet has to be, however full the pool is: for that there is a floor.
-                await daemon.release([id])
-                await daemon.limit(id, record.volume.spec.limits, group_of(record.volume))
+                try:
+                    # What is not written yet has to be, however full the pool is: for that there is a floor.
+                    await daemon.release([id])
+                    await daemon.limit(id, record.volume.spec.limits, "" if record.machine else group_of(record.volume))
+                except LamellaError as error:
+                    # Who served it was killed, and its key is locked away since: it has nothing to write.
+                    log.warning("volume %s: %s", id, error)
             if record.way == MOUNT:
                 await self.mounts.unmount(id)
             await daemon.remove(id)
@@ -190,28 +225,6 @@ class Attaching:
         self._unadopted.discard(id)
 
 
-def _way(asked: Attachment) -> str:
-    spec, level = asked.volume.spec, asked.spec.isolation
-    if spec.form is VolumeForm.FILESYSTEM:
-        if level not in _DIRECTORIES:
-            raise Unsupported(
-                f"volume {asked.volume.name} is a directory, and a {level} takes disks",
-                hint="create one of form block, which every level takes",
-            )
-        return TREE
-    if level not in _DIRECTORIES:
-        return FILE
-    if not asked.mount.target:
-        raise Unsupported(f"a {level} takes no bare disk", hint=f"name a directory for it: {asked.volume.name}:/data")
-    return MOUNT
-
-
 def _writable(record: OpenVolume) -> bool:
     # What is mounted read-only may have a journal to replay first.
     return record.way == MOUNT or not record.read_only
-
-
-def _file(ways: Ways, id: str) -> Path:
-    if ways.file is None:
-        raise Internal(f"the storage process gives no file for volume {id}")
-    return ways.file

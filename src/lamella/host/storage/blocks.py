@@ -1,7 +1,7 @@
 """The storage process as the rest of storage sees it: the Protocol of ``process/daemon.py``, and the values that cross it.
 
 A volume that is open there has a stack of nodes, topmost first: ``throttle`` (its limits), ``luks`` (when it is encrypted), and what
-its driver's ``node`` says. The same stack serves every way in: a file (FUSE), a vhost-user-blk socket, NBD.
+its driver's ``node`` says. The same stack serves every way in: a file (FUSE), or an NBD socket.
 """
 
 from collections.abc import Awaitable, Callable
@@ -19,18 +19,21 @@ Told = Callable[[int, int], None]
 
 class Stack(msgspec.Struct, kw_only=True, frozen=True):
     """How a volume is opened. ``key`` is the 32 random bytes of an encrypted one; it is given to the storage process over its private
-    socket and is on no command line. ``group`` names the limits that are shared (empty: its own)."""
+    socket and is on no command line. ``group`` names the limits that are shared (empty: its own). ``machine`` is the instance that alone
+    has it, where it is served to that one over NBD, by a process that has no other's volumes; shared limits do not reach into it."""
 
     id: str
     node: Node
     key: bytes = b""
     limits: IoLimits = msgspec.field(default_factory=IoLimits)
     group: str = ""
+    machine: str = ""
     read_only: bool = False
 
 
 class Ways(msgspec.Struct, kw_only=True, frozen=True):
-    """Where an open volume can be reached: ``file`` is a regular file of its size, ``socket`` speaks vhost-user-blk."""
+    """Where an open volume can be reached: ``file`` is a regular file of its size, ``socket`` speaks NBD; its export is called as the
+    volume's id."""
 
     file: Path | None = None
     socket: Path | None = None
@@ -80,7 +83,8 @@ class BlockDaemon(Protocol):
         ...
 
     async def export(self, id: str, *, socket_owner: int | None = None, writable: bool = True) -> Ways:
-        """A file, or with *socket_owner* (a uid) a vhost-user-blk socket that this user may connect to. The same again gives the same."""
+        """A file, or for a volume that was opened for a machine, with *socket_owner* (its uid), the socket that this user may connect to.
+        The same again gives the same."""
         ...
 
     async def unexport(self, id: str) -> None:
@@ -133,6 +137,13 @@ class BlockDaemon(Protocol):
 
     async def node(self, id: str) -> Node:
         """What the open volume *id* stands on.
+
+        :raise NotFound: when it is not open.
+        """
+        ...
+
+    async def machine(self, id: str) -> str:
+        """The instance that alone is served the open volume *id*; empty when it is served otherwise.
 
         :raise NotFound: when it is not open.
         """

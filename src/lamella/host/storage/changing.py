@@ -4,12 +4,13 @@ import contextlib
 
 from lamella.host.linux.blocking import blocking
 from lamella.host.storage import ext4
-from lamella.host.storage.attaching import FILE, MOUNT, TREE, Attaching
+from lamella.host.storage.attaching import Attaching
 from lamella.host.storage.creating import Creating
 from lamella.host.storage.keys import method_of, new_key
 from lamella.host.storage.parts import Parts
 from lamella.host.storage.requests import Tell
 from lamella.host.storage.stacks import group_of
+from lamella.host.storage.ways import FILE, MOUNT, SERVED, TREE
 from lamella.model.errors import Conflict, Invalid, LamellaError, Unavailable, Unsupported
 from lamella.model.storage import KeyWrap, Volume, VolumeForm, VolumeStatus
 from lamella.model.storage_requests import LimitVolume, RekeyVolume, ResizeVolume, UnlockVolume
@@ -66,11 +67,11 @@ class Changing:
         await parts.pools.get(volume.spec.pool).resized(volume.id, size + parts.stacks.overhead(volume))
         if way == MOUNT:
             try:
-                await self._attaching.mounts.grow(volume.id, await self._attaching.file(volume.id))
+                await self._attaching.mounts.grow(volume.id, await self._attaching.door(volume.id))
             except Unavailable as error:
                 later = f"volume {volume.name} has {size} bytes now; its filesystem grows when it is attached next"
                 parts.tell("volume.grows-later", volume.id, f"{later}: {error.message}")
-        if way == FILE and parts.writers is not None:
+        if way in (FILE, SERVED) and parts.writers is not None:
             for user in users:
                 with contextlib.suppress(Unsupported):
                     await parts.writers.resized(user, volume.id, size)

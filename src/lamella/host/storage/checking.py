@@ -8,11 +8,12 @@ import contextlib
 
 from lamella.host.linux.blocking import blocking
 from lamella.host.storage import ext4
-from lamella.host.storage.attaching import TREE, Attaching
+from lamella.host.storage.attaching import Attaching
 from lamella.host.storage.driver import StorageDriver
 from lamella.host.storage.parts import Parts
 from lamella.host.storage.records import MadeVolume
 from lamella.host.storage.requests import Tell
+from lamella.host.storage.ways import TREE
 from lamella.model.errors import Conflict, Corrupt, LamellaError, NotFound, Unavailable
 from lamella.model.storage import Feature, Snapshot, StoragePhase, Volume, VolumeForm
 from lamella.model.storage_report import Orphan

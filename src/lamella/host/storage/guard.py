@@ -14,9 +14,9 @@ from functools import partial
 
 import msgspec
 
-from lamella.host.storage.attaching import TREE
 from lamella.host.storage.parts import Parts
 from lamella.host.storage.stacks import group_of
+from lamella.host.storage.ways import TREE
 from lamella.host.storage.wishes import Wishes
 from lamella.model.errors import LamellaError
 from lamella.model.resource import Condition, now
@@ -181,7 +181,7 @@ class Guard:
             record = self._parts.opened.get(id)
             if record is None or (rate is None and id not in self._slowed):
                 continue
-            limits, group = record.volume.spec.limits, group_of(record.volume)
+            limits, group = record.volume.spec.limits, "" if record.machine else group_of(record.volume)
             if rate is None or (limits.bandwidth is not None and limits.bandwidth <= rate):
                 if id in self._slowed:
                     self._limit(id, limits, group)

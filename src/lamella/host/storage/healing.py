@@ -8,8 +8,9 @@ storage process may not be there yet. The same is done for one whose own disk is
 import asyncio
 import logging
 
-from lamella.host.storage.attaching import FILE, Attaching
+from lamella.host.storage.attaching import Attaching
 from lamella.host.storage.parts import AT_REST, Parts
+from lamella.host.storage.ways import FILE, SERVED
 from lamella.model.errors import LamellaError
 
 log = logging.getLogger("lamella.host.storage")
@@ -19,6 +20,7 @@ _SOON, _LATE = 0.25, 5.0
 # A write may fail a moment after its machine was looked at: it is looked at once more, so many seconds later.
 _AFTER = 2.0
 _LOOKS = 2
+_MACHINES = (FILE, SERVED)
 
 
 class Healing:
@@ -39,12 +41,14 @@ class Healing:
 
     def restarted(self) -> None:
         """The storage process was started again, or may have been while nobody looked."""
-        self._heal({user for record in self._parts.opened.all.values() if record.way == FILE for user in record.users})
+        self._heal(
+            {user for record in self._parts.opened.all.values() if record.way in _MACHINES for user in record.users}
+        )
 
     def roomy(self, pool: str) -> None:
         """*pool* was full and has room."""
         records = self._parts.opened.all.values()
-        found = [record for record in records if record.way == FILE and record.volume.spec.pool == pool]
+        found = [record for record in records if record.way in _MACHINES and record.volume.spec.pool == pool]
         self._heal({user for record in found for user in record.users} | self._own(pool))
 
     def _own(self, pool: str) -> set[str]:
@@ -84,7 +88,7 @@ class Healing:
 
     def _files(self, user: str) -> list[str]:
         """The volumes whose files it has open."""
-        return [id for id, one in self._parts.opened.all.items() if one.way == FILE and user in one.users]
+        return [id for id, one in self._parts.opened.all.items() if one.way in _MACHINES and user in one.users]
 
     async def _may_wait(self, user: str) -> bool:
         """Whether it runs, with a volume's file or a disk of its own."""
@@ -95,6 +99,6 @@ class Healing:
     async def _look(self, user: str) -> None:
         assert self._parts.writers is not None
         for id in self._files(user):
-            # Waits for the storage process, and for the file.
-            await self._attaching.file(id)
+            # Waits for the storage process, and for the way in.
+            await self._attaching.door(id)
         await self._parts.writers.heal(user)

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from lamella.host.storage.records import OpenVolume, Records
+from lamella.host.storage.ways import SERVED
 from lamella.model.errors import Conflict, LamellaError
 from lamella.model.storage import Volume, VolumeForm
 
@@ -49,8 +50,17 @@ class OpenTable:
     def all(self) -> dict[str, OpenVolume]:
         return dict(self._open)
 
-    def enter(self, volume: Volume, way: str, user: str, *, read_only: bool) -> OpenVolume:
-        """Write down that *user* has it open.
+    def enter(
+        self,
+        volume: Volume,
+        way: str,
+        user: str,
+        *,
+        read_only: bool,
+        why: str = "",
+        socket_owner: int | None = None,
+    ) -> OpenVolume:
+        """Write down that *user* has it open; who has it already keeps the way in that it has.
 
         :raise Conflict: when a block volume is open for somebody else and one of them writes, or in another way.
         :raise Corrupt: when it may be open, and what was written down of that is broken.
@@ -71,11 +81,17 @@ class OpenTable:
                     f"volume {volume.name} is open already, in another way, for instance {first}",
                     hint="containers and modules share one mount, machines one disk; a clone serves both",
                 )
+        if known is not None and user in known.users:
+            way, why = known.way, known.why
+        served = way == SERVED
         record = OpenVolume(
             volume=volume,
             way=way,
+            why=why,
             users={**others, user: read_only},
             boot=self._boot,
+            socket_owner=socket_owner if served else None,
+            machine=user if served else "",
         )
         self._records.open.write(volume.id, record)
         self._open[volume.id] = record

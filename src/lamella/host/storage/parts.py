@@ -95,10 +95,10 @@ class Parts:
         self.stalls = Stalls(self.pools, self.tell)
         self.requests.bind(self.stalls.answer)
 
-    async def add(self, volume: Volume, *, passphrase: str = "") -> None:
-        """Open a block volume in the storage process; the same again is fine. One whose key was being changed when a daemon ended opens
-        with either key."""
-        stack = await self.stacks.of(volume, passphrase=passphrase)
+    async def add(self, volume: Volume, *, passphrase: str = "", machine: str = "") -> None:
+        """Open a block volume in the storage process, for *machine* alone if one is named; the same again is fine. One whose key was being
+        changed when a daemon ended opens with either key."""
+        stack = msgspec.structs.replace(await self.stacks.of(volume, passphrase=passphrase), machine=machine)
         try:
             await self.daemon.add(stack)
         except LamellaError:

@@ -41,12 +41,16 @@ class MadeVolume(msgspec.Struct, kw_only=True):
 
 class OpenVolume(msgspec.Struct, kw_only=True):
     """A volume that is attached: ``users`` are instances' ids and whether each only reads. ``way`` is ``mount`` (of its filesystem on this
-    host), ``file`` (for a machine) or ``tree`` (a filesystem volume's own directory). ``boot`` is the kernel's boot id."""
+    host), ``file`` or ``served`` (for a machine) or ``tree`` (a filesystem volume's own directory), and ``why`` (ways.py). ``boot`` is the
+    kernel's boot id. What is served is so to the instance ``machine``, whose user is ``socket_owner``."""
 
     volume: Volume
     way: str
     users: dict[str, bool]
     boot: str
+    socket_owner: int | None = None
+    machine: str = ""
+    why: str = ""
 
     @property
     def read_only(self) -> bool:

@@ -13,7 +13,6 @@ import time
 import msgspec
 
 from lamella.host.linux.blocking import blocking
-from lamella.host.storage.attaching import MOUNT, TREE
 from lamella.host.storage.blocks import Stack
 from lamella.host.storage.driver import Layer, Layered, StorageDriver
 from lamella.host.storage.instant import Instant
@@ -21,6 +20,7 @@ from lamella.host.storage.mounting import Mounts
 from lamella.host.storage.parts import Parts
 from lamella.host.storage.records import BegunSnapshot
 from lamella.host.storage.requests import Tell
+from lamella.host.storage.ways import MOUNT, TREE
 from lamella.model.errors import LamellaError, NotFound, Unsupported
 from lamella.model.ids import ALPHABET
 from lamella.model.instance import Phase

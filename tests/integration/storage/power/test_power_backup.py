@@ -113,7 +113,7 @@ async def holds(home: PowerHome, volume: Volume, length: int) -> bytes:
 
 async def _file(home: PowerHome, volume: Volume) -> Path:
     tree = volume.spec.form is VolumeForm.FILESYSTEM
-    mounted = await home.attach(volume, "inst_one", Isolation.CONTAINER if tree else Isolation.VM)
+    mounted = await home.attach(volume, "inst_one", Isolation.CONTAINER if tree else Isolation.UNIKERNEL)
     return mounted.path / "file" if tree else mounted.path
 
 

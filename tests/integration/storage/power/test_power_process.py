@@ -142,7 +142,7 @@ async def tell(disk: PowerDisk, mark: str, notes: Path, encryption: KeyWrap | No
     await home.begin()
     try:
         volume = await home.create(new_volume("data", SIZE, encryption=encryption))
-        mounted = await home.attach(volume, "inst_writer", Isolation.VM)
+        mounted = await home.attach(volume, "inst_writer", Isolation.UNIKERNEL)
         writer = Writer(mounted.path, disk, notes, BLOCKS)
         try:
             story = Story(home, disk, volume, writer)
@@ -201,7 +201,7 @@ async def verify(home: PowerHome, one: Done, between: bool, writer: Writer, mome
 
 async def whole(home: PowerHome, volume: Volume, sizes: set[int], least: int) -> None:
     """It can be attached, has one of *sizes*, and is one instant of the writer, no earlier than when it had written *least*."""
-    mounted = await home.attach(volume, "inst_reader", Isolation.VM)
+    mounted = await home.attach(volume, "inst_reader", Isolation.UNIKERNEL)
     assert mounted.size in sizes
     assert await asyncio.to_thread(newest, mounted.path, BLOCKS) >= least
     await home.wing.detach("inst_reader")

@@ -7,7 +7,7 @@ from lamella.host.compute.driver import Machine, MountedVolume
 from lamella.host.compute.guest.client import GuestClient
 from lamella.host.compute.microvm.arguments import DATA, LAYERS, MOST_VOLUMES, VolumeDisk
 from lamella.host.compute.qemu import layers, served
-from lamella.host.compute.qemu.layers import ColdDisk, serial
+from lamella.host.compute.qemu.layers import ColdDisk, described, serial
 from lamella.model.contract import Mechanism
 from lamella.model.errors import Unsupported
 
@@ -61,9 +61,9 @@ def _of(volume: MountedVolume, mounted: dict[str, tuple[str, str]]) -> Mechanism
     name = f"volume {volume.name}"
     if not (volume.target and volume.filesystem):
         value = f"a bare disk with the serial number {serial(volume.device)}, as it was asked for"
-        return Mechanism(name=name, value=value, evidence="the disks of QEMU")
+        return Mechanism(name=name, value=value, evidence=described(volume))
     kind, options = mounted.get(volume.target, ("", ""))
     access = "read-only" if "ro" in options.split(",") else "read and write"
     value = f"{kind} at {volume.target}, {access}" if kind else f"nothing at {volume.target}"
     right = kind == volume.filesystem and ("ro" in options.split(",")) == volume.read_only
-    return Mechanism(name=name, value=value, evidence=f"{_MOUNTS} in the guest", in_force=right)
+    return Mechanism(name=name, value=value, evidence=f"{_MOUNTS} in the guest; {described(volume)}", in_force=right)

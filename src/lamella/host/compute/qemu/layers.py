@@ -158,6 +158,12 @@ def serial(name: str) -> str:
     return f"{name[: _SERIAL - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
+def described(volume: MountedVolume) -> str:
+    """The disk that the volume is, for who reads a contract."""
+    disk = f"the disk with the serial number {serial(volume.device)}"
+    return f"{disk}, {volume.served}" if volume.served else disk
+
+
 def laid_over(volume: VolumeHandle, layer: Layer) -> VolumeHandle:
     """What *volume* is once it writes into *layer*; the same again when it does so already."""
     if volume.path == layer.path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lamella.host.compute.driver import Machine, MountedVolume
 from lamella.host.compute.qemu import mechanisms
-from lamella.host.compute.qemu.layers import serial
+from lamella.host.compute.qemu.layers import described
 from lamella.host.compute.vm import tpm, varstore
 from lamella.host.compute.vm.session import Session
 from lamella.host.compute.vm.volumes import mountable
@@ -54,7 +54,7 @@ def _volume(session: Session, volume: MountedVolume) -> Mechanism:
     return Mechanism(
         name=f"volume {volume.name}",
         value=why_not or how,
-        evidence=f"the disk with the serial number {serial(volume.device)}",
+        evidence=described(volume),
         in_force=not why_not or not mountable(volume),
     )
 

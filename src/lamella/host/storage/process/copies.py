@@ -27,6 +27,7 @@ from lamella.host.storage.driver import Extent
 from lamella.host.storage.process import jobs, luks, nodes
 from lamella.host.storage.process.core import Core
 from lamella.host.storage.process.disks import SOCKET, add_node, drop_nodes, node_names
+from lamella.host.storage.process.doors import Doors
 from lamella.host.storage.process.qsd import TOP
 from lamella.model.errors import NoRoom, Unavailable, Unsupported
 
@@ -117,8 +118,11 @@ class Copies:
             raise Unsupported("parts of a volume that is written cannot be copied", hint="copy from a snapshot of it")
         plain = source.key != target.key
         async with self._core.turn(source.id, target.id):
-            async with self._opened(source, plain=plain, read_only=True) as (monitor, origin):
-                async with self._opened(target, plain=plain, read_only=False) as (_, aim):
+            # Plain text of both has to be in one process: that of the one that is open, if one is.
+            open = [self._core.opened[id] for id in (source.id, target.id) if id in self._core.opened]
+            doors = self._core.doors_of(open[0]) if open else self._core.doors
+            async with self._opened(source, doors, plain=plain, read_only=True) as (monitor, origin):
+                async with self._opened(target, doors, plain=plain, read_only=False) as (_, aim):
                     backup = live or target.id in self._core.opened
                     pieces = _Pieces(self._core, monitor, origin, aim, speed, backup=backup)
                     return await self._copy(pieces, told, extents, plain=plain or not source.key)
@@ -149,8 +153,10 @@ class Copies:
     # --- what is open for this alone
 
     @asynccontextmanager
-    async def _opened(self, stack: Stack, *, plain: bool, read_only: bool) -> AsyncGenerator[tuple[Monitor, str], None]:
-        """The node of *stack*: with *plain* under its limits in ``doors``, else in ``disks``."""
+    async def _opened(
+        self, stack: Stack, doors: Doors, *, plain: bool, read_only: bool
+    ) -> AsyncGenerator[tuple[Monitor, str], None]:
+        """The node of *stack*: with *plain* under its limits in *doors*, else in ``disks``."""
         core = self._core
         known = core.opened.get(stack.id)
         if known is not None:
@@ -158,7 +164,7 @@ class Copies:
                 yield core.disks.monitor, await core.disks.standing(stack.id)
             else:
                 kind = "lks" if known.encrypted else "nbd"
-                yield core.doors.monitor, f"{kind}-{nodes.tag(stack.id)}"
+                yield doors.monitor, f"{kind}-{nodes.tag(stack.id)}"
             return
         id = f"{stack.id}#{os.getpid()}-{next(_numbers)}"
         try:
@@ -171,14 +177,14 @@ class Copies:
             if not plain:
                 yield core.disks.monitor, await core.disks.standing(id)
             else:
-                yield core.doors.monitor, await core.doors.bare(id, stack.key, read_only=read_only)
+                yield doors.monitor, await doors.bare(id, stack.key, read_only=read_only)
         finally:
-            await asyncio.shield(self._close(id))
+            await asyncio.shield(self._close(id, doors))
 
-    async def _close(self, id: str) -> None:
+    async def _close(self, id: str, doors: Doors) -> None:
         with suppress(Unavailable):
-            if any(nodes.tag(id) in name for name in await node_names(self._core.doors.monitor)):
-                await drop_nodes(self._core.doors.monitor, nodes.tag(id))
+            if any(nodes.tag(id) in name for name in await node_names(doors.monitor)):
+                await drop_nodes(doors.monitor, nodes.tag(id))
         with suppress(Unavailable):
             await self._core.disks.close(id)
 
@@ -186,7 +192,7 @@ class Copies:
 
     async def map(self, stack: Stack) -> list[Extent]:
         core = self._core
-        async with core.turn(stack.id), self._opened(stack, plain=False, read_only=True) as (monitor, node):
+        async with core.turn(stack.id), self._opened(stack, core.doors, plain=False, read_only=True) as (monitor, node):
             name = (await core.disks.served(node)).removeprefix("nbd-")
             del monitor
             found = await self._map(name)

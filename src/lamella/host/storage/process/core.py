@@ -42,6 +42,8 @@ class Core:
         rights = ["dac_override"]
         self.disks = Disks(self.places.top, self._process("disks", rights), self._process("spare", rights))
         self.doors = Doors(self.places, self._process("doors", ["sys_admin"]))
+        # Those of machines, by instance.
+        self.machines: dict[str, Doors] = {}
         self.opened: dict[str, Opened] = {}
         self._keys = keys
         self.given: dict[str, bytes] = {}
@@ -54,6 +56,19 @@ class Core:
         self._closed = False
         # Of ours, under way: their own tasks see to them.
         self.jobs: set[str] = set()
+
+    def doors_of(self, opened: Opened) -> Doors:
+        """The process that serves it."""
+        if not opened.machine:
+            return self.doors
+        if opened.machine not in self.machines:
+            process = self._process(f"machine-{nodes.tag(opened.machine)}", [])
+            self.machines[opened.machine] = Doors(self.places, process, opened.machine)
+        return self.machines[opened.machine]
+
+    @property
+    def all_doors(self) -> list[Doors]:
+        return [self.doors, *self.machines.values()]
 
     def _process(self, role: str, capabilities: list[str]) -> Qsd:
         return Qsd(self.home, self.home.run / "storage", role, capabilities, lambda: self._gone(role))
@@ -69,7 +84,11 @@ class Core:
             return str(error)
         await asyncio.to_thread(self.places.prepare)
         self.opened = await asyncio.to_thread(self.places.read_all)
+        for opened in self.opened.values():
+            self.doors_of(opened)
         disks, doors = await self.disks.process.adopt(), await self.doors.process.adopt()
+        for machine in self.machines.values():
+            await machine.process.adopt()
         await self.disks.spare.adopt()
         await self._end_strays()
         if not disks:
@@ -80,7 +99,7 @@ class Core:
 
     async def _end_strays(self) -> None:
         """What a killed daemon started for one thing (luks.py) still has its volume open."""
-        ours = {self.disks.process.pid, self.doors.process.pid, self.disks.spare.pid}
+        ours = {self.disks.process.pid, self.disks.spare.pid, *(doors.process.pid for doors in self.all_doors)}
         for pid in await asyncio.to_thread(running, self.home.mark, self.places.top) - ours:
             log.warning("a storage process (%d) that nobody waits for is ended", pid)
             await asyncio.to_thread(kill, pid)
@@ -92,13 +111,15 @@ class Core:
             self._revival.cancel()
             with suppress(asyncio.CancelledError):
                 await self._revival
-        await self.doors.process.close()
+        for doors in self.all_doors:
+            await doors.process.close()
         await self.disks.process.close()
         await self.disks.spare.close()
 
     async def end_processes(self) -> None:
         self._closed = True
-        await self.doors.process.end()
+        for doors in self.all_doors:
+            await doors.process.end()
         await self.disks.end()
 
     def on_event(self, heard: Heard) -> None:
@@ -143,13 +164,16 @@ class Core:
             for id in list(self.opened):
                 await self._settle(id)
             if adopted:
-                for monitor in (self.doors.monitor, self.disks.monitor):
-                    await strays.drop(monitor, self.opened.values())
+                for doors in self.all_doors:
+                    await strays.drop(
+                        doors.monitor, [one for one in self.opened.values() if self.doors_of(one) is doors]
+                    )
+                await strays.drop(self.disks.monitor, self.opened.values())
             for id in list(self.opened):
                 try:
                     await self._reopen_after(id)
                 except LamellaError as error:
-                    if not (self.disks.process.here and self.doors.process.here):
+                    if not (self.disks.process.here and all(doors.process.here for doors in self.all_doors)):
                         raise
                     log.error("volume %s cannot be opened again: %s", id, error)
                     self.tell("volume.error", id, f"volume {id} cannot be opened again: {error}")
@@ -177,8 +201,9 @@ class Core:
     async def _start(self) -> None:
         if not self.disks.process.here:
             await self.disks.start()
-        if not self.doors.process.here:
-            await self.doors.start()
+        for doors in self.all_doors:
+            if not doors.process.here:
+                await doors.start()
 
     async def _settle_jobs(self) -> None:
         """Jobs whose daemon is gone: one whose result is written down already is finished, the others never were."""
@@ -190,9 +215,10 @@ class Core:
                 await jobs.gone(monitor, job.id)
             elif job.id not in self.jobs:
                 await jobs.cancel(monitor, job.id)
-        for job in await self.doors.monitor.ask(list[jobs.Job], "query-jobs"):
-            if job.id not in self.jobs:
-                await jobs.cancel(self.doors.monitor, job.id)
+        for doors in self.all_doors:
+            for job in await doors.monitor.ask(list[jobs.Job], "query-jobs"):
+                if job.id not in self.jobs:
+                    await jobs.cancel(doors.monitor, job.id)
         for opened in list(self.opened.values()):
             if opened.job and opened.job not in self.jobs:
                 await self.write(msgspec.structs.replace(opened, job=""))
@@ -214,11 +240,21 @@ class Core:
         if opened.parked:
             return
         await self.disks.open(opened.id, opened.node, read_only=opened.read_only)
-        await self.doors.open(opened, await self._key(opened))
+        doors = self.doors_of(opened)
+        await doors.open(opened, await self.key(opened))
         for door in opened.doors:
-            await self.doors.export(opened, door)
+            await doors.export(opened, door)
 
-    async def _key(self, opened: Opened) -> bytes:
+    async def leave_machine(self, machine: str) -> None:
+        """End the process of one that has no volumes any more."""
+        async with self._starting:
+            doors = self.machines.get(machine)
+            if doors is not None and all(one.machine != machine for one in self.opened.values()):
+                await doors.process.end()
+                del self.machines[machine]
+                await asyncio.to_thread(self.places.forget_socket, machine)
+
+    async def key(self, opened: Opened) -> bytes:
         if not opened.encrypted or opened.id in self.given:
             return self.given.get(opened.id, b"")
         return await self._keys(opened.id) if self._keys is not None else b""
@@ -226,7 +262,8 @@ class Core:
     @property
     def revived(self) -> bool:
         """Nothing is being brought back at the moment."""
-        here = all(process.here and process.pid for process in (self.disks.process, self.doors.process))
+        processes = (self.disks.process, *(doors.process for doors in self.all_doors))
+        here = all(process.here and process.pid for process in processes)
         return here and (self._revival is None or self._revival.done())
 
     # --- for the verbs

@@ -16,7 +16,7 @@ from lamella.host.storage.process.copies import Copies
 from lamella.host.storage.process.core import Core, Keys
 from lamella.host.storage.process.qsd import GROUP
 from lamella.host.storage.process.records import Door, Opened
-from lamella.model.errors import Invalid, LamellaError
+from lamella.model.errors import Conflict, Invalid, LamellaError, Unavailable
 from lamella.model.storage import IoLimits
 
 
@@ -55,11 +55,14 @@ class QemuStorageDaemon(Core):
                     node=stack.node,
                     encrypted=bool(stack.key),
                     limits=stack.limits,
-                    group=stack.group,
+                    group="" if stack.machine else stack.group,
+                    machine=stack.machine,
                     read_only=stack.read_only,
                 )
                 await self.write(opened)
                 try:
+                    self.doors_of(opened)
+                    await self.ready()
                     await self.reopen(opened)
                 except BaseException:
                     await asyncio.shield(self._abandon(stack.id))
@@ -86,67 +89,83 @@ class QemuStorageDaemon(Core):
 
     async def _abandon(self, id: str) -> None:
         with suppress(LamellaError):
-            await self.doors.close(id)
+            await self.doors_of(self.known(id)).close(id)
         with suppress(LamellaError):
             await self.disks.close(id)
-        self.opened.pop(id, None)
+        await self._forget(id)
+
+    async def _forget(self, id: str) -> None:
+        opened = self.opened.pop(id, None)
         self.given.pop(id, None)
         await asyncio.to_thread(self.places.forget, id)
+        if opened is not None and opened.machine:
+            await self.leave_machine(opened.machine)
 
     async def remove(self, id: str) -> None:
         async with self.turn(id):
             if id not in self.opened:
                 return
-            await self.doors.close(id)
+            await self.doors_of(self.opened[id]).close(id)
             await self.disks.close(id)
-            del self.opened[id]
-            self.given.pop(id, None)
-            await asyncio.to_thread(self.places.forget, id)
+            await self._forget(id)
 
     async def export(self, id: str, *, socket_owner: int | None = None, writable: bool = True) -> Ways:
         async with self.turn(id):
             opened = self.known(id)
+            if (socket_owner is None) == bool(opened.machine):
+                raise Invalid(f"volume {id} is open for another way in", hint="close it first")
             door = Door(owner=socket_owner, writable=writable)
             if door not in opened.doors:
                 if any((other.owner is None) == (socket_owner is None) for other in opened.doors):
                     raise Invalid(f"volume {id} is served otherwise already", hint="close its ways in first")
                 opened = msgspec.structs.replace(opened, doors=[*opened.doors, door])
                 await self.write(opened)
-            await self.doors.export(opened, door)
+            await self.doors_of(opened).export(opened, door)
             if socket_owner is None:
                 return Ways(file=self.places.file(id))
-            return Ways(socket=self.places.socket(id))
+            return Ways(socket=self.places.socket(opened.machine))
 
     async def unexport(self, id: str) -> None:
         async with self.turn(id):
-            await self.doors.shut(id)
-            await self.write(msgspec.structs.replace(self.known(id), doors=[]))
+            opened = self.known(id)
+            await self.doors_of(opened).shut(id)
+            await self.write(msgspec.structs.replace(opened, doors=[]))
 
     async def size(self, id: str) -> int:
-        self.known(id)
         await self.ready()
-        return await self.doors.size(id)
+        return await self.doors_of(self.known(id)).size(id)
 
     async def resize(self, id: str, size: int) -> None:
         async with self.turn(id):
             opened = self.known(id)
             if size <= 0 or size % 512:
                 raise Invalid(f"a disk cannot have {size} bytes", hint="use a multiple of 512", field="size")
+            key = await self.key(opened) if opened.machine else b""
+            if opened.machine and opened.encrypted and not key:
+                raise Unavailable(
+                    f"volume {id} is opened anew when it has grown, and its key is locked away", hint="unlock it first"
+                )
             await self.disks.resize(id, size + (luks.OVERHEAD if opened.encrypted else 0), read_only=opened.read_only)
-            await self.doors.resized(opened, size)
+            await self.doors_of(opened).resized(opened, size, key)
 
     async def limit(self, id: str, limits: IoLimits, group: str = "") -> None:
         async with self.setting(id):
+            if group and self.known(id).machine:
+                raise Conflict(
+                    f"volume {id} is served to its machine alone, where shared limits do not reach",
+                    hint="detach it first: with a group it is attached in another way",
+                )
             moved = self.known(id).group != group
             opened = await self.change(id, limits=limits, group=group)
-            await self.doors.limit(id, limits, group)
+            await self.doors_of(opened).limit(id, limits, group)
             if moved:
-                await self.doors.reopen(opened)
+                await self.doors_of(opened).reopen(opened)
 
     async def flush(self, ids: list[str]) -> None:
         await self.ready()
         for id in ids:
-            await self.doors.reopen(self.known(id))
+            opened = self.known(id)
+            await self.doors_of(opened).reopen(opened)
 
     async def hold(self, ids: list[str]) -> None:
         """Writers of these open volumes wait: one request of 4 KiB a second passes. Reads wait as well."""
@@ -158,7 +177,8 @@ class QemuStorageDaemon(Core):
     async def _held(self, ids: list[str], *, held: bool) -> None:
         for id in ids:
             async with self.setting(id):
-                await self.doors.reopen(await self.change(id, held=held))
+                opened = await self.change(id, held=held)
+                await self.doors_of(opened).reopen(opened)
 
     # --- chains, copies, keys
 
@@ -184,6 +204,9 @@ class QemuStorageDaemon(Core):
 
     async def node(self, id: str) -> Node:
         return self.known(id).node
+
+    async def machine(self, id: str) -> str:
+        return self.known(id).machine
 
     async def counted(self) -> dict[str, Counted]:
         """What went through the file of each open volume since it was opened, or the process started again."""

@@ -1,7 +1,11 @@
-"""The process ``doors``: over every volume's NBD client a stack of LUKS and limits, and the ways in to it.
+"""The process ``doors``, and one more for each machine: over every volume's NBD client a stack of LUKS and limits, and the ways in to it.
 
 The client waits when ``disks`` is gone and sends again what was not answered, so whoever writes sees a pause. Each volume has a thread
 of its own (``iothread``): a write to a FUSE export holds up its thread until it is done, and no other volume shall wait for it, nor QMP.
+
+A machine's process serves its volumes to it over NBD. An NBD server shows all that its process serves to whoever connects, so it has the
+volumes of one machine only. Its exports are in the main thread: in another one, QEMU 7.2 aborts when a client goes (blockdev-nbd.c,
+``nbd_blockdev_client_closed``).
 """
 
 import asyncio
@@ -44,11 +48,12 @@ class _Node(msgspec.Struct):
 
 
 class Doors:
-    """Verbs of one process. They raise :class:`Unavailable` while it does not run."""
+    """Verbs of one process. They raise :class:`Unavailable` while it does not run. *machine* is whose it is, if it is one machine's."""
 
-    def __init__(self, places: Places, process: Qsd) -> None:
+    def __init__(self, places: Places, process: Qsd, machine: str = "") -> None:
         self._places = places
         self.process = process
+        self._machine = machine
         # One is made at a time, so that it is known which one it is.
         self._threads = asyncio.Lock()
 
@@ -68,7 +73,8 @@ class Doors:
         """
         mark = nodes.tag(opened.id)
         there = await node_names(self.monitor)
-        await self._start_thread(opened.id)
+        if not self._machine:
+            await self._start_thread(opened.id)
         await self._make({"qom-type": "throttle-group", "id": f"hld-{mark}", "limits": _HELD})
         try:
             below = f"nbd-{mark}"
@@ -163,7 +169,7 @@ class Doors:
         try:
             if door.owner is None:
                 await self._export_file(opened, door, f"fus-{mark}" in there)
-            elif f"vhu-{mark}" not in there:
+            elif f"srv-{mark}" not in there:
                 await self._export_socket(opened, door.owner, writable=door.writable)
         except Refused as error:
             raise Unavailable(f"volume {opened.id} cannot be served: {error.reason}") from error
@@ -221,28 +227,38 @@ class Doors:
         return name
 
     async def _export_socket(self, opened: Opened, owner: int, *, writable: bool) -> None:
-        mark, socket = nodes.tag(opened.id), self._places.socket(opened.id)
-        socket.parent.mkdir(mode=0o711, exist_ok=True)
-        socket.unlink(missing_ok=True)
-        relative = socket.relative_to(self._places.top)
+        mark, socket = nodes.tag(opened.id), self._places.socket(opened.machine)
+        await self._listen()
         await self.monitor.execute(
             "block-export-add",
             {
-                "type": "vhost-user-blk",
-                "id": f"vhu-{mark}",
+                "type": "nbd",
+                "id": f"srv-{mark}",
                 "node-name": f"top-{mark}",
-                "addr": {"type": "unix", "path": f"{TOP}/{relative}"},
+                "name": opened.id,
                 "writable": writable and not opened.read_only,
             },
         )
         os.chmod(socket, 0o600)  # noqa: PTH101
         os.chown(socket, owner, owner)
 
+    async def _listen(self) -> None:
+        """Have the machine's server; it may have been started without one, by a daemon that was killed just then."""
+        socket = self._places.socket(self._machine)
+        socket.parent.mkdir(mode=0o711, exist_ok=True)
+        address = {"type": "unix", "data": {"path": f"{TOP}/{socket.relative_to(self._places.top)}"}}
+        try:
+            await self.monitor.execute("nbd-server-start", {"addr": address, "max-connections": 0})
+        except Refused as error:
+            if "already running" not in error.reason:
+                raise
+
     async def shut(self, id: str) -> None:
         """Close all ways in."""
         mark = nodes.tag(id)
-        await remove_exports(self.monitor, {f"fus-{mark}", f"vhu-{mark}"})
-        await asyncio.to_thread(_clear, self._places, id)
+        await remove_exports(self.monitor, {f"fus-{mark}", f"srv-{mark}"})
+        if not self._machine:
+            await asyncio.to_thread(_clear_file, self._places, id)
 
     async def size(self, id: str) -> int:
         """:raise Unavailable: when it is not open."""
@@ -262,9 +278,16 @@ class Doors:
             if served is not None:
                 await asyncio.to_thread(counting.write, place, served)
 
-    async def resized(self, opened: Opened, size: int) -> None:
-        """``disks`` made it *size* bytes (what is seen on top): see that too, on every way in."""
+    async def resized(self, opened: Opened, size: int, key: bytes) -> None:
+        """``disks`` made it *size* bytes (what is seen on top): see that too, on every way in. What a machine is served over NBD is opened
+        anew, while it waits: that is when sizes are learnt."""
         mark = nodes.tag(opened.id)
+        if self._machine:
+            await self.close(opened.id)
+            await self.open(opened, key)
+            for door in opened.doors:
+                await self.export(opened, door)
+            return
         shown = f"fus-{mark}" in await query_exports(self.monitor)
         file = self._places.file(opened.id)
         if not shown:
@@ -307,11 +330,6 @@ class Doors:
 def _clear_file(places: Places, id: str) -> None:
     fuse.release(places.file(id))
     places.file(id).unlink(missing_ok=True)
-
-
-def _clear(places: Places, id: str) -> None:
-    _clear_file(places, id)
-    places.socket(id).unlink(missing_ok=True)
 
 
 def group_name(id: str, group: str) -> str:

@@ -18,14 +18,15 @@ SHOP = "shop"
 
 
 class Door(msgspec.Struct, kw_only=True, frozen=True):
-    """A way in: a file, or a socket for the user *owner*."""
+    """A way in: a file, or the machine's socket, for the user *owner*."""
 
     owner: int | None = None
     writable: bool = True
 
 
 class Opened(msgspec.Struct, kw_only=True, frozen=True):
-    """An open volume. ``entering`` is the layer that it is told to go over to: it may stand on that already, or not yet.
+    """An open volume. ``machine`` is the instance whose own process serves it (empty: ``doors`` does). ``entering`` is the layer that it is
+    told to go over to: it may stand on that already, or not yet.
 
     ``job`` is the one after which it stands on ``node``: it is in its last step, or done. ``parked`` says that its files are closed, and
     that whoever writes waits until it is added again, with the node that it has then.
@@ -37,6 +38,7 @@ class Opened(msgspec.Struct, kw_only=True, frozen=True):
     encrypted: bool = False
     limits: IoLimits = msgspec.field(default_factory=IoLimits)
     group: str = ""
+    machine: str = ""
     read_only: bool = False
     doors: list[Door] = []
     held: bool = False
@@ -72,8 +74,9 @@ class Places:
     def file(self, id: str) -> Path:
         return self.files / id
 
-    def socket(self, id: str) -> Path:
-        return self.sockets / id / "disk"
+    def socket(self, machine: str) -> Path:
+        """Of all volumes of one machine, in a directory of its own."""
+        return self.sockets / machine / "disks"
 
     def thread(self, id: str) -> Path:
         """What is known of the thread that serves its file."""
@@ -102,9 +105,10 @@ class Places:
         (self.open / f"{id}.json").unlink(missing_ok=True)
         self.thread(id).unlink(missing_ok=True)
         self.file(id).unlink(missing_ok=True)
-        self.socket(id).unlink(missing_ok=True)
-        if self.socket(id).parent.exists():
-            self.socket(id).parent.rmdir()
+
+    def forget_socket(self, machine: str) -> None:
+        """It has no volumes left."""
+        shutil.rmtree(self.socket(machine).parent, ignore_errors=True)
 
 
 def _decode(kind: type[object], value: object) -> object:
