@@ -1,14 +1,22 @@
 """Asynchronous replicas under a writer: whole at every instant, measured, promoted without loss or not without force."""
 
 import asyncio
+import contextlib
 import os
 import random
+import subprocess
 
+import msgspec
 import pytest
 from carry_lab import CarryLab, Child, instant, numbers
 
+from lamella.host.storage.directory import DirectoryDriver
+from lamella.host.storage.records import BegunSnapshot
+from lamella.host.storage.snapshots import Snapshots
 from lamella.model.errors import Conflict
+from lamella.model.ids import new_id
 from lamella.model.replication_requests import Replicate
+from lamella.model.resource import now
 from lamella.model.storage import KeyWrap
 from lamella.model.storage_report import Orphan
 from lamella.model.storage_requests import CheckStorage, DeleteVolume, RemoveOrphan, Report, RestoreSnapshot
@@ -177,6 +185,41 @@ async def test_a_replica_of_noise_opens_with_the_same_key(lab: CarryLab) -> None
     async with lab.wing.parts.disk(target) as file:
         content = await asyncio.to_thread(file.read_bytes)
     assert instant(numbers(content, 200)) == last
+
+
+async def test_a_snapshot_that_was_cut_off_is_not_copied(lab: CarryLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its layer is in the pool, and its writer is still below it: what is copied of it is of no instant, and lacks what comes."""
+    source = await lab.volume()
+    replication, target = lab.replication(source, every=0.5)
+    writer = await lab.write(source)
+    try:
+        await lab.replicate(replication, source, target)
+        await lab.until(replication, "current", cycles=2)
+        # A daemon that is killed between the two: the layer is made, nobody has gone over to it, and nothing undoes it yet.
+        await lab.wing.close()
+        journal, id = lab.journal(replication), new_id("snapshot")
+        journal.next, journal.next_at = id, now()
+        path = lab.home.state / "storage" / "replications" / f"{replication.id}.json"
+        path.write_bytes(msgspec.json.encode(journal))
+        lab.wing.parts.records.snapshots.write(id, BegunSnapshot(volumes=[source]))
+        await DirectoryDriver(lab.pool, {}).begin_layer(source.id, id)
+
+        async def nothing(_: Snapshots) -> None:
+            return
+
+        monkeypatch.setattr(Snapshots, "recover", nothing)
+        await lab.reopen()
+        for more in range(1, 5):
+            await lab.until(replication, "current", cycles=journal.cycles + more)
+            base = lab.journal(replication).base
+            with contextlib.suppress(subprocess.CalledProcessError, FileNotFoundError):
+                instant(numbers(await lab.content("far", target.id, base)))
+        last = await writer.stop()
+    finally:
+        writer.kill()
+        await lab.closed()
+    await lab.promote(replication, source, target)
+    assert instant(numbers(await lab.content("far", target.id))) == last
 
 
 async def test_fsck_leaves_a_replication_alone(lab: CarryLab) -> None:

@@ -93,7 +93,10 @@ class Cycles:
         journal = self.journal
         taken = sealed = False
         if journal.next:
-            taken = journal.next in await self._kept(journal.source)
+            # A layer that was made and not gone over to is in the pool, and is still written.
+            record = await blocking(self._parts.records.snapshots.read, journal.next, BegunSnapshot)
+            whole = record is not None and record.done is not None
+            taken = whole and journal.next in await self._kept(journal.source)
             sealed = journal.next in await self._kept(journal.target)
         copied = bool(journal.next) and self._copied == journal.next
         return next_step(journal, taken=taken, sealed=sealed, copied=copied, now=now())
