@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,19 @@ class Writer:
             assert time.monotonic() < end, f"the writer stands still at {len(self.rounds())}"
             await asyncio.sleep(0.01)
 
-    async def stop(self) -> dict[int, int]:
-        """End it; returns the oldest round that each block may have."""
+    def in_flight(self) -> set[int]:
+        """Rounds that may be written and not flushed at this moment: the one after the newest that was told, which itself may just have
+        been acknowledged."""
+        newest = max((number for number, _, _ in self.rounds()), default=0)
+        return {newest + 1, newest + 2}
+
+    async def stop(self, unflushed: Container[int] = ()) -> dict[int, int]:
+        """End it; returns the oldest round that each block may have. Rounds that were *unflushed* when their process died count not."""
         self.process.send_signal(signal.SIGKILL)
         await asyncio.to_thread(self.process.wait, 30)
         rounds = self.rounds()
         self.said.unlink()
-        return {place: number for number, places, _ in rounds for place in places}
+        return {place: number for number, places, _ in rounds if number not in unflushed for place in places}
 
 
 def lost(data: bytes, acknowledged: dict[int, int]) -> list[str]:
