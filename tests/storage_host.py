@@ -230,6 +230,10 @@ class StorageHost(CarryHost, BackupHost):
                 )
                 retired = [part.id for part in (*asked.retired_volumes, *asked.retired_ports)]
                 gone = instance.deleted_at is not None
+                own = [part for part in (asked.volume, *asked.disks.values()) if part is not None and gone]
+                for part in (*own, *asked.retired_volumes):
+                    if part.spec.owner == instance.id:
+                        self.volumes.pop(part.id, None)
                 reports.append(InstanceReport(id=instance.id, status=status, removed=gone, released=retired))
             if reports:
                 await desk.report(host, reports)
