@@ -13,7 +13,7 @@ from lamella.model.errors import LamellaError, NoRoom, Unavailable
 
 _LOOK = 0.05
 # What a copy takes when nobody says: this share of what it could, so that the writer keeps the rest.
-_SHARE = 0.15
+_SHARE = 0.05
 _LEAST = 4 << 20
 # Seconds without a limit, to see how fast it goes, and after how many it is looked at again.
 _PROBE = 0.1
