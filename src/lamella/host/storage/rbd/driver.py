@@ -202,11 +202,13 @@ class RbdDriver:
             return
         await self._nothing_stands_on(id, None)
         await self._unused(id)
-        if shred:
-            await qemu_io.overwrite(await self.node(id), await self._images.data(id), 0xFF)
+        node, data = (await self.node(id), await self._images.data(id)) if shred else ({}, [])
         gone = self._images.gone(id)
         done = await self.cluster.rbd("rename", self.cluster.image(id), self.cluster.image(gone), fine=_ABSENT)
         if done.code == 0:
+            # Under its other name: a volume that is half overwritten would be there for whoever asks after a crash.
+            if data:
+                await qemu_io.overwrite({**node, "image": gone}, data, 0xFF)
             await self._images.remove(gone)
 
     async def delta(self, id: str, since: str, until: str | None = None) -> list[Extent] | None:
