@@ -259,7 +259,7 @@ async def test_of_several_volumes_that_go_back_all_do_or_none(
     pool = lab.wing.pool("default")
     snapshot = await lab.take(one, two)
     for volume in (one, two):
-        mounted = await lab.attach(volume, "inst_one", Isolation.VM)
+        mounted = await lab.attach(volume, "inst_one", Isolation.UNIKERNEL)
         async with guest_of(mounted.path) as guest:
             await guest.write(b"newer")
         await lab.wing.detach("inst_one")
@@ -285,7 +285,7 @@ async def test_of_several_volumes_that_go_back_all_do_or_none(
 
 
 async def _begins(lab: VolumesLab, volume: Volume) -> bytes:
-    mounted = await lab.attach(volume, "inst_reader", Isolation.VM)
+    mounted = await lab.attach(volume, "inst_reader", Isolation.UNIKERNEL)
     async with guest_of(mounted.path) as guest:
         found = await guest.read(5)
     await lab.wing.detach("inst_reader")
