@@ -12,7 +12,7 @@ from lamella.host.linux import syscalls
 CLONE_NEWNET = 0x40000000
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def gluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gluster]:
     if reason := gluster_of_tests.missing():
         pytest.skip(reason)

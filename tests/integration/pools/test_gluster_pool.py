@@ -22,7 +22,7 @@ pytestmark = pytest.mark.root
 MIB = 1 << 20
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def copies(gluster: Gluster) -> str:
     return gluster.volume("copies", copies=2)
 
