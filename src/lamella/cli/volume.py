@@ -247,18 +247,14 @@ def _set_options(parser: "Parser") -> None:
 
 
 def _set(options: "Options") -> int:
-    from lamella.cli.spec import labels
+    from lamella.cli.spec import label_changes
 
     spec: Json = {}
     if bounds := asked_limits(options):
         spec["limits"] = bounds
     if options.shred is not None:
         spec["shred"] = options.shred == "yes"
-    texts: list[str] = options.label
-    gone = [text for text in texts if text.endswith("-") and "=" not in text]
-    bears: dict[str, str | None] = {**labels([text for text in texts if text not in gone])}
-    bears |= {text[:-1]: None for text in gone}
-    made = {name: value for name, value in (("spec", spec), ("labels", bears)) if value}
+    made = {name: value for name, value in (("spec", spec), ("labels", label_changes(options.label))) if value}
     if not made:
         raise invalid(
             "there is nothing to change", "say what: --iops 2000, --bandwidth 100MiB/s, --label KEY=VALUE", ""

@@ -41,7 +41,7 @@ GROUND = Ground(
     networks={one.id: one for one in (FRONT, BACK)},
     ports=PORTS,
     firewalls={one.id: one for one in (WEB, SHUT)},
-    owners={one.spec.owner: one.spec.owner for one in PORTS},
+    names={one.spec.owner: one.spec.owner for one in PORTS} | {one.id: one.name for one in (WEB, SHUT)},
 )
 
 

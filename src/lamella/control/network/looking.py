@@ -32,7 +32,7 @@ def traced(tx: Transaction, project: str, name: str, to: str, protocol: Protocol
         networks={network.id: network for network in tx.list("network")},
         ports=tx.list("port"),
         firewalls={firewall.id: firewall for firewall in tx.list("firewall")},
-        owners={one.id: one.name for one in tx.list("instance") if one.project == project},
+        names={one.id: one.name for one in (*tx.list("instance"), *tx.list("firewall")) if one.project == project},
     )
     return trace(ground, source, packet)
 

@@ -17,12 +17,13 @@ ECHO = 8
 
 
 class Ground(msgspec.Struct, frozen=True, kw_only=True):
-    """All networks, ports and firewalls of the layer by id; ``owners`` are names of instances by id."""
+    """All networks, ports and firewalls of the layer by id; ``names`` are those of the instances and
+    firewalls that whoever asks may know, by id."""
 
     networks: Mapping[str, Network]
     ports: Sequence[Port]
     firewalls: Mapping[str, Firewall]
-    owners: Mapping[str, str]
+    names: Mapping[str, str]
 
 
 def trace(ground: Ground, source: Port, packet: Packet) -> Trace:
@@ -93,18 +94,16 @@ def _guarded(ground: Ground, port: Port, verdict: Verdict | None, side: Side) ->
     where, name = f"firewall {side}", _name(ground, port)
     if not port.spec.firewalls:
         return [_step(where, True, f"no firewall guards {name}")]
-    names = ", ".join(ground.firewalls[id].name if id in ground.firewalls else id for id in port.spec.firewalls)
+    names = ", ".join(_firewall(ground, id) for id in port.spec.firewalls)
     if verdict is None:
         return [_step(where, True, f"{names} of {name} let everything {side}")]
     if verdict.rule is None:
         return [_step(where, False, f"no rule of {names} lets it {'out of' if side is Side.OUT else 'in to'} {name}")]
     rule = verdict.rule
     if rule.peer.startswith(FIREWALL):
-        id = rule.peer.removeprefix(FIREWALL)
-        known = ground.firewalls.get(id)
-        rule = msgspec.structs.replace(rule, peer=FIREWALL + (known.name if known else id))
+        rule = msgspec.structs.replace(rule, peer=FIREWALL + _firewall(ground, rule.peer.removeprefix(FIREWALL)))
     text = format(rule, outward=side is Side.OUT)
-    return [_step(where, True, f"{ground.firewalls[verdict.firewall].name} of {name} allows {text}")]
+    return [_step(where, True, f"{_firewall(ground, verdict.firewall)} of {name} allows {text}")]
 
 
 def _world(ground: Ground) -> World:
@@ -116,8 +115,12 @@ def _address(port: Port) -> IPv4Address:
     return IPv4Interface(port.spec.address).ip
 
 
+def _firewall(ground: Ground, id: str) -> str:
+    return ground.names.get(id, "a firewall of another project")
+
+
 def _name(ground: Ground, port: Port) -> str:
-    return ground.owners.get(port.spec.owner, "an instance of another project")
+    return ground.names.get(port.spec.owner, "an instance of another project")
 
 
 def _step(where: str, passes: bool, because: str) -> TraceStep:

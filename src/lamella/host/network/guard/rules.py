@@ -23,7 +23,7 @@ import msgspec
 
 from lamella.host.network.driver import DesiredPort
 from lamella.host.network.names import bridge_name, port_name
-from lamella.model.firewall import FIREWALL, FirewallSpec, Protocol, Rule
+from lamella.model.firewall import FIREWALL, FirewallSpec, PortRange, Protocol, Rule
 
 FORWARD_PRIORITY = -10
 
@@ -98,28 +98,13 @@ def _set(id: str) -> str:
 def _chain(chains: dict[str, tuple[str, ...]], prefix: str, rules: Sequence[Rule], *, inward: bool) -> str:
     """The name of the chain of *rules*, which is put into *chains*: the same rules have the same chain."""
     verdict = "accept" if inward else "return"
-    lines = (*(f"{match(rule, inward=inward)}{verdict}" for rule in dict.fromkeys(map(_key, rules))), "drop")
+    lines = (*dict.fromkeys(f"{match(rule, inward=inward)}{verdict}" for rule in rules), "drop")
     name = f"{prefix}_{hashlib.sha256(';'.join(lines).encode()).hexdigest()[:16]}"
     chains[name] = lines
     return name
 
 
-def _key(rule: Rule) -> "HashableRule":
-    return HashableRule(
-        rule.protocol, tuple((each.first, each.last) for each in rule.ports), tuple(rule.types), rule.peer
-    )
-
-
-class HashableRule(msgspec.Struct, frozen=True):
-    """A :class:`Rule` that can be told from others."""
-
-    protocol: Protocol
-    ports: tuple[tuple[int, int], ...]
-    types: tuple[int, ...]
-    peer: str
-
-
-def match(rule: HashableRule, *, inward: bool) -> str:
+def match(rule: Rule, *, inward: bool) -> str:
     """What a packet has to be, in nft's words; a space at the end, or nothing for every packet."""
     words: list[str] = []
     if rule.peer.startswith(FIREWALL):
@@ -129,7 +114,7 @@ def match(rule: HashableRule, *, inward: bool) -> str:
         words.append(f"ip {'saddr' if inward else 'daddr'} {IPv4Network(rule.peer)}")
     if rule.protocol is Protocol.ICMP and rule.types:
         words.append(f"icmp type {{ {', '.join(map(str, rule.types))} }}")
-    elif rule.protocol is not Protocol.ANY and rule.ports and rule.protocol is not Protocol.ICMP:
+    elif rule.ports:
         ports = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in _joined(rule.ports))
         words.append(f"{rule.protocol} dport {{ {ports} }}")
     elif rule.protocol is not Protocol.ANY:
@@ -137,10 +122,10 @@ def match(rule: HashableRule, *, inward: bool) -> str:
     return "".join(f"{word} " for word in words)
 
 
-def _joined(ports: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def _joined(ports: Iterable[PortRange]) -> list[tuple[int, int]]:
     """The same ports in ranges that do not overlap: nft refuses others."""
     found: list[tuple[int, int]] = []
-    for first, last in sorted(ports):
+    for first, last in sorted((each.first, each.last) for each in ports):
         if found and first <= found[-1][1] + 1:
             found[-1] = (found[-1][0], max(found[-1][1], last))
         else:
