@@ -16,6 +16,9 @@ from lamella.model.storage import IoLimits
 # Told of a job's progress: bytes done, bytes in all.
 Told = Callable[[int, int], None]
 
+# The header of LUKS1 as QEMU makes it for a key of 512 bits (aes-256-xts): 8 + 8 × 504 sectors.
+OVERHEAD = 2068480
+
 
 class Stack(msgspec.Struct, kw_only=True, frozen=True):
     """How a volume is opened. ``key`` is the 32 random bytes of an encrypted one; it is given to the storage process over its private

@@ -3,13 +3,13 @@
 import msgspec
 
 from lamella.host.linux.blocking import blocking
+from lamella.host.storage.blocks import OVERHEAD
 from lamella.host.storage.driver import Source, StorageDriver
 from lamella.host.storage.ext4 import Ext4
 from lamella.host.storage.keys import new_key
 from lamella.host.storage.parts import Parts
 from lamella.host.storage.records import BegunSnapshot, MadeVolume
 from lamella.host.storage.requests import Tell
-from lamella.host.storage.stacks import OVERHEAD
 from lamella.model.errors import Invalid, LamellaError, Unavailable, Unsupported
 from lamella.model.storage import Feature, Snapshot, StoragePhase, Volume, VolumeForm, VolumeStatus
 from lamella.model.storage_requests import CreateVolume, DeleteVolume, MeasureVolumes

@@ -2,15 +2,12 @@
 
 from collections.abc import Awaitable, Callable
 
-from lamella.host.storage.blocks import Stack
+from lamella.host.storage.blocks import OVERHEAD, Stack
 from lamella.host.storage.driver import Node
 from lamella.host.storage.keys import KeyRing
 from lamella.host.storage.pools import Pools
 from lamella.host.storage.records import MadeVolume, Records
 from lamella.model.storage import IoLimits, Volume
-
-# The header of LUKS1 as QEMU makes it for a key of 512 bits (aes-256-xts): 8 + 8 × 504 sectors.
-OVERHEAD = 2068480
 
 
 class Stacks:

@@ -22,9 +22,9 @@ import msgspec
 from lamella.host.compute.qemu.monitor import Monitor, Refused
 from lamella.host.linux import binaries
 from lamella.host.linux.processes import environment, read_all, spawn
-from lamella.host.storage.blocks import Stack, Told
+from lamella.host.storage.blocks import OVERHEAD, Stack, Told
 from lamella.host.storage.driver import Extent
-from lamella.host.storage.process import jobs, luks, nodes
+from lamella.host.storage.process import jobs, nodes
 from lamella.host.storage.process.core import Core
 from lamella.host.storage.process.disks import SOCKET, add_node, drop_nodes, node_names
 from lamella.host.storage.process.doors import Doors
@@ -134,7 +134,7 @@ class Copies:
         if extents is None:
             parts = [(0, size)]
         else:
-            shift = 0 if plain else luks.OVERHEAD
+            shift = 0 if plain else OVERHEAD
             # The header belongs to what is copied as it lies.
             parts = [] if plain else [(0, shift)]
             parts += [(extent.offset + shift, extent.length) for extent in extents]
@@ -196,7 +196,7 @@ class Copies:
             name = (await core.disks.served(node)).removeprefix("nbd-")
             del monitor
             found = await self._map(name)
-        shift = luks.OVERHEAD if stack.key else 0
+        shift = OVERHEAD if stack.key else 0
         made: list[Extent] = []
         for part in found:
             begin, end = max(part.start - shift, 0), part.start + part.length - shift

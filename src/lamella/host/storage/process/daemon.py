@@ -8,7 +8,7 @@ import msgspec
 from lamella.host.compute.driver import Home
 from lamella.host.compute.qemu.places import boot_id
 from lamella.host.linux.cgroup import ROOT, Cgroups
-from lamella.host.storage.blocks import Counted, Stack, Told, Ways
+from lamella.host.storage.blocks import OVERHEAD, Counted, Stack, Told, Ways
 from lamella.host.storage.driver import Extent, Layer, Node
 from lamella.host.storage.process import counting, luks
 from lamella.host.storage.process.chains import Chains, Settle
@@ -23,7 +23,7 @@ from lamella.model.storage import IoLimits
 class QemuStorageDaemon(Core):
     """One a layer. *keys* is asked for a volume's key when it has to be opened again by a daemon that was not given it."""
 
-    luks_overhead = luks.OVERHEAD
+    luks_overhead = OVERHEAD
 
     def __init__(self, home: Home, keys: Keys | None = None) -> None:
         super().__init__(home, keys)
@@ -145,7 +145,7 @@ class QemuStorageDaemon(Core):
                 raise Unavailable(
                     f"volume {id} is opened anew when it has grown, and its key is locked away", hint="unlock it first"
                 )
-            await self.disks.resize(id, size + (luks.OVERHEAD if opened.encrypted else 0), read_only=opened.read_only)
+            await self.disks.resize(id, size + (OVERHEAD if opened.encrypted else 0), read_only=opened.read_only)
             await self.doors_of(opened).resized(opened, size, key)
 
     async def limit(self, id: str, limits: IoLimits, group: str = "") -> None:

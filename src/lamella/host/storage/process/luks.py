@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lamella.host.compute.qemu.monitor import Monitor, Refused
 from lamella.host.storage import command
-from lamella.host.storage.blocks import Stack
+from lamella.host.storage.blocks import OVERHEAD, Stack
 from lamella.host.storage.process import jobs, nodes
 from lamella.host.storage.process.core import Core
 from lamella.host.storage.process.disks import add_node, translated
@@ -27,8 +27,6 @@ from lamella.host.storage.process.qsd import Qsd
 from lamella.host.storage.process.records import SHOP
 from lamella.model.errors import Conflict, Invalid, Unavailable
 
-# The header that QEMU writes for aes-256-xts: a volume's node is larger by so many bytes than what is seen of it.
-OVERHEAD = 2068480
 _ITER_TIME = 10
 # Seconds for which the locks of a process that was killed may outlive it.
 _LOCKS = 5.0
