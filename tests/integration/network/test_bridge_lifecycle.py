@@ -248,15 +248,22 @@ def test_a_cancelled_caller_leaves_nothing(world: World) -> None:
 
     async def use(driver: BridgeDriver) -> None:
         descriptors = len(list(Path("/proc/self/fd").iterdir()))
+        cut = 0
         for verb in (driver.attach_tap, driver.publish):
             for turns in range(6):
                 task = asyncio.create_task(verb(one))
                 for _ in range(turns):
                     await asyncio.sleep(0)
                 task.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await task
+                try:
+                    done = await task
+                except asyncio.CancelledError:
+                    cut += 1
+                else:  # its thread was quicker than all the turns
+                    if verb == driver.attach_tap:
+                        os.close(done[1])
             await driver.detach(one.id)
+        assert cut
         assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
         assert not any(link.startswith("lap") for link in world.links("layer"))
         assert await driver.publish(one) == one.publish

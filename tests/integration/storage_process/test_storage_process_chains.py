@@ -5,6 +5,8 @@ import base64
 import json
 import os
 import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from lamella.host.storage.blocks import Stack
 from lamella.host.storage.driver import Extent, Layer, Node
 from lamella.host.storage.process import nodes
 from lamella.host.storage.process.daemon import QemuStorageDaemon
+from lamella.host.storage.qemu_img import written_by_somebody
 from lamella.model.errors import Unavailable
 from lamella.model.storage import IoLimits
 
@@ -249,3 +252,23 @@ async def test_keys(daemon: QemuStorageDaemon, tmp_path: Path) -> None:
     secrets = (KEY, KEY.hex().encode(), base64.b64encode(KEY))
     for path in (*(tmp_path / "home").rglob("*.json"), *(tmp_path / "home").rglob("*.log")):
         assert not any(secret in path.read_bytes() for secret in secrets)
+
+
+async def test_a_copy_that_is_cancelled_at_any_moment_leaves_nothing_open(
+    daemon: QemuStorageDaemon, tmp_path: Path
+) -> None:
+    source, target = (volume(tmp_path, id, size=8 * MIB) for id in ("vol_a", "vol_b"))
+    file = tmp_path / "vol_b.raw"
+    began = time.perf_counter()
+    await daemon.copy(source, target, None)
+    whole = time.perf_counter() - began
+    cut = 0
+    for number in range(60):
+        task = asyncio.create_task(daemon.copy(source, target, None))
+        await asyncio.sleep(number / 60 * whole)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        cut += task.cancelled()
+        assert not written_by_somebody(file), f"after {number / 60 * whole * 1000:.1f} ms"
+    assert cut

@@ -172,11 +172,13 @@ class Blocks:
                 await self._write(id, record, record)
                 raise
 
-    async def finish_resize(self, id: str) -> None:
-        """Make the top layer what the record says."""
+    async def finish_resize(self, id: str, *, again: bool = False) -> None:
+        """Make the top layer what the record says; *again* when whoever was at it may have been killed, and left clusters to nothing."""
         record = self._ground.read(id)
         layers, base = await asyncio.to_thread(self.layers, id, record)
         await self._fit(layers, base, record.size)
+        if again and layers[0].format == "qcow2":
+            await qemu_img.check(layers[0], repair="leaks")
         await self._write(id, record, replace(record, resizing=False))
 
     async def resized(self, id: str, size: int) -> None:
@@ -237,6 +239,17 @@ class Blocks:
             except Conflict:
                 return False
             await self.merged(id, (upper, lower))
+
+    async def reclaim(self, id: str) -> None:
+        """Give back clusters that a merge which was killed in the middle left allocated to nothing: of layers that wait to be merged into.
+
+        :raise Conflict: when somebody has one of them open.
+        """
+        record = self._ground.read(id)
+        for _, lower in records.mergeable(record, self._clones(id), with_top=True):
+            layer = self._layer(id, lower)
+            if layer.format == "qcow2":
+                await qemu_img.check(layer, repair="leaks")
 
     async def delta(self, id: str, since: str, until: str | None) -> list[Extent] | None:
         """``None`` when what is now does not stand on *since*."""

@@ -144,7 +144,7 @@ async def _size(id: str, record: Record, blocks: Blocks, *, repair: bool) -> lis
     mended = False
     if repair:
         try:
-            await blocks.finish_resize(id)
+            await blocks.finish_resize(id, again=True)
             mended = True
         except LamellaError as error:
             problem += f"; it cannot be made longer: {error.message}"

@@ -84,6 +84,7 @@ class FilePool:
             await asyncio.to_thread(self._sweep_volume, id, record)
             if record.form is VolumeForm.BLOCK:
                 await self._settle_size(id, record)
+                await self.blocks.reclaim(id)
         except (LamellaError, OSError):
             return
 
@@ -106,7 +107,7 @@ class FilePool:
     async def _settle_size(self, id: str, record: Record) -> None:
         """A resize that was begun is finished; one that the storage process made, and that was not written down, is."""
         if record.resizing:
-            await self.blocks.finish_resize(id)
+            await self.blocks.finish_resize(id, again=True)
             return
         layers, _ = self.blocks.layers(id, record)
         size = await asyncio.to_thread(qemu_img.virtual_size, layers[0])

@@ -56,7 +56,14 @@ async def run(
     id = str(arguments["job-id"])
     pace = _Pace(monitor, id) if speed == 0 else None
     first = {"speed": speed} if speed else {}
-    await monitor.execute(command, {**arguments, **first, "auto-finalize": False, "auto-dismiss": False})
+    try:
+        await monitor.execute(command, {**arguments, **first, "auto-finalize": False, "auto-dismiss": False})
+    except Refused:
+        raise
+    except BaseException:
+        # Whoever asked does not wait for the answer any more; the job runs all the same.
+        await asyncio.shield(cancel(monitor, id))
+        raise
     try:
         return await _follow(monitor, id, told, pace, settle, stay=stay)
     except BaseException:
