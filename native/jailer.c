@@ -16,9 +16,11 @@
  *   --wait SECONDS     do not let go: stay until PROGRAM has ended, and end as it did (128 + N after signal N). After SECONDS, or
  *                      when whoever called ends, PROGRAM is killed
  *   --keep FD          an open descriptor that PROGRAM shall inherit; all others above 2 are closed
+ *   --network keep     stay in our network namespace rather than one of its own
+ *   --capability N     a capability (its number) that PROGRAM keeps, for what it is there to do in our network; with --network keep alone
  *
  * PROGRAM becomes process 1 of its own pid namespace, in its own mount, network, IPC, UTS and cgroup namespaces and its own
- * session, with an empty capability bounding set, no capabilities and no_new_privs. Its root is a read-only tmpfs that holds
+ * session, with an empty capability bounding set, no capabilities (but what was said) and no_new_privs. Its root is a read-only tmpfs that holds
  * the mount points and nothing else. The environment is passed on as it is.
  *
  * When PROGRAM has been executed, its pid (as we see it) is printed on standard output and we exit 0: it is nobody's child
@@ -68,8 +70,9 @@ static struct {
     int keep[MOST];
     int cgroup_count, bind_count, limit_count, group_count, keep_count;
     uid_t user;
-    int output;
+    int output, network;
     unsigned wait;
+    unsigned long long capabilities;
 } want = {.output = 2};
 
 static int report = 2; /* where a failure is told: our standard error, in the child the pipe to its parent */
@@ -146,11 +149,19 @@ static char **parse(char **arg) {
         } else if (!strcmp(*arg, "--output")) want.output = number(value);
         else if (!strcmp(*arg, "--wait")) {
             if (!(want.wait = number(value))) usage("nothing ends at once");
+        } else if (!strcmp(*arg, "--network")) {
+            if (strcmp(value, "keep")) usage("--network wants keep");
+            want.network = 1;
+        } else if (!strcmp(*arg, "--capability")) {
+            long capability = number(value);
+            if (capability > 63) usage("unknown capability");
+            want.capabilities |= 1ULL << capability;
         } else if (!strcmp(*arg, "--keep")) want.keep[want.keep_count++] = number(value);
         else usage("unknown option");
     }
     if (!*arg || !arg[1]) usage("no program");
     if (!want.room || !want.user) usage("--room and --user (not 0) are needed");
+    if (want.capabilities && !want.network) usage("--capability goes with --network keep");
     return arg + 1;
 }
 
@@ -222,14 +233,20 @@ static void keep_descriptors(void) {
 
 static void drop_privileges(void) {
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
-    struct __user_cap_data_struct none[2] = {{0}};
+    unsigned low = want.capabilities, high = want.capabilities >> 32;
+    struct __user_cap_data_struct kept[2] = {{low, low, low}, {high, high, high}};
     for (int capability = 0; capability < 64; capability++)
-        if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) && errno != EINVAL) fail("cannot drop capability %d", capability);
+        if (!(want.capabilities >> capability & 1) && prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) && errno != EINVAL) fail("cannot drop capability %d", capability);
+    /* Execution clears it. */
+    if (want.capabilities && prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)) fail("cannot keep capabilities");
     if (setgroups(want.group_count, want.groups)) fail("cannot set groups");
     if (setresgid(want.user, want.user, want.user)) fail("cannot become group %u", want.user);
     if (setresuid(want.user, want.user, want.user)) fail("cannot become user %u", want.user);
     if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)) fail("cannot clear ambient capabilities");
-    if (syscall(SYS_capset, &header, none)) fail("cannot clear capabilities");
+    if (syscall(SYS_capset, &header, kept)) fail("cannot set capabilities");
+    for (int capability = 0; capability < 64; capability++)
+        if (want.capabilities >> capability & 1 && prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0))
+            fail("cannot keep capability %d", capability);
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) fail("cannot give up new privileges");
     umask(077);
 }
@@ -261,7 +278,8 @@ int main(int argc, char **argv) {
     int told[2];
     if (want.wait) die_with_parent();
     for (int i = 0; i < want.cgroup_count; i++) join(want.cgroups[i]);
-    if (unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP | CLONE_NEWPID))
+    int network = want.network ? 0 : CLONE_NEWNET;
+    if (unshare(CLONE_NEWNS | network | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP | CLONE_NEWPID))
         fail("cannot make namespaces");
     if (pipe2(told, O_CLOEXEC)) fail("cannot make a pipe");
     pid_t child = fork();
