@@ -15,7 +15,7 @@ from lamella.host.facts import read_facts
 from lamella.host.images.library import Credentials, ImageLibrary, Progress
 from lamella.host.journal import Journal
 from lamella.host.machine import desired_network, desired_port
-from lamella.host.network.driver import NetworkDriver
+from lamella.host.network.driver import DesiredPort, NetworkDriver
 from lamella.host.reporter import Reporter
 from lamella.host.storage.wing import Storage
 from lamella.host.worker import Worker
@@ -62,6 +62,8 @@ class Agent:
         self.name = name
         self.network = network
         self._firewalls: dict[str, FirewallSpec] = {}
+        # Of every instance, whether it runs or not.
+        self._ports: dict[str, list[DesiredPort]] = {}
         self.library = library
         self._address = address
         self._drivers = {level: make(self._changed) for level, make in drivers.items()}
@@ -187,11 +189,13 @@ class Agent:
         """Before the news' instances are begun: none is on the network before what guards it."""
         if news.firewalls is not None:
             self._firewalls = {firewall.id: firewall.spec for firewall in news.firewalls}
-        asked = {id: worker.asked for id, worker in self._workers.items() if id not in news.gone}
-        asked |= {assignment.instance.id: assignment for assignment in news.instances}
-        ports = [port for one in asked.values() for port in (one.port, *one.ports.values()) if port is not None]
+        for id in news.gone:
+            self._ports.pop(id, None)
+        for one in news.instances:
+            ports = (one.port, *one.ports.values())
+            self._ports[one.instance.id] = [desired_port(port) for port in ports if port is not None]
         try:
-            await self.network.protect(self._firewalls, [desired_port(port) for port in ports])
+            await self.network.protect(self._firewalls, [port for ports in self._ports.values() for port in ports])
         except LamellaError as error:
             log.error("firewalls: %s", error)
 
@@ -208,6 +212,7 @@ class Agent:
 
     def _forget(self, id: str) -> None:
         self._workers.pop(id, None)
+        self._ports.pop(id, None)
 
     async def _remove_strays(self, mine: set[str], news: Assignments) -> None:
         """What bears our mark and belongs to nothing is removed. Volumes are not: losing one is worse than keeping one."""

@@ -6,6 +6,7 @@ import random
 import socket
 import subprocess
 from collections.abc import Iterable
+from ipaddress import IPv4Interface
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -294,7 +295,7 @@ def test_what_is_said_of_packets_is_what_becomes_of_them(world: World) -> None:
         for _ in range(4):
             sender, receiver = chance.sample(range(3), 2)
             protocol, number = chance.choice([("tcp", 80), ("tcp", 443), ("tcp", 5432), ("udp", 53), ("icmp", 0)])
-            ends = [rules.IPv4Interface(ports[end].address).ip for end in (sender, receiver)]
+            ends = [IPv4Interface(ports[end].address).ip for end in (sender, receiver)]
             packet = Packet(source=ends[0], destination=ends[1], protocol=protocol, port=number, type=8)
             if protocol == "icmp":
                 passed = pings(world, f"i{sender}", str(ends[1]))

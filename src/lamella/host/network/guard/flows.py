@@ -34,14 +34,18 @@ def affected(before: Guarded, after: Guarded) -> frozenset[IPv4Address]:
     return frozenset(IPv4Address(place.rpartition(" ")[2]) for place in places)
 
 
-def forget_forbidden(world: World, addresses: frozenset[IPv4Address]) -> int:
-    """Forget the flows of this thread's namespace that *addresses* have part in and that may not be in *world*; how many they were.
+def forget_forbidden(
+    firewalls: Mapping[str, FirewallSpec], ports: Iterable[DesiredPort], addresses: frozenset[IPv4Address]
+) -> int:
+    """Forget the flows of this thread's namespace that *addresses* have part in and that *firewalls* forbid; how many they were.
 
     :raise OSError: when the kernel refuses.
     """
-    forbidden = [
-        flow for flow in conntrack.flows() if _ends(flow) & addresses and not decide(world, packet_of(flow)).passes
-    ]
+    touched = [flow for flow in conntrack.flows() if not addresses.isdisjoint(_ends(flow))]
+    if not touched:
+        return 0
+    asked = world(firewalls, ports)
+    forbidden = [flow for flow in touched if not decide(asked, packet_of(flow)).passes]
     conntrack.forget(forbidden)
     return len(forbidden)
 

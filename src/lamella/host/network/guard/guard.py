@@ -13,7 +13,6 @@ from lamella.host.network.namespace import Seat
 from lamella.model.errors import Unavailable, Unsupported
 from lamella.model.firewall import FirewallSpec
 from lamella.model.host import Capability
-from lamella.model.verdict import World
 
 log = logging.getLogger("lamella.host.network")
 
@@ -25,6 +24,9 @@ class Guard:
 
     def __init__(self, fabric: Fabric) -> None:
         self.in_force: Guarded | None = None
+        # What of it the last one asked: the firewalls, and the ports that name some, by id.
+        self._firewalls: Mapping[str, FirewallSpec] = {}
+        self._ports: dict[str, DesiredPort] = {}
         self._fabric = fabric
         self._table = f"{fabric.table}-g"
 
@@ -38,28 +40,44 @@ class Guard:
         :raise Unsupported: when ports are to be guarded and this kernel does not show bridged packets to IP rules.
         :raise Unavailable: when the rules are refused; those before stay in force.
         """
-        ports = list(ports)
-        wanted = rules.guarded(firewalls, ports)
-        if wanted == self.in_force:
-            return
-        if wanted.inward and not _BRIDGED.exists():
-            raise Unsupported(
-                "this host cannot keep firewalls: its kernel does not show bridged packets to IP rules",
-                hint="load the kernel module br_netfilter",
-            )
-        before = self.in_force
-        try:
-            await self._change(before, wanted)
-        except Unavailable as error:
-            if not rules_refused(error) or before is None:
-                raise
-            # Somebody changed our tables: they are made anew, whole.
-            await self._change(None, wanted)
-        self.in_force = wanted
-        await self._forget(flows.world(firewalls, ports), flows.affected(before or Guarded(), wanted))
+        firewalls, ports = dict(firewalls), list(ports)
+        asked = {port.id: port for port in ports if port.firewalls}
+        before, after, wanted = self._difference(firewalls, asked)
+        if before != after:
+            if wanted.inward and not _BRIDGED.exists():
+                raise Unsupported(
+                    "this host cannot keep firewalls: its kernel does not show bridged packets to IP rules",
+                    hint="load the kernel module br_netfilter",
+                )
+            try:
+                await self._change(before, after, wanted.bridges)
+            except Unavailable as error:
+                if not rules_refused(error) or before is None:
+                    raise
+                # Somebody changed our tables: they are made anew, whole.
+                await self._change(None, wanted, wanted.bridges)
+        self.in_force, self._firewalls, self._ports = wanted, firewalls, asked
+        await self._forget(firewalls, ports, flows.affected(before or Guarded(), after))
 
-    async def _change(self, before: Guarded | None, wanted: Guarded) -> None:
-        text = rules.change(self._table, before or Guarded(), wanted)
+    def _difference(
+        self, firewalls: Mapping[str, FirewallSpec], asked: Mapping[str, DesiredPort]
+    ) -> tuple[Guarded | None, Guarded, Guarded]:
+        """What to lead from and to, and all that is in force then. While the firewalls stay, the first two are of the ports that change
+        alone: a port costs the same among thousands."""
+        before, known = self.in_force, self._ports
+        if before is not None and firewalls == self._firewalls and len(before.inward) == len(known):
+            gone = [port for id, port in known.items() if asked.get(id) != port]
+            come = [port for id, port in asked.items() if known.get(id) != port]
+            wanted, minus, plus = rules.step(before, firewalls, gone, come)
+            # Two ports at one place would be told apart by nothing: then all of it is computed.
+            if len(wanted.inward) == len(asked):
+                return minus, plus, wanted
+        wanted = rules.guarded(firewalls, asked.values())
+        return before, wanted, wanted
+
+    async def _change(self, before: Guarded | None, after: Guarded, bridges: frozenset[str]) -> None:
+        """*bridges* are all that have guarded ports then."""
+        text = rules.change(self._table, before or Guarded(), after)
         if before is None:
             text = rules.frame(self._table, self._fabric.uplink) + text
 
@@ -67,17 +85,22 @@ class Guard:
             # Rules first: a bridge whose packets are shown to them is guarded from its first packet on.
             if text:
                 seat.nft.run(text)
-            for name in sorted((before or wanted).bridges | wanted.bridges):
-                seat.route.send(rtnetlink.set_bridge_filtered(name, name in wanted.bridges))
+            for name in sorted((before or after).bridges | after.bridges):
+                seat.route.send(rtnetlink.set_bridge_filtered(name, name in bridges))
 
         await self._fabric.in_layer("put firewalls in force", run)
 
-    async def _forget(self, world: World, addresses: frozenset[flows.IPv4Address]) -> None:
+    async def _forget(
+        self,
+        firewalls: Mapping[str, FirewallSpec],
+        ports: Iterable[DesiredPort],
+        addresses: frozenset[flows.IPv4Address],
+    ) -> None:
         if not addresses:
             return
         try:
             ended = await self._fabric.in_layer(
-                "end flows that are forbidden now", lambda _: flows.forget_forbidden(world, addresses)
+                "end flows that are forbidden now", lambda _: flows.forget_forbidden(firewalls, ports, addresses)
             )
         except Unavailable as error:
             log.warning("%s", error)

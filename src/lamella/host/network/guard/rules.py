@@ -17,7 +17,7 @@ A port is told by its bridge and address: whoever sends with another one is drop
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 import msgspec
 
@@ -29,7 +29,7 @@ FORWARD_PRIORITY = -10
 
 
 class Guarded(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that is in force for one layer. Elements are as nft writes them."""
+    """Everything that is in force for one layer. Elements are as nft writes them; ``bridges`` are the names of those with guarded ports."""
 
     chains: dict[str, tuple[str, ...]] = {}
     members: dict[str, frozenset[str]] = {}
@@ -37,11 +37,7 @@ class Guarded(msgspec.Struct, frozen=True, kw_only=True):
     outward: dict[str, str] = {}
     links: frozenset[str] = frozenset()
     places: frozenset[str] = frozenset()
-
-    @property
-    def bridges(self) -> frozenset[str]:
-        """Those with guarded ports."""
-        return frozenset(key.split('"')[1] for key in (*self.inward, *self.outward))
+    bridges: frozenset[str] = frozenset()
 
 
 def guarded(firewalls: Mapping[str, FirewallSpec], ports: Iterable[DesiredPort]) -> Guarded:
@@ -52,20 +48,24 @@ def guarded(firewalls: Mapping[str, FirewallSpec], ports: Iterable[DesiredPort])
     outward: dict[str, str] = {}
     links: set[str] = set()
     places: set[str] = set()
+    bridges: set[str] = set()
+    ways: dict[tuple[str, ...], tuple[str, str]] = {}
     for port in ports:
         if not port.firewalls:
             continue
-        place = place_of(port)
+        place, link = place_of(port), port_name(port.id)
         for id in port.firewalls:
             if id in members:
                 members[id].add(place)
-        specs = [firewalls.get(id, FirewallSpec()) for id in sorted(port.firewalls)]
-        inward[place] = _chain(chains, "i", [rule for spec in specs for rule in spec.inbound], inward=True)
-        if not any(spec.outbound is None for spec in specs):
-            rules = [rule for spec in specs for rule in spec.outbound or ()]
-            outward[place] = _chain(chains, "o", rules, inward=False)
-        links.add(f'"{port_name(port.id)}"')
-        places.add(f'"{port_name(port.id)}" . {port.mac.lower()} . {IPv4Interface(port.address).ip}')
+        combination = tuple(sorted(port.firewalls))
+        if combination not in ways:
+            ways[combination] = _ways(chains, [firewalls.get(id, FirewallSpec()) for id in combination])
+        inward[place], out = ways[combination]
+        if out:
+            outward[place] = out
+        bridges.add(bridge_name(port.network))
+        links.add(f'"{link}"')
+        places.add(f'"{link}" . {port.mac.lower()} . {_address(port)}')
     return Guarded(
         chains=chains,
         members={_set(id): frozenset(places_of) for id, places_of in members.items()},
@@ -73,12 +73,55 @@ def guarded(firewalls: Mapping[str, FirewallSpec], ports: Iterable[DesiredPort])
         outward=outward,
         links=frozenset(links),
         places=frozenset(places),
+        bridges=frozenset(bridges),
     )
+
+
+def step(
+    before: Guarded, firewalls: Mapping[str, FirewallSpec], gone: Iterable[DesiredPort], come: Iterable[DesiredPort]
+) -> tuple[Guarded, Guarded, Guarded]:
+    """What is to be in force when of the ports of *before*, with the same *firewalls*, those of *gone* go and those of *come* are new; and
+    the two parts of it that :func:`change` needs, which are as small as the difference. A port with other firewalls goes and comes.
+
+    No two ports have the same place, before or after.
+    """
+    minus, plus = guarded(firewalls, gone), guarded(firewalls, come)
+    inward, outward = {**before.inward}, {**before.outward}
+    for map, old, new in ((inward, minus.inward, plus.inward), (outward, minus.outward, plus.outward)):
+        for place in old:
+            del map[place]
+        map.update(new)
+    chains = {**before.chains, **plus.chains}
+    for name in minus.chains.keys() - plus.chains.keys():
+        if name not in inward.values() and name not in outward.values():
+            del chains[name]
+    left = {name for name in minus.bridges if not any(place.startswith(f'"{name}" ') for place in inward)}
+    after = Guarded(
+        chains=chains,
+        members={
+            name: _changed(before.members[name], minus.members[name], plus.members[name]) for name in plus.members
+        },
+        inward=inward,
+        outward=outward,
+        links=_changed(before.links, minus.links, plus.links),
+        places=_changed(before.places, minus.places, plus.places),
+        bridges=(before.bridges - left) | plus.bridges,
+    )
+    replace = msgspec.structs.replace
+    return after, replace(minus, chains=before.chains), replace(plus, chains=after.chains)
+
+
+def _changed(elements: frozenset[str], gone: frozenset[str], come: frozenset[str]) -> frozenset[str]:
+    return (elements - gone) | come if gone or come else elements
 
 
 def place_of(port: DesiredPort) -> str:
     """How the maps tell a port."""
-    return f'"{bridge_name(port.network)}" . {IPv4Interface(port.address).ip}'
+    return f'"{bridge_name(port.network)}" . {_address(port)}'
+
+
+def _address(port: DesiredPort) -> IPv4Address:
+    return IPv4Address(port.address.partition("/")[0])
 
 
 def _named(firewalls: Mapping[str, FirewallSpec]) -> set[str]:
@@ -93,6 +136,14 @@ def _named(firewalls: Mapping[str, FirewallSpec]) -> set[str]:
 
 def _set(id: str) -> str:
     return f"m_{id[-12:]}"
+
+
+def _ways(chains: dict[str, tuple[str, ...]], specs: Sequence[FirewallSpec]) -> tuple[str, str]:
+    """The chains of the way in to ports with these firewalls, and of the way out (empty: everything may go), put into *chains*."""
+    inward = _chain(chains, "i", [rule for spec in specs for rule in spec.inbound], inward=True)
+    if any(spec.outbound is None for spec in specs):
+        return inward, ""
+    return inward, _chain(chains, "o", [rule for spec in specs for rule in spec.outbound or ()], inward=False)
 
 
 def _chain(chains: dict[str, tuple[str, ...]], prefix: str, rules: Sequence[Rule], *, inward: bool) -> str:

@@ -1,0 +1,56 @@
+"""Firewalls as rules: a change of some ports is the same as computing all of them anew."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lamella.host.network.driver import DesiredPort
+from lamella.host.network.guard import rules
+from lamella.model.firewall import FirewallSpec
+from lamella.model.firewall_text import parse
+from lamella.model.ids import new_id
+
+WEB, APP, SHUT, ABSENT = (new_id("firewall") for _ in range(4))
+SPECS = {
+    WEB: FirewallSpec(inbound=[parse("tcp:80"), parse(f"from=firewall:{APP}:tcp:5432")]),
+    APP: FirewallSpec(inbound=[parse("icmp")], outbound=[parse(f"to=firewall:{WEB}:tcp")]),
+    SHUT: FirewallSpec(outbound=[]),
+}
+IDS = [new_id("port") for _ in range(12)]
+NETWORKS = [new_id("network") for _ in range(2)]
+# For each port the network that it is on and its firewalls; None where it is not there.
+PLACE = st.tuples(
+    st.sampled_from(NETWORKS), st.lists(st.sampled_from([WEB, APP, SHUT, ABSENT]), unique=True, max_size=3)
+)
+PORTS = st.lists(st.none() | PLACE, min_size=len(IDS), max_size=len(IDS))
+
+
+def desired(places: list[tuple[str, list[str]] | None]) -> dict[str, DesiredPort]:
+    return {
+        id: DesiredPort(
+            id=id, network=place[0], address=f"10.7.0.{number}/24", mac=f"02:00:00:00:00:{number:02x}", publish=[],
+            firewalls=place[1],
+        )
+        for number, (id, place) in enumerate(zip(IDS, places, strict=True))
+        if place is not None
+    }  # fmt: skip
+
+
+@given(PORTS, PORTS)
+def test_a_step_is_what_computing_everything_gives(
+    old: list[tuple[str, list[str]] | None], new: list[tuple[str, list[str]] | None]
+) -> None:
+    before, after = desired(old), desired(new)
+    gone = [port for id, port in before.items() if after.get(id) != port]
+    come = [port for id, port in after.items() if before.get(id) != port]
+    whole = rules.guarded(SPECS, before.values())
+    wanted, minus, plus = rules.step(whole, SPECS, gone, come)
+    assert wanted == rules.guarded(SPECS, after.values())
+    assert rules.change("t", minus, plus) == rules.change("t", whole, wanted)
+
+
+@given(PORTS)
+def test_a_port_that_stays_as_it_is_changes_nothing(places: list[tuple[str, list[str]] | None]) -> None:
+    ports = desired(places)
+    whole = rules.guarded(SPECS, ports.values())
+    wanted, minus, plus = rules.step(whole, SPECS, ports.values(), ports.values())
+    assert wanted == whole and minus == plus
