@@ -44,7 +44,14 @@ def new_port(
         "port",
         f"{instance.id.replace('_', '-')}-{name}",
         PortSpec(
-            network=network.id, address="", mac="", owner=instance.id, publish=nic.publish, firewalls=list(firewalls)
+            network=network.id,
+            address="",
+            mac="",
+            owner=instance.id,
+            publish=nic.publish,
+            firewalls=list(firewalls),
+            rate_in=nic.rate_in,
+            rate_out=nic.rate_out,
         ),
         PortStatus(host=instance.status.host),
         project=instance.project,

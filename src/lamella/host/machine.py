@@ -53,6 +53,8 @@ def desired_port(port: Port) -> DesiredPort:
         mac=spec.mac,
         publish=spec.publish,
         firewalls=spec.firewalls,
+        rate_in=spec.rate_in,
+        rate_out=spec.rate_out,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from lamella.model.bit_rate import BitRate
 from lamella.model.board import Board, Cdrom, DeviceName, Directory, Disk, Seed, Usb
 from lamella.model.contract import Mechanism
 from lamella.model.resource import Condition, Resource
@@ -72,13 +73,15 @@ class Publish(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class Nic(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A port on *network*. The first has no need of a ``name``; one that is plugged into a running machine has. Without an ``address``
     it gets a free one of the network's subnet. ``firewalls`` are names: what they allow may come in, and nothing else; without
-    one, whatever is on the network may."""
+    one, whatever is on the network may. ``rate_in`` and ``rate_out`` are ceilings in bits a second, frames and all."""
 
     name: DeviceName | None = None
     network: str = "default"
     address: Annotated[str, Meta(max_length=15, pattern=r"^[0-9.]*$(?!\n)")] = ""
     publish: list[Publish] = []
     firewalls: Annotated[list[str], Meta(max_length=16)] = []
+    rate_in: BitRate | None = None
+    rate_out: BitRate | None = None
 
 
 class InstanceSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

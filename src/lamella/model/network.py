@@ -5,6 +5,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from lamella.model.bit_rate import BitRate
 from lamella.model.instance import Publish
 from lamella.model.resource import Condition, Resource
 
@@ -36,6 +37,8 @@ class PortSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     owner: str
     publish: list[Publish] = []
     firewalls: list[str] = []
+    rate_in: BitRate | None = None
+    rate_out: BitRate | None = None
 
 
 class PortStatus(msgspec.Struct, kw_only=True):

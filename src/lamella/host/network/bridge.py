@@ -10,13 +10,14 @@ from pathlib import Path
 
 from lamella.host.compute.driver import Home
 from lamella.host.network import attach, plan, resolvers, rtnetlink, state
-from lamella.host.network.driver import Attachment, DesiredNetwork, DesiredPort
+from lamella.host.network.driver import Attachment, DesiredNetwork, DesiredPort, Rates
 from lamella.host.network.fabric import Fabric, rules_refused
 from lamella.host.network.guard.guard import Guard
-from lamella.host.network.names import BRIDGE_PREFIX, PORT_PREFIX, bridge_name, port_name
+from lamella.host.network.names import BRIDGE_PREFIX, PORT_PREFIX, SHAPER_PREFIX, bridge_name, port_name, shaper_name
 from lamella.host.network.namespace import Seat
 from lamella.host.network.plan import Element
 from lamella.host.network.publishing import Publisher
+from lamella.host.network.traffic import shaper
 from lamella.model.errors import NotFound, Unavailable
 from lamella.model.firewall import FirewallSpec
 from lamella.model.host import Capability
@@ -61,7 +62,8 @@ class BridgeDriver:
 
     async def findings(self) -> list[Capability]:
         """How the network stands on this host: the uplink, who forbids forwarding, which subnets shadow the host's routes."""
-        return [*await self._fabric.findings(self.networks.values()), self._guard.finding()]
+        rates = await self._fabric.in_layer("look for queues", shaper.finding)
+        return [*await self._fabric.findings(self.networks.values()), self._guard.finding(), rates]
 
     async def nameservers(self) -> list[str]:
         """The host's IPv4 resolvers but for those on loopback; empty when it has no other."""
@@ -162,6 +164,7 @@ class BridgeDriver:
             if port.firewalls:
                 seat.route.send(rtnetlink.set_bridge_filtered(bridge_name(port.network), True))
             make(seat)
+            shaper.shape(seat, port, self._network(port).mtu)
 
         try:
             await self._fabric.in_layer(f"attach port {port.id}", add)
@@ -187,6 +190,7 @@ class BridgeDriver:
             self._publisher.forget({forward.owner for forward in self._publisher.forwards} - {port})
             await self._restore()
         await self._fabric.sweep(port_name(port))
+        await self._fabric.sweep(shaper_name(port))
         self.ports.pop(port, None)
 
     async def publish(self, port: DesiredPort) -> list[Publish]:
@@ -203,11 +207,26 @@ class BridgeDriver:
         await self._restore()
         return await self._publisher.publish(port)
 
+    async def shape(self, port: DesiredPort) -> None:
+        """Have exactly the ceilings of *port* in force on its link; without a link, none is.
+
+        :raise Unsupported: when this kernel cannot keep them.
+        """
+        mtu = self._network(port).mtu
+        await self._fabric.in_layer(f"limit the rate of port {port.id}", lambda seat: shaper.shape(seat, port, mtu))
+        self.ports[port.id] = port
+
+    async def rates(self, port: str) -> Rates:
+        """What is in force for the port with this id, and what passes."""
+        return await self._fabric.in_layer("read rates", lambda seat: shaper.rates(seat, port))
+
     async def inventory(self) -> set[str]:
         """Ids of ports that have a link or a rule here, read from the kernel."""
         labels = await self._fabric.in_layer(
             "look for ports",
-            lambda seat: {link.alias for link in seat.route.links() if link.name.startswith(PORT_PREFIX)},
+            lambda seat: {
+                link.alias for link in seat.route.links() if link.name.startswith((PORT_PREFIX, SHAPER_PREFIX))
+            },
         )
         owners = {
             owner
@@ -253,6 +272,9 @@ class BridgeDriver:
             link, bridge = links.get(port_name(port.id)), bridges.get(port.network)
             if link is not None and bridge is not None and (link.master != bridge or not link.up):
                 seat.route.send(rtnetlink.set_link(link.name, master=bridge))
+        for port in self.ports.values():
+            if port_name(port.id) in links and port.network in self.networks:
+                shaper.shape(seat, port, self.networks[port.network].mtu)
 
     async def teardown(self) -> None:
         """Remove everything that bears the mark, the uplink too; works without :meth:`open`."""

@@ -36,12 +36,31 @@ class DesiredNetwork(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class DesiredPort(msgspec.Struct, kw_only=True, frozen=True):
+    """``rate_in`` and ``rate_out`` are ceilings in bits a second, of frames as they are on the link."""
+
     id: str
     network: str
     address: str
     mac: str
     publish: list[Publish]
     firewalls: list[str] = []
+    rate_in: int | None = None
+    rate_out: int | None = None
+
+
+class Rate(msgspec.Struct, kw_only=True, frozen=True):
+    """A ceiling in force, in bits a second, and what passed it in the last second; *evidence* says where both were read."""
+
+    ceiling: int
+    measured: int
+    evidence: str
+
+
+class Rates(msgspec.Struct, kw_only=True, frozen=True):
+    """Of one port; ``None`` where nothing holds it back. ``into`` is what comes in to the instance."""
+
+    into: Rate | None = None
+    out_of: Rate | None = None
 
 
 class NetworkDriver(Protocol):
@@ -86,6 +105,17 @@ class NetworkDriver(Protocol):
 
     async def detach(self, port: str) -> None:
         """Remove link and rules of the port with this id; gone already is fine."""
+        ...
+
+    async def shape(self, port: DesiredPort) -> None:
+        """Have exactly the ceilings of *port* in force, if it is attached; attaching does the same.
+
+        :raise Unsupported: when this host cannot keep them.
+        """
+        ...
+
+    async def rates(self, port: str) -> Rates:
+        """What holds the port with this id back, read from what is in force."""
         ...
 
     async def inventory(self) -> set[str]:

@@ -12,7 +12,7 @@ from lamella.host.compute.driver import Home
 from lamella.host.linux.room import Room
 from lamella.host.network import forwarding, plan, rtnetlink, rules, state, uplink
 from lamella.host.network.driver import DesiredNetwork
-from lamella.host.network.names import BRIDGE_PREFIX, PORT_PREFIX, uplink_names
+from lamella.host.network.names import BRIDGE_PREFIX, PORT_PREFIX, SHAPER_PREFIX, uplink_names
 from lamella.host.network.namespace import Namespace, Seat
 from lamella.host.network.nft import NftError
 from lamella.host.network.plan import Element, Transfer
@@ -165,7 +165,7 @@ class Fabric:
                 for family in ("bridge", "ip"):
                     seat.nft.run(f"add table {family} {table}\ndelete table {family} {table}")
             for link in seat.route.links():
-                if link.name.startswith((PORT_PREFIX, BRIDGE_PREFIX)) or link.name == self._names[1]:
+                if link.name.startswith((PORT_PREFIX, BRIDGE_PREFIX, SHAPER_PREFIX)) or link.name == self._names[1]:
                     seat.route.send(rtnetlink.delete_link(link.name))
 
         await self.in_layer("remove the layer's network", in_layer)

@@ -7,6 +7,9 @@ _TAIL = 12
 
 BRIDGE_PREFIX = "lam"
 PORT_PREFIX = "lap"
+ROUTER_PREFIX = "lar"
+GATEWAY_PREFIX = "lag"
+SHAPER_PREFIX = "laq"
 
 
 def bridge_name(network: str) -> str:
@@ -17,6 +20,21 @@ def bridge_name(network: str) -> str:
 def port_name(port: str) -> str:
     """The link of the port with id *port* on our side, in the layer's namespace."""
     return PORT_PREFIX + port[-_TAIL:]
+
+
+def shaper_name(port: str) -> str:
+    """The ifb that holds back what the port with id *port* sends, in the layer's namespace."""
+    return SHAPER_PREFIX + port[-_TAIL:]
+
+
+def router_name(router: str) -> str:
+    """The layer's end of the link to the router with id *router*."""
+    return ROUTER_PREFIX + router[-_TAIL:]
+
+
+def gateway_name(network: str) -> str:
+    """Both ends of a router's leg on the network with id *network*: one in the bridge, one in the router's namespace."""
+    return GATEWAY_PREFIX + network[-_TAIL:]
 
 
 def uplink_names(mark: str) -> tuple[str, str]:

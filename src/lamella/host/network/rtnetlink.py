@@ -20,13 +20,15 @@ _ROUTE = struct.Struct("=8BI")
 _ATTRIBUTE = struct.Struct("=HH")
 
 _REQUEST, _ACK, _DUMP, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x300, 0x200, 0x400
+_ECHO = 0x8
 _ACK_TLVS = 0x200
 _ERROR, _DONE = 2, 3
 _NEW_LINK, _DELETE_LINK, _GET_LINK = 16, 17, 18
-_NEW_ADDRESS, _NEW_ROUTE, _GET_ROUTE = 20, 24, 26
+_NEW_ADDRESS, _DELETE_ADDRESS, _NEW_ROUTE, _DELETE_ROUTE, _GET_ROUTE = 20, 21, 24, 25, 26
 
 _IFLA_ADDRESS, _IFLA_NAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 10, 18
 _IFLA_ALIAS, _IFLA_STATS64, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 20, 23, 28, 29
+_IFLA_TX_QUEUES = 31
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _BRIDGE_FORWARD_DELAY, _BRIDGE_STP, _BRIDGE_MCAST_SNOOPING, _BRIDGE_CALL_IPTABLES = 1, 5, 23, 36
 _SKIP_STATS = 1 << 3
@@ -53,15 +55,17 @@ class Link(msgspec.Struct, kw_only=True, frozen=True):
     master: int
     mtu: int
     up: bool
+    mac: str = ""
     received: int = 0
     sent: int = 0
 
 
 class Route(msgspec.Struct, frozen=True):
-    """Where to, and by the link with which index (0: by several or by none)."""
+    """Where to, by the link with which index (0: by several or by none), and by which gateway there (``None``: straight)."""
 
     destination: IPv4Network
     link: int
+    gateway: IPv4Address | None = None
 
 
 class RouteSocket:
@@ -125,8 +129,13 @@ class RouteSocket:
             attributes = dict(_attributes(body, _ROUTE.size))
             if kind == _NEW_ROUTE and 1 in attributes:
                 link = int.from_bytes(attributes.get(4, b""), "little")
-                found.append(Route(IPv4Network((attributes[1], length)), link))
+                gateway = IPv4Address(attributes[5]) if 5 in attributes else None
+                found.append(Route(IPv4Network((attributes[1], length)), link, gateway))
         return found
+
+    def ask(self, kind: int, body: bytes, *, dump: bool = False) -> list[tuple[int, bytes]]:
+        """What the kernel answers to a message of another theme: kind and body of each. :raise OSError: when it refuses."""
+        return list(self._ask(kind, _REQUEST | (_DUMP if dump else _ACK | _ECHO), body))
 
     def _dump(self, kind: int, body: bytes) -> Iterator[tuple[int, bytes]]:
         return self._ask(kind, _REQUEST | _DUMP, body)
@@ -179,6 +188,23 @@ def add_veth(
     return Request(_NEW_LINK, _REQUEST | _CREATE | _EXCLUSIVE, near + _info("veth", _attribute(_VETH_PEER, far)))
 
 
+def add_ifb(name: str, *, mtu: int, alias: str) -> Request:
+    """A link for queues alone, up: what is led to it goes on from where it came. One that is there already is fine."""
+    body = _link_header(up=True) + _text(_IFLA_NAME, name) + _number(_IFLA_MTU, mtu)
+    body += _attribute(_IFLA_ALIAS, alias.encode()) + _info("ifb", b"")
+    return Request(_NEW_LINK, _REQUEST | _CREATE | _EXCLUSIVE, body, (errno.EEXIST,))
+
+
+def knows_kind(route: RouteSocket, kind: str) -> bool:
+    """Whether the kernel has links of that kind; no link is made: one with so many queues is refused."""
+    body = _link_header() + _text(_IFLA_NAME, "lamella-none") + _number(_IFLA_TX_QUEUES, 1 << 20) + _info(kind, b"")
+    try:
+        route.send(Request(_NEW_LINK, _REQUEST | _CREATE | _EXCLUSIVE, body))
+    except OSError as error:
+        return error.errno != errno.EOPNOTSUPP
+    return True
+
+
 def add_bridge(name: str, *, mac: str, mtu: int) -> Request:
     """A bridge that forwards at once and floods multicast; one that is there already is fine."""
     data = _number(_BRIDGE_FORWARD_DELAY, 0) + _number(_BRIDGE_STP, 0)
@@ -202,6 +228,7 @@ def set_link(
     master: int | None = None,
     mtu: int = 0,
     alias: str = "",
+    mac: str = "",
     allowed: tuple[int, ...] = (),
 ) -> Request:
     """Change the link *name*; ``alias`` is what people and :meth:`RouteSocket.links` read of it."""
@@ -212,6 +239,8 @@ def set_link(
         body += _number(_IFLA_MTU, mtu)
     if alias:
         body += _attribute(_IFLA_ALIAS, alias.encode())
+    if mac:
+        body += _attribute(_IFLA_ADDRESS, _mac(mac))
     return Request(_NEW_LINK, _REQUEST, body, allowed)
 
 
@@ -229,12 +258,33 @@ def add_address(index: int, address: IPv4Interface) -> Request:
     return Request(_NEW_ADDRESS, _REQUEST | _CREATE | _EXCLUSIVE, body, (errno.EEXIST,))
 
 
+def delete_address(index: int, address: IPv4Interface) -> Request:
+    """Take an address from the link; gone already is fine."""
+    body = _ADDRESS.pack(socket.AF_INET, address.network.prefixlen, 0, 0, index) + _attribute(2, address.ip.packed)
+    return Request(_DELETE_ADDRESS, _REQUEST, body, (errno.EADDRNOTAVAIL,))
+
+
 def add_default_route(gateway: IPv4Address, index: int) -> Request:
     """The default route by *gateway*; there already is fine."""
+    return add_route(IPv4Network("0.0.0.0/0"), index, gateway)
+
+
+def add_route(destination: IPv4Network, index: int, gateway: IPv4Address) -> Request:
+    """The route to *destination* by *gateway*, on the link with that index; there already is fine."""
+    return Request(_NEW_ROUTE, _REQUEST | _CREATE | _EXCLUSIVE, _route(destination, index, gateway), (errno.EEXIST,))
+
+
+def delete_route(destination: IPv4Network, index: int, gateway: IPv4Address) -> Request:
+    """Remove what :func:`add_route` made; gone already is fine."""
+    return Request(_DELETE_ROUTE, _REQUEST, _route(destination, index, gateway), (errno.ESRCH,))
+
+
+def _route(destination: IPv4Network, index: int, gateway: IPv4Address) -> bytes:
     main, boot, universe, unicast = 254, 3, 0, 1
-    body = _ROUTE.pack(socket.AF_INET, 0, 0, 0, main, boot, universe, unicast, 0)
-    body += _attribute(5, gateway.packed) + _number(4, index)
-    return Request(_NEW_ROUTE, _REQUEST | _CREATE | _EXCLUSIVE, body, (errno.EEXIST,))
+    body = _ROUTE.pack(socket.AF_INET, destination.prefixlen, 0, 0, main, boot, universe, unicast, 0)
+    if destination.prefixlen:
+        body += _attribute(1, destination.network_address.packed)
+    return body + _attribute(5, gateway.packed) + _number(4, index)
 
 
 def _link_header(*, up: bool = False) -> bytes:
@@ -300,6 +350,7 @@ def _link(body: bytes) -> Link:
         master=int.from_bytes(attributes.get(_IFLA_MASTER, b""), "little"),
         mtu=int.from_bytes(attributes.get(_IFLA_MTU, b""), "little"),
         up=bool(flags & _UP),
+        mac=attributes.get(_IFLA_ADDRESS, b"").hex(":"),
         received=received,
         sent=sent,
     )
