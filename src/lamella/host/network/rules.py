@@ -1,6 +1,6 @@
 """The text of the rules in the two namespaces. They never change while the layer runs: ports are elements (``plan``)."""
 
-from lamella.host.network.names import BRIDGE_PREFIX
+from lamella.host.network.names import BRIDGE_PREFIX, GATEWAY_PREFIX, ROUTER_PREFIX
 from lamella.host.network.plan import Transfer
 
 
@@ -18,6 +18,7 @@ def host_rules(table: str, uplink: str, between: Transfer) -> str:
 add table ip {table}
 add map ip {table} specific {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
 add map ip {table} wildcard {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+add set ip {table} floating {{ type ipv4_addr; }}
 add chain ip {table} published
 add chain ip {table} guard {{ type filter hook prerouting priority raw; policy accept; }}
 add chain ip {table} prerouting {{ type nat hook prerouting priority dstnat; policy accept; }}
@@ -25,7 +26,7 @@ add chain ip {table} output {{ type nat hook output priority -100; policy accept
 add chain ip {table} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
 flush table ip {table}
 add rule ip {table} guard iifname "{uplink}" ip daddr 127.0.0.0/8 drop
-add rule ip {table} guard iifname "{uplink}" ip saddr != {inner} drop
+add rule ip {table} guard iifname "{uplink}" ip saddr != {inner} ip saddr != @floating drop
 add rule ip {table} guard tcp flags & (fin | syn | rst | psh | ack | urg) == 0 drop
 add rule ip {table} prerouting fib daddr type local jump published
 add rule ip {table} output fib daddr type local jump published
@@ -42,11 +43,14 @@ def layer_rules(table: str, uplink: str) -> str:
     Instances reach their own network and, unless that is isolated, masqueraded whatever the host reaches but for link-local
     addresses (a cloud's metadata service gives out the host's credentials there); of the layer itself they reach an echo and
     nothing else.
+    Routers are joined by links of their own and have rules of their own (``routers.rules``). What lies behind a port by their routes, that
+    port may send as (``routed``).
     """
-    bridges = f'"{BRIDGE_PREFIX}*"'
+    bridges, routers, gateways = (f'"{prefix}*"' for prefix in (BRIDGE_PREFIX, ROUTER_PREFIX, GATEWAY_PREFIX))
     return f"""
 add table bridge {table}
 add set bridge {table} known {{ type ifname . ether_addr . ipv4_addr; }}
+add set bridge {table} routed {{ type ifname . ether_addr . ipv4_addr; flags interval; }}
 add chain bridge {table} prerouting {{ type filter hook prerouting priority -200; policy drop; }}
 add table ip {table}
 add map ip {table} inbound {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
@@ -61,6 +65,8 @@ flush table ip {table}
 add rule bridge {table} prerouting ether type ip iifname . ether saddr . ip saddr @known accept
 add rule bridge {table} prerouting ether type arp iifname . arp saddr ether . arp saddr ip @known \
 iifname . ether saddr . arp saddr ip @known accept
+add rule bridge {table} prerouting iifname {gateways} ether type {{ ip, arp }} accept
+add rule bridge {table} prerouting ether type ip iifname . ether saddr . ip saddr @routed accept
 add rule ip {table} prerouting iifname "{uplink}" dnat ip to meta l4proto . th dport map @inbound
 add rule ip {table} postrouting oifname "{uplink}" masquerade
 add rule ip {table} input iifname "lo" accept
@@ -71,6 +77,10 @@ add rule ip {table} forward ct state invalid drop
 add rule ip {table} forward iifname . oifname @bridged accept
 add rule ip {table} forward ip daddr 169.254.0.0/16 drop
 add rule ip {table} forward iifname "{uplink}" ct status dnat accept
+add rule ip {table} forward iifname "{uplink}" oifname {routers} accept
 add rule ip {table} forward iifname @isolated drop
 add rule ip {table} forward iifname {bridges} oifname "{uplink}" accept
+add rule ip {table} forward iifname {bridges} oifname {routers} accept
+add rule ip {table} forward iifname {routers} oifname "{uplink}" accept
+add rule ip {table} forward iifname {routers} oifname {routers} accept
 """
