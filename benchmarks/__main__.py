@@ -19,6 +19,8 @@ from benchmarks import (
     limits,
     microvm,
     move,
+    network,
+    network_ports,
     unikernel,
     vm,
     wasm,
@@ -39,6 +41,8 @@ GROUPS = (
     "disk",
     "limits",
     "move",
+    "network",
+    "ports",
 )
 
 
@@ -85,6 +89,10 @@ def main() -> int:
             rows += limits.rows(layer, max(3, args.runs // 5))
         if "move" in chosen:
             rows += move.rows(layer, max(4, args.runs // 3))
+        if "network" in chosen:
+            rows += network.rows(layer, args.runs)
+    if "ports" in chosen:
+        rows += network_ports.rows(args.runs)
     if "clone" in chosen:
         rows += clone.rows(args.runs)
     if "disk" in chosen:
