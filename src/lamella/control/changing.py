@@ -4,6 +4,7 @@ from lamella.control.devices import change_of, new_port, new_volume
 from lamella.control.fitting import PLUGGABLE
 from lamella.control.lookup import find_image
 from lamella.control.network.firewalls import firewalls_of
+from lamella.control.network.rates import change_rates
 from lamella.control.storage.attaching import attach, check_idle, resolve
 from lamella.model.board import Cdrom
 from lamella.model.errors import Conflict, NotFound, Unsupported
@@ -96,6 +97,7 @@ def change_devices(tx: Transaction, instance: Instance, wanted: InstanceSpec) ->
             status.ports[nic.name or ""] = port.id
     for name in change.nics_dropped:
         status.retired.append(status.ports.pop(name))
+    change_rates(tx, instance, wanted)
     status.cdroms = {drive.name: drive_image(tx, instance.project, drive).status.digest for drive in wanted.cdroms}
 
 
@@ -111,6 +113,7 @@ def undo(tx: Transaction, changed: Instance, before: Instance) -> None:
         attach(tx, instance, resolve(tx, instance.project, before.spec))
         instance = tx.update(instance)
         status = instance.status
+    change_rates(tx, instance, before.spec)
     instance.spec = before.spec
     status.disks, status.ports, status.cdroms = old.disks, old.ports, old.cdroms
     # What was asked for and never came goes as what is taken out does.

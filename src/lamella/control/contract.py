@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from lamella.control.levels import EMULATED, LEVELS, NEVER_PROMISED
+from lamella.control.network.rates import lines_of
 from lamella.control.storage.promises import Promised, guarantees_of, limits_of
 from lamella.model.contract import LIMIT, Contract, Line, Mechanism, Replica
 from lamella.model.instance import Instance, Phase
@@ -36,7 +37,11 @@ def contract_of(
         observed=running and bool(mechanisms),
         isolation=[item for item in mechanisms if not item.name.startswith(LIMIT)],
         guarantees=[*_guarantees(instance), *(line for item in volumes for line in guarantees_of(item))],
-        limits=[*_limits(instance, read), *(limits_of(item, running=running) for item in volumes)],
+        limits=[
+            *_limits(instance, read),
+            *lines_of(instance.spec, read),
+            *(limits_of(item, running=running) for item in volumes),
+        ],
         accelerator=status.accelerator or "none needed: instructions run on the host's processor",
         accelerator_reason=status.accelerator_reason,
         not_promised=not_promised,

@@ -23,8 +23,10 @@ from lamella.control.lookup import find_image, find_instance, need_project
 from lamella.control.merging import merge_labels, merge_patch
 from lamella.control.naming import new_name
 from lamella.control.network.firewalls import firewalls_of
+from lamella.control.network.rates import rates_of, without
 from lamella.control.placement import Placement, place
 from lamella.control.storage.attaching import Named, able_hosts, attach, resolve
+from lamella.model import bit_rate
 from lamella.model.errors import (
     Conflict,
     DeadlineExceeded,
@@ -244,8 +246,11 @@ class Instances:
     def _replace_spec(self, tx: Transaction, who: Principal, instance: Instance, wanted: InstanceSpec) -> None:
         normalise(wanted)
         level = instance.spec.isolation
+        plugged, unchanged = (
+            msgspec.structs.replace(spec, nics=without(spec.nics)) for spec in (wanted, instance.spec)
+        )
         for field in DEVICES if level not in PLUGGABLE else ():
-            if getattr(wanted, field) != getattr(instance.spec, field):
+            if getattr(plugged, field) != getattr(unchanged, field):
                 raise Unsupported(
                     f"a {level} keeps the devices that it was made with: spec.{field} cannot be changed",
                     hint="--isolation vm takes devices and gives them back while it runs",
@@ -258,9 +263,11 @@ class Instances:
                     hint="remove it and run it anew",
                     field=f"spec.{field}",
                 )
-        if wanted.nics[:1] != instance.spec.nics[:1]:
+        if plugged.nics[:1] != unchanged.nics[:1]:
             raise Unsupported(
-                "the first NIC of an instance stays as it is", hint="plug in another one", field="spec.nics"
+                "the first NIC of an instance stays as it is, but for its rates",
+                hint="plug in another one",
+                field="spec.nics",
             )
         for field in AT_REST:
             changed = getattr(wanted, field) != getattr(instance.spec, field)
@@ -283,6 +290,14 @@ class Instances:
                         chosen=_limit(field, after),
                         because=f"set by hand; was {_limit(field, before)}",
                     )
+                )
+        before, after = rates_of(instance.spec), rates_of(wanted)
+        for subject in sorted(before.keys() | after.keys()):
+            was, is_now = (bit_rate.format(rates[subject]) if subject in rates else "none" for rates in (before, after))
+            if was != is_now:
+                because = f"set by hand; was {was}"
+                instance.status.decisions.append(
+                    Decision(at=now(), what=f"limit {subject}", chosen=is_now, because=because)
                 )
         change_devices(tx, instance, wanted)
         if wanted.volumes != instance.spec.volumes:

@@ -10,6 +10,7 @@ from contextlib import aclosing, suppress
 from datetime import datetime
 from typing import TypeVar, cast
 
+from lamella.host.ceilings import ceilings
 from lamella.host.compute.driver import ComputeDriver, DerivesImages, HasMachine, HasScreen, Home, TakesTap
 from lamella.host.facts import read_facts
 from lamella.host.images.library import Credentials, ImageLibrary, Progress
@@ -336,7 +337,8 @@ class Agent:
         return dict(item for item in found if item is not None)
 
     async def mechanisms(self, id: str) -> list[Mechanism]:
-        return await (await self._worker(id)).driver.mechanisms(id)
+        worker = await self._worker(id)
+        return [*await worker.driver.mechanisms(id), *await ceilings(self.network, worker.asked)]
 
     # What only some levels have
 

@@ -93,6 +93,7 @@ class Worker:
         self._told: bytes = b""
         self._events: list[tuple[str, str]] = []
         self._applied: Limits | None = None
+        self._rates: dict[str, tuple[int | None, int | None]] = {}
         self._assembly = Assembly(self.id, library=wings.library, network=wings.network, storage=wings.storage_wing)
         self._wake = asyncio.Event()
         self._plugged = True
@@ -189,6 +190,8 @@ class Worker:
                 if self._plugged and (seen is None or seen.phase is Phase.STOPPED):
                     # What has ended holds no link and no published port.
                     await self._unplug(asked)
+                elif seen is not None and seen.phase in (Phase.RUNNING, Phase.PAUSED):
+                    await self._shape(asked)
                 self._settle(asked.instance.generation)
                 return chosen.again_in
             try:
@@ -261,6 +264,14 @@ class Worker:
             if port.publish:
                 self._status.published = await self._wings.network.publish(port)
         log.debug("%s prepared in %.1f ms", self.id, (time.perf_counter() - began) * 1e3)
+
+    async def _shape(self, asked: Assignment) -> None:
+        """Ceilings of what runs: those that are asked for now, also when somebody took them away. Starting put them in force."""
+        for port in _ports(asked):
+            rates = (port.spec.rate_in, port.spec.rate_out)
+            if rates != (None, None) or self._rates.get(port.id) != rates:
+                await self._wings.network.shape(desired_port(port))
+                self._rates[port.id] = rates
 
     async def _rewire(self, asked: Assignment) -> None:
         if not isinstance(self.driver, TakesDevices):

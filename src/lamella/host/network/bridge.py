@@ -212,7 +212,7 @@ class BridgeDriver:
 
         :raise Unsupported: when this kernel cannot keep them.
         """
-        mtu = self._network(port).mtu
+        mtu = 0 if port.rate_in is None and port.rate_out is None else self._network(port).mtu
         await self._fabric.in_layer(f"limit the rate of port {port.id}", lambda seat: shaper.shape(seat, port, mtu))
         self.ports[port.id] = port
 
