@@ -15,7 +15,7 @@ from lamella.host.compute.driver import ComputeDriver, DerivesImages, HasMachine
 from lamella.host.facts import read_facts
 from lamella.host.images.library import Credentials, ImageLibrary, Progress
 from lamella.host.journal import Journal
-from lamella.host.machine import desired_network, desired_port
+from lamella.host.machine import desired_network, desired_port, residents_of
 from lamella.host.network.driver import DesiredPort, NetworkDriver
 from lamella.host.reporter import Reporter
 from lamella.host.storage.wing import Storage
@@ -161,6 +161,7 @@ class Agent:
         await self.storage_wing.use_pools(news.pools)
         await self._use_networks(news.networks)
         await self._use_firewalls(news)
+        await self._use_residents(news)
         for assignment in news.instances:
             self._assign(assignment, self._reporter)
         for id in news.gone:
@@ -199,6 +200,12 @@ class Agent:
             await self.network.protect(self._firewalls, [port for ports in self._ports.values() for port in ports])
         except LamellaError as error:
             log.error("firewalls: %s", error)
+
+    async def _use_residents(self, news: Assignments) -> None:
+        """The services of networks know an instance before it is begun, as far as they are quick enough: nobody waits for them."""
+        asked = {id: worker.asked for id, worker in self._workers.items() if id not in news.gone}
+        asked |= {assignment.instance.id: assignment for assignment in news.instances}
+        await self.network.serve([resident for one in asked.values() for resident in residents_of(one)])
 
     def _assign(self, assignment: Assignment, reporter: Reporter) -> None:
         id = assignment.instance.id

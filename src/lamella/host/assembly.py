@@ -49,7 +49,7 @@ class Assembly:
             held = await self._library.rootfs(digest)
             drives[name] = next(a for a in held.artifacts if a.kind is ArtifactKind.CDROM)
         volumes = [await self._attached(asked, mount) for mount in asked.instance.spec.volumes]
-        nameservers = await self._network.nameservers() if asked.port is not None else []
+        nameservers = await self._network.nameservers(asked.port.spec.network) if asked.port is not None else []
         parts = Parts(rootfs=rootfs, disk=disk, disks=disks, volumes=volumes, drives=drives, nameservers=nameservers)
         return machine_of(asked, parts)
 

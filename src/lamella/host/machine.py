@@ -3,7 +3,7 @@
 import msgspec
 
 from lamella.host.compute.driver import DataDisk, DriveImage, Machine, MountedVolume, NamedNic, Rootfs, StoredArtifact
-from lamella.host.network.driver import Attachment, DesiredNetwork, DesiredPort
+from lamella.host.network.driver import Attachment, DesiredNetwork, DesiredPort, Resident
 from lamella.host.plan import limits_of
 from lamella.host.storage.driver import VolumeHandle
 from lamella.model.assignment import Assignment
@@ -56,6 +56,19 @@ def desired_port(port: Port) -> DesiredPort:
         rate_in=spec.rate_in,
         rate_out=spec.rate_out,
     )
+
+
+def residents_of(asked: Assignment) -> list[Resident]:
+    """What the services of its networks tell of an instance, by each of its ports."""
+    instance = asked.instance
+    found: list[Resident] = []
+    for port in (asked.port, *asked.ports.values()):
+        network = asked.networks.get(port.spec.network) if port is not None else None
+        if port is not None and network is not None:
+            # On a network that several projects use, only those of its own have a name of one part.
+            name = (instance.name,) if network.project == instance.project else (instance.name, instance.project)
+            found.append(Resident(port=desired_port(port), name=name))
+    return found
 
 
 def attachment_of(port: Port, network: Network) -> Attachment:

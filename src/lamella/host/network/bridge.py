@@ -10,13 +10,15 @@ from pathlib import Path
 
 from lamella.host.compute.driver import Home
 from lamella.host.network import attach, plan, resolvers, rtnetlink, state
-from lamella.host.network.driver import Attachment, DesiredNetwork, DesiredPort, Rates
+from lamella.host.network.driver import Attachment, DesiredNetwork, DesiredPort, Rates, Resident
 from lamella.host.network.fabric import Fabric, rules_refused
 from lamella.host.network.guard.guard import Guard
 from lamella.host.network.names import BRIDGE_PREFIX, PORT_PREFIX, SHAPER_PREFIX, bridge_name, port_name, shaper_name
 from lamella.host.network.namespace import Seat
 from lamella.host.network.plan import Element
 from lamella.host.network.publishing import Publisher
+from lamella.host.network.services.plan import Site
+from lamella.host.network.services.services import Services
 from lamella.host.network.traffic import shaper
 from lamella.model.errors import NotFound, Unavailable
 from lamella.model.firewall import FirewallSpec
@@ -33,7 +35,9 @@ class BridgeDriver:
 
     name = "bridge"
 
-    def __init__(self, home: Home, netns: Path | None = None) -> None:
+    def __init__(
+        self, home: Home, netns: Path | None = None, upstream: tuple[Path, ...] = resolvers.SOURCES
+    ) -> None:
         self.networks: dict[str, DesiredNetwork] = {}
         self.ports: dict[str, DesiredPort] = {}
         self._fabric = Fabric(home, netns)
@@ -42,6 +46,7 @@ class BridgeDriver:
         self._described: dict[str, list[Element]] = {}
         self._guard = Guard(self._fabric)
         self._asked: tuple[Mapping[str, FirewallSpec], list[DesiredPort]] = {}, []
+        self._services = Services(home, self._fabric, lambda: list(self.networks.values()), _site, upstream)
 
     async def open(self) -> list[Capability]:
         """Make the uplink and the rules, or find them with what ports there are; then look for what stands in the way.
@@ -56,18 +61,23 @@ class BridgeDriver:
         return await self.findings()
 
     async def close(self) -> None:
-        """Let go; links and rules stay in force."""
+        """Let go; links, rules and services stay in force."""
+        await self._services.close()
         await self._fabric.close()
         self._publisher.close()
 
     async def findings(self) -> list[Capability]:
         """How the network stands on this host: the uplink, who forbids forwarding, which subnets shadow the host's routes."""
         rates = await self._fabric.in_layer("look for queues", shaper.finding)
-        return [*await self._fabric.findings(self.networks.values()), self._guard.finding(), rates]
+        return [*await self._fabric.findings(self.networks.values()), self._guard.finding(), self._services.finding(), rates]
 
-    async def nameservers(self) -> list[str]:
-        """The host's IPv4 resolvers but for those on loopback; empty when it has no other."""
-        return await asyncio.to_thread(resolvers.nameservers)
+    async def serve(self, residents: Iterable[Resident]) -> None:
+        """Have DHCP and DNS know exactly these, on the networks that are here; it is made so beside."""
+        self._services.use(residents)
+
+    async def nameservers(self, network: str) -> list[str]:
+        """The network's gateway where dnsmasq answers there; else the host's IPv4 resolvers but for those on loopback, if it has any."""
+        return await asyncio.to_thread(self._services.nameservers, network)
 
     # --- networks
 
@@ -81,6 +91,7 @@ class BridgeDriver:
         await self._describe(network.id, plan.of_network(network))
         await self._fabric.in_layer(f"make network {network.name}", lambda seat: attach.ensure_bridge(seat, network))
         self.networks[network.id] = network
+        self._services.wake()
 
     async def _describe(self, id: str, wanted: list[Element]) -> None:
         """Have exactly the elements *wanted* say what the network is."""
@@ -112,6 +123,7 @@ class BridgeDriver:
                 await self._describe(id, [])
                 await self._fabric.sweep(bridge_name(id))
                 self.networks.pop(id, None)
+                self._services.wake()
 
     # --- firewalls
 
@@ -259,6 +271,7 @@ class BridgeDriver:
         self._publisher.forget(set(self.ports))
         await self._restore()
         await self._fabric.in_layer("repair links", self._relink)
+        self._services.lost()
         self._guard.lost()
         await self._guard.protect(*self._asked)
         for port in list(self.ports.values()):
@@ -278,6 +291,7 @@ class BridgeDriver:
 
     async def teardown(self) -> None:
         """Remove everything that bears the mark, the uplink too; works without :meth:`open`."""
+        await self._services.teardown()
         await self._fabric.teardown()
         self._publisher.close()
         self._publisher.forwards = []
@@ -294,6 +308,10 @@ class BridgeDriver:
         if network is None:
             raise NotFound(f"network {port.network} of port {port.id} is not on this host", hint="ensure it first")
         return network
+
+
+def _site(network: DesiredNetwork) -> Site:
+    return Site(interface=bridge_name(network.id), gateway=network.gateway)
 
 
 def _attachment(port: DesiredPort, network: DesiredNetwork) -> Attachment:

@@ -63,6 +63,13 @@ class Rates(msgspec.Struct, kw_only=True, frozen=True):
     out_of: Rate | None = None
 
 
+class Resident(msgspec.Struct, kw_only=True, frozen=True):
+    """Who is at a port: what the services of its network tell of it. ``name`` is its DNS name below the network's domain, in parts."""
+
+    port: DesiredPort
+    name: tuple[str, ...]
+
+
 class NetworkDriver(Protocol):
     """The constructor is called as ``Driver(home)``."""
 
@@ -126,8 +133,12 @@ class NetworkDriver(Protocol):
         """Put links and rules of exactly these in force again, whatever somebody did to them."""
         ...
 
-    async def nameservers(self) -> list[str]:
-        """Resolvers that an instance can reach."""
+    async def serve(self, residents: Iterable[Resident]) -> None:
+        """Have names and addresses of exactly these on the networks that are here. Returns at once: it is made so beside."""
+        ...
+
+    async def nameservers(self, network: str) -> list[str]:
+        """Resolvers that an instance on the network with this id can reach."""
         ...
 
     async def counters(self, port: str) -> tuple[int, int]:

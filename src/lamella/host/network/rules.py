@@ -3,6 +3,9 @@
 from lamella.host.network.names import BRIDGE_PREFIX, GATEWAY_PREFIX, ROUTER_PREFIX
 from lamella.host.network.plan import Transfer
 
+# What the services' rules (services/rules.py) mark a request for an address with: its sender has none yet.
+ASKS_FOR_ADDRESS = 0x64686370
+
 
 def host_rules(table: str, uplink: str, between: Transfer) -> str:
     """The host's table, whole but for elements; running it again changes nothing that is in force.
@@ -42,7 +45,7 @@ def layer_rules(table: str, uplink: str) -> str:
 
     Instances reach their own network and, unless that is isolated, masqueraded whatever the host reaches but for link-local
     addresses (a cloud's metadata service gives out the host's credentials there); of the layer itself they reach an echo and
-    nothing else.
+    the services of their network.
     Routers are joined by links of their own and have rules of their own (``routers.rules``). What lies behind a port by their routes, that
     port may send as (``routed``).
     """
@@ -67,11 +70,14 @@ add rule bridge {table} prerouting ether type arp iifname . arp saddr ether . ar
 iifname . ether saddr . arp saddr ip @known accept
 add rule bridge {table} prerouting iifname {gateways} ether type {{ ip, arp }} accept
 add rule bridge {table} prerouting ether type ip iifname . ether saddr . ip saddr @routed accept
+add rule bridge {table} prerouting meta mark {ASKS_FOR_ADDRESS} ether type ip ip saddr 0.0.0.0 accept
 add rule ip {table} prerouting iifname "{uplink}" dnat ip to meta l4proto . th dport map @inbound
 add rule ip {table} postrouting oifname "{uplink}" masquerade
 add rule ip {table} input iifname "lo" accept
 add rule ip {table} input ct state established,related accept
 add rule ip {table} input icmp type echo-request accept
+add rule ip {table} input iifname {bridges} udp dport {{ 53, 67 }} accept
+add rule ip {table} input iifname {bridges} tcp dport 53 accept
 add rule ip {table} forward ct state established,related accept
 add rule ip {table} forward ct state invalid drop
 add rule ip {table} forward iifname . oifname @bridged accept

@@ -1,0 +1,287 @@
+"""Names and addresses told by the layer on its networks, to real clients in namespaces."""
+
+import asyncio
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+from name_questions import Refused, resolve
+from network_world import NETWORK, World, port
+
+from lamella.host.linux.cgroup import ROOT, Cgroups
+from lamella.host.linux.processes import start_time
+from lamella.host.network.bridge import BridgeDriver
+from lamella.host.network.driver import DesiredNetwork, DesiredPort, Resident
+from lamella.host.network.names import bridge_name
+from lamella.host.network.services import process
+from lamella.model.firewall import FirewallSpec, Rule
+from lamella.model.ids import new_id
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+
+GATEWAY = "10.83.0.1"
+BACK = DesiredNetwork(
+    id=new_id("network"), name="back", subnet="10.85.0.0/24", gateway="10.85.0.1", mtu=1400, isolated=True
+)
+
+Use = Callable[[BridgeDriver], Awaitable[None]]
+
+
+def on_back(number: int) -> DesiredPort:
+    mac = f"02:00:0a:55:00:{number:02x}"
+    return DesiredPort(id=new_id("port"), network=BACK.id, address=f"10.85.0.{number}/24", mac=mac, publish=[])
+
+
+@pytest.fixture
+def served(world: World) -> Iterator[World]:
+    """A world whose services end with the test."""
+    if process.program() is None:
+        pytest.skip("dnsmasq is not installed")
+    resolvers = world.home.path / "resolv.conf"
+    resolvers.write_text("nameserver 127.0.0.53\n")
+    try:
+        yield world
+    finally:
+
+        async def end() -> None:
+            await BridgeDriver(world.home, world.path("layer")).teardown()
+
+        world.inside("host", lambda: asyncio.run(end()))
+        Cgroups(ROOT, world.home.mark).remove()
+        assert not (world.home.run / "network" / "services").exists()
+
+
+def life(world: World, use: Use) -> None:
+    """One life of a daemon, whose host asks the resolvers of a file."""
+
+    async def run() -> None:
+        driver = BridgeDriver(world.home, world.path("layer"), (world.home.path / "resolv.conf",))
+        await driver.open()
+        try:
+            await driver.ensure_network(NETWORK)
+            await use(driver)
+        finally:
+            await driver.close()
+
+    world.inside("host", lambda: asyncio.run(run()))
+
+
+async def until(check: Callable[[], object], why: str = "") -> None:
+    """*check* is asked in a thread until what it returns is true; errors of sockets count as no."""
+    deadline = time.monotonic() + 40
+    while True:
+        try:
+            if await asyncio.to_thread(check):
+                return
+        except (OSError, Refused):
+            pass
+        assert time.monotonic() < deadline, why
+        await asyncio.sleep(0.05)
+
+
+async def join(world: World, driver: BridgeDriver, *ports: DesiredPort) -> None:
+    for index, one in enumerate(ports):
+        world.add(f"i{index}", loopback=False)
+        await driver.attach_namespace(one, world.path(f"i{index}"))
+
+
+def refuses(world: World, where: str, server: str, name: str) -> bool:
+    try:
+        resolve(world, where, server, name)
+    except Refused as error:
+        return error.code in (3, 5)
+    return False
+
+
+def rules(world: World) -> str:
+    words = ("ip", "netns", "exec", world.full("layer"), "nft", "list", "table", "ip", f"{world.home.mark}-s")
+    return subprocess.run(words, capture_output=True, text=True, timeout=20, check=False).stdout
+
+
+def lease(world: World, where: str, *, options: tuple[str, ...] = ("mtu", "staticroutes")) -> dict[str, str]:
+    """What a DHCP client in the namespace *where* is told; nothing when nobody answers it."""
+    script, told = world.home.path / "told.sh", world.home.path / f"told-{where}"
+    script.write_text(f'#!/bin/sh\n[ "$1" = bound ] && env >{told}\nexit 0\n')
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    told.unlink(missing_ok=True)
+    busybox = shutil.which("busybox")
+    assert busybox is not None
+    wanted = [word for option in options for word in ("-O", option)]
+    client = [busybox, "udhcpc", "-f", "-n", "-q", "-i", "eth0", "-t", "3", "-T", "1", *wanted, "-s", str(script)]
+    words = ["ip", "netns", "exec", world.full(where), *client]
+    subprocess.run(words, capture_output=True, timeout=60, check=False)
+    if not told.exists():
+        return {}
+    return dict(line.split("=", 1) for line in told.read_text().splitlines() if "=" in line)
+
+
+def test_names_of_a_network_are_told_on_that_network(served: World) -> None:
+    first, second, third = port(2), port(3), on_back(4)
+    known = [
+        Resident(port=first, name=("web_1.a",)),
+        Resident(port=second, name=("db", "shop")),
+        Resident(port=third, name=("store",)),
+    ]
+
+    async def use(driver: BridgeDriver) -> None:
+        await driver.ensure_network(BACK)
+        await join(served, driver, first, second, third)
+        await driver.serve(known)
+        assert await driver.nameservers(NETWORK.id) == [GATEWAY]
+        await until(lambda: resolve(served, "i0", GATEWAY, "web-1-a.default.internal") == ["10.83.0.2"])
+        await until(lambda: resolve(served, "i0", GATEWAY, "db.shop") == ["10.83.0.3"])
+        await until(lambda: resolve(served, "i1", GATEWAY, "web-1-a", tcp=True) == ["10.83.0.2"])
+        await until(lambda: resolve(served, "i2", BACK.gateway, "store.back.internal") == ["10.85.0.4"])
+        for where, server, name in (
+            ("i0", GATEWAY, "store.back.internal"),
+            ("i0", GATEWAY, "nobody.default.internal"),
+            ("i2", BACK.gateway, "web-1-a"),
+            # Isolated: names are no way out either.
+            ("i2", BACK.gateway, "example.org"),
+        ):
+            await until(lambda: refuses(served, where, server, name), name)  # noqa: B023
+        # Another network's gateway is an address of the same namespace, and does not answer.
+        with pytest.raises(OSError):
+            await asyncio.to_thread(resolve, served, "i2", GATEWAY, "web-1-a")
+
+        # They come and go while it runs, and nothing is started anew.
+        before = {one.pid for one in process.running(served.home)}
+        await driver.serve([Resident(port=second, name=("db",)), known[2]])
+        await until(lambda: resolve(served, "i0", GATEWAY, "db") == ["10.83.0.3"])
+        await until(lambda: refuses(served, "i0", GATEWAY, "web-1-a"))
+        assert {one.pid for one in process.running(served.home)} == before
+
+    life(served, use)
+
+
+def test_other_names_are_asked_of_the_hosts_resolvers(served: World) -> None:
+    one = port(2)
+
+    def answer() -> None:
+        """Of every name, the address 192.0.2.7."""
+        server = served.endpoint("internet", 2)
+        server.bind(("203.0.113.9", 53))
+        server.settimeout(None)
+        while True:
+            try:
+                asked, caller = server.recvfrom(512)
+            except OSError:
+                return
+            if not asked:
+                return
+            end = asked.index(b"\0", 12) + 5
+            head = asked[:2] + b"\x81\x80\0\1\0\1\0\0\0\0"
+            server.sendto(head + asked[12:end] + b"\xc0\x0c\0\1\0\1\0\0\0\1\0\4\xc0\0\2\7", caller)
+
+    async def use(driver: BridgeDriver) -> None:
+        await join(served, driver, one)
+        await driver.serve([Resident(port=one, name=("w1",))])
+        await until(lambda: refuses(served, "i0", GATEWAY, "www.example.org"))
+        (served.home.path / "resolv.conf").write_text("nameserver 203.0.113.9\n")
+        await until(lambda: resolve(served, "i0", GATEWAY, "www.example.org") == ["192.0.2.7"])
+        assert refuses(served, "i0", GATEWAY, "nobody.default.internal")
+
+    threading.Thread(target=answer, daemon=True).start()
+    life(served, use)
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_a_port_is_leased_its_own_address_and_no_other(served: World, guarded: bool) -> None:
+    firewall = {new_id("firewall"): FirewallSpec(inbound=[Rule()])} if guarded else {}
+    first, second = (replace(one, firewalls=list(firewall)) for one in (port(2), port(3)))
+
+    async def use(driver: BridgeDriver) -> None:
+        await driver.protect(firewall, [first, second])
+        await join(served, driver, first, second)
+        for where in ("i0", "i1"):
+            served.in_(where, "ip", "addr", "flush", "dev", "eth0")
+        await driver.serve([Resident(port=first, name=("w1",))])
+        await until(lambda: lease(served, "i0").get("ip") == "10.83.0.2")
+        told = await asyncio.to_thread(lease, served, "i0")
+        assert told["mask"] == "16" and told["mtu"] == "1500" and told["hostname"] == "w1"
+        assert told["router"] == told["dns"] == GATEWAY
+        assert told["staticroutes"].split() == ["169.254.169.254/32", GATEWAY, "0.0.0.0/0", GATEWAY]
+        # One that is not known is not answered; nor is one that says it is another.
+        assert not await asyncio.to_thread(lease, served, "i1")
+        served.in_("i1", "ip", "link", "set", "eth0", "address", first.mac)
+        assert not await asyncio.to_thread(lease, served, "i1")
+
+    life(served, use)
+
+
+def test_what_ends_is_back_and_outlives_the_daemon(served: World) -> None:
+    one = port(2)
+    pids: list[int] = []
+
+    async def begin(driver: BridgeDriver) -> None:
+        await join(served, driver, one)
+        await driver.serve([Resident(port=one, name=("w1",))])
+        await until(lambda: resolve(served, "i0", GATEWAY, "w1") == ["10.83.0.2"])
+        (first,) = process.running(served.home)
+        os.kill(first.pid, signal.SIGKILL)
+        await until(lambda: first.pid not in {each.pid for each in process.running(served.home)})
+        await until(lambda: resolve(served, "i0", GATEWAY, "w1") == ["10.83.0.2"])
+        # A network that is no more has none.
+        await driver.ensure_network(BACK)
+        await until(lambda: len(process.running(served.home)) == 2)
+        await driver.keep_networks({NETWORK.id})
+        await until(lambda: len(process.running(served.home)) == 1)
+        pids.append(process.running(served.home)[0].pid)
+
+    life(served, begin)
+    assert resolve(served, "i0", GATEWAY, "w1") == ["10.83.0.2"]
+    assert start_time(pids[0]) is not None
+
+    async def again(driver: BridgeDriver) -> None:
+        # What it was told meanwhile is told to the one that runs.
+        await driver.serve([Resident(port=one, name=("w2",))])
+        await until(lambda: resolve(served, "i0", GATEWAY, "w2") == ["10.83.0.2"])
+        assert [each.pid for each in process.running(served.home)] == pids
+
+    life(served, again)
+
+
+def test_rules_and_bridges_that_somebody_takes_are_put_right(served: World) -> None:
+    one = port(2)
+
+    async def use(driver: BridgeDriver) -> None:
+        await join(served, driver, one)
+        await driver.serve([Resident(port=one, name=("w1",))])
+        await until(lambda: resolve(served, "i0", GATEWAY, "w1") == ["10.83.0.2"])
+        served.in_("layer", "nft", "flush", "ruleset")
+        await driver.repair([NETWORK], [one])
+        await until(lambda: GATEWAY in rules(served))
+        assert resolve(served, "i0", GATEWAY, "w1") == ["10.83.0.2"]
+        # Its own rules alone: nobody says so, it looks by itself.
+        served.in_("layer", "nft", "flush", "set", "ip", f"{served.home.mark}-s", "resolvers")
+        await until(lambda: GATEWAY in rules(served))
+        served.in_("layer", "ip", "link", "del", bridge_name(NETWORK.id))
+        await driver.repair([NETWORK], [one])
+        await until(lambda: resolve(served, "i0", GATEWAY, "w1") == ["10.83.0.2"])
+
+    life(served, use)
+
+
+def test_a_process_sees_nothing_of_the_host(served: World) -> None:
+    one = port(2)
+
+    async def use(driver: BridgeDriver) -> None:
+        await join(served, driver, one)
+        await driver.serve([Resident(port=one, name=("w1",))])
+        await until(lambda: resolve(served, "i0", GATEWAY, "w1") == ["10.83.0.2"])
+        (running,) = process.running(served.home)
+        root = Path(f"/proc/{running.pid}/root")
+        assert {path.name for path in root.iterdir()} == {"dnsmasq", "files", "dev", "usr", "lib64"}
+        status = Path(f"/proc/{running.pid}/status").read_text()
+        assert f"Uid:\t{process.USER}\t{process.USER}" in status and "NoNewPrivs:\t1" in status
+        assert "CapBnd:\t0000000000003400" in status
+
+    life(served, use)
