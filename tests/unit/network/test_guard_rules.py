@@ -2,6 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from lamella.host.network.driver import DesiredPort
 from lamella.host.network.guard import rules
@@ -43,14 +44,28 @@ def test_a_step_is_what_computing_everything_gives(
     gone = [port for id, port in before.items() if after.get(id) != port]
     come = [port for id, port in after.items() if before.get(id) != port]
     whole = rules.guarded(SPECS, before.values())
-    wanted, minus, plus = rules.step(whole, SPECS, gone, come)
-    assert wanted == rules.guarded(SPECS, after.values())
+    wanted = rules.guarded(SPECS, after.values())
+    minus, plus = rules.step(whole, SPECS, gone, come)
+    assert not rules.collide(whole, minus, plus)
     assert rules.change("t", minus, plus) == rules.change("t", whole, wanted)
+    assert minus.bridges - plus.bridges == whole.bridges - wanted.bridges
+    rules.take(whole, minus, plus)
+    assert whole == wanted
 
 
 @given(PORTS)
 def test_a_port_that_stays_as_it_is_changes_nothing(places: list[tuple[str, list[str]] | None]) -> None:
     ports = desired(places)
     whole = rules.guarded(SPECS, ports.values())
-    wanted, minus, plus = rules.step(whole, SPECS, ports.values(), ports.values())
-    assert wanted == whole and minus == plus
+    minus, plus = rules.step(whole, SPECS, ports.values(), ports.values())
+    assert rules.change("t", minus, plus) == ""
+    rules.take(whole, minus, plus)
+    assert whole == rules.guarded(SPECS, ports.values())
+
+
+def test_two_ports_at_one_place_are_seen() -> None:
+    ports = list(desired([(NETWORKS[0], [WEB])] * 2 + [None] * (len(IDS) - 2)).values())
+    other = replace(ports[1], address=ports[0].address)
+    whole = rules.guarded(SPECS, ports[:1])
+    assert rules.collide(whole, *rules.step(whole, SPECS, [], [other]))
+    assert not rules.collide(whole, *rules.step(whole, SPECS, ports[:1], [other]))

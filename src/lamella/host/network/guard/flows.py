@@ -30,7 +30,7 @@ def affected(before: Guarded, after: Guarded) -> frozenset[IPv4Address]:
         if old.get(place) != new.get(place) and place in new
     }
     for name, members in before.members.items():
-        places |= members - after.members.get(name, frozenset())
+        places |= members - after.members.get(name, set())
     return frozenset(IPv4Address(place.rpartition(" ")[2]) for place in places)
 
 

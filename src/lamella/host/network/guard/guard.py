@@ -1,7 +1,9 @@
 """Firewalls in force: what is asked is compared with what was put in force, and the difference is one transaction."""
 
+import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from lamella.host.network import rtnetlink
@@ -24,11 +26,14 @@ class Guard:
 
     def __init__(self, fabric: Fabric) -> None:
         self.in_force: Guarded | None = None
-        # What of it the last one asked: the firewalls, and the ports that name some, by id.
+        # What it was made of: the firewalls, and all ports by id, guarded or not.
         self._firewalls: Mapping[str, FirewallSpec] = {}
-        self._ports: dict[str, DesiredPort] = {}
+        self._ports: Mapping[str, DesiredPort] = {}
+        # Addresses that ports had which are gone: flows of theirs may be there yet.
+        self._left: set[IPv4Address] = set()
         self._fabric = fabric
         self._table = f"{fabric.table}-g"
+        self._turn = asyncio.Lock()
 
     def guards(self, port: DesiredPort) -> bool:
         """Whether everything that *port* asks for is in force."""
@@ -40,43 +45,61 @@ class Guard:
         :raise Unsupported: when ports are to be guarded and this kernel does not show bridged packets to IP rules.
         :raise Unavailable: when the rules are refused; those before stay in force.
         """
-        firewalls, ports = dict(firewalls), list(ports)
-        asked = {port.id: port for port in ports if port.firewalls}
-        before, after, wanted = self._difference(firewalls, asked)
-        if before != after:
-            if wanted.inward and not _BRIDGED.exists():
+        async with self._turn:
+            await self._protect(dict(firewalls), {port.id: port for port in ports})
+
+    async def _protect(self, firewalls: Mapping[str, FirewallSpec], asked: Mapping[str, DesiredPort]) -> None:
+        gone = [port for id, port in self._ports.items() if (new := asked.get(id)) is not port and new != port]
+        come = [port for id, port in asked.items() if (old := self._ports.get(id)) is not port and old != port]
+        before, part = self.in_force, self._part(firewalls, gone, come)
+        whole = rules.guarded(firewalls, asked.values()) if part is None else None
+        minus, plus = part or (before, whole or Guarded())
+        if minus != plus:
+            if plus.inward and not _BRIDGED.exists():
                 raise Unsupported(
                     "this host cannot keep firewalls: its kernel does not show bridged packets to IP rules",
                     hint="load the kernel module br_netfilter",
                 )
             try:
-                await self._change(before, after, wanted.bridges)
+                await self._change(minus, plus)
             except Unavailable as error:
                 if not rules_refused(error) or before is None:
                     raise
                 # Somebody changed our tables: they are made anew, whole.
-                await self._change(None, wanted, wanted.bridges)
-        self.in_force, self._firewalls, self._ports = wanted, firewalls, asked
-        await self._forget(firewalls, ports, flows.affected(before or Guarded(), after))
+                whole = rules.guarded(firewalls, asked.values())
+                await self._change(None, whole)
+        if whole is not None:
+            self.in_force = whole
+        elif before is not None and minus is not None:
+            rules.take(before, minus, plus)
+        addresses = flows.affected(minus or Guarded(), plus)
+        self._left |= {rules.address_of(port) for port in gone if port.id not in asked}
+        if part is not None:
+            # A port that is new at an address that nobody had before it has no flows.
+            addresses -= {
+                address
+                for port in come
+                if port.id not in self._ports and (address := rules.address_of(port)) not in self._left
+            }
+        self._left -= {rules.address_of(port) for port in come}
+        self._firewalls, self._ports = firewalls, asked
+        await self._forget(addresses)
 
-    def _difference(
-        self, firewalls: Mapping[str, FirewallSpec], asked: Mapping[str, DesiredPort]
-    ) -> tuple[Guarded | None, Guarded, Guarded]:
-        """What to lead from and to, and all that is in force then. While the firewalls stay, the first two are of the ports that change
-        alone: a port costs the same among thousands."""
-        before, known = self.in_force, self._ports
-        if before is not None and firewalls == self._firewalls and len(before.inward) == len(known):
-            gone = [port for id, port in known.items() if asked.get(id) != port]
-            come = [port for id, port in asked.items() if known.get(id) != port]
-            wanted, minus, plus = rules.step(before, firewalls, gone, come)
-            # Two ports at one place would be told apart by nothing: then all of it is computed.
-            if len(wanted.inward) == len(asked):
-                return minus, plus, wanted
-        wanted = rules.guarded(firewalls, asked.values())
-        return before, wanted, wanted
+    def _part(
+        self, firewalls: Mapping[str, FirewallSpec], gone: Sequence[DesiredPort], come: Sequence[DesiredPort]
+    ) -> tuple[Guarded, Guarded] | None:
+        """What to lead from and to when it is no more than what *gone* and *come* bring, so that a port costs the same among thousands;
+        ``None`` when all of it has to be computed: at first, when rules change, and where two ports are told apart by nothing."""
+        if self.in_force is None or firewalls != self._firewalls:
+            return None
+        minus, plus = rules.step(self.in_force, firewalls, gone, come)
+        apart = all(
+            len(part.inward) == sum(1 for port in ports if port.firewalls)
+            for part, ports in ((self.in_force, self._ports.values()), (plus, come))
+        )
+        return (minus, plus) if apart and not rules.collide(self.in_force, minus, plus) else None
 
-    async def _change(self, before: Guarded | None, after: Guarded, bridges: frozenset[str]) -> None:
-        """*bridges* are all that have guarded ports then."""
+    async def _change(self, before: Guarded | None, after: Guarded) -> None:
         text = rules.change(self._table, before or Guarded(), after)
         if before is None:
             text = rules.frame(self._table, self._fabric.uplink) + text
@@ -86,16 +109,12 @@ class Guard:
             if text:
                 seat.nft.run(text)
             for name in sorted((before or after).bridges | after.bridges):
-                seat.route.send(rtnetlink.set_bridge_filtered(name, name in bridges))
+                seat.route.send(rtnetlink.set_bridge_filtered(name, name in after.bridges))
 
         await self._fabric.in_layer("put firewalls in force", run)
 
-    async def _forget(
-        self,
-        firewalls: Mapping[str, FirewallSpec],
-        ports: Iterable[DesiredPort],
-        addresses: frozenset[flows.IPv4Address],
-    ) -> None:
+    async def _forget(self, addresses: frozenset[IPv4Address]) -> None:
+        firewalls, ports = self._firewalls, self._ports.values()
         if not addresses:
             return
         try:

@@ -16,7 +16,7 @@ A port is told by its bridge and address: whoever sends with another one is drop
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from ipaddress import IPv4Address, IPv4Network
 
 import msgspec
@@ -32,12 +32,12 @@ class Guarded(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that is in force for one layer. Elements are as nft writes them; ``bridges`` are the names of those with guarded ports."""
 
     chains: dict[str, tuple[str, ...]] = {}
-    members: dict[str, frozenset[str]] = {}
+    members: dict[str, set[str]] = {}
     inward: dict[str, str] = {}
     outward: dict[str, str] = {}
-    links: frozenset[str] = frozenset()
-    places: frozenset[str] = frozenset()
-    bridges: frozenset[str] = frozenset()
+    links: set[str] = set()
+    places: set[str] = set()
+    bridges: set[str] = set()
 
 
 def guarded(firewalls: Mapping[str, FirewallSpec], ports: Iterable[DesiredPort]) -> Guarded:
@@ -65,62 +65,74 @@ def guarded(firewalls: Mapping[str, FirewallSpec], ports: Iterable[DesiredPort])
             outward[place] = out
         bridges.add(bridge_name(port.network))
         links.add(f'"{link}"')
-        places.add(f'"{link}" . {port.mac.lower()} . {_address(port)}')
+        places.add(f'"{link}" . {port.mac.lower()} . {address_of(port)}')
     return Guarded(
         chains=chains,
-        members={_set(id): frozenset(places_of) for id, places_of in members.items()},
+        members={_set(id): places_of for id, places_of in members.items()},
         inward=inward,
         outward=outward,
-        links=frozenset(links),
-        places=frozenset(places),
-        bridges=frozenset(bridges),
+        links=links,
+        places=places,
+        bridges=bridges,
     )
 
 
 def step(
     before: Guarded, firewalls: Mapping[str, FirewallSpec], gone: Iterable[DesiredPort], come: Iterable[DesiredPort]
-) -> tuple[Guarded, Guarded, Guarded]:
-    """What is to be in force when of the ports of *before*, with the same *firewalls*, those of *gone* go and those of *come* are new; and
-    the two parts of it that :func:`change` needs, which are as small as the difference. A port with other firewalls goes and comes.
+) -> tuple[Guarded, Guarded]:
+    """The parts of *before*, and of what is in force then, that differ when of its ports those of *gone* go and those of *come* are new,
+    with the same *firewalls*: :func:`change` leads from one to the other, and :func:`take` makes *before* what is in force then. A port
+    that has other firewalls goes and comes.
 
-    No two ports have the same place, before or after.
+    Both are as small as the difference but for ``chains``, which are all. No two ports may have the same place, before or after.
     """
     minus, plus = guarded(firewalls, gone), guarded(firewalls, come)
-    inward, outward = {**before.inward}, {**before.outward}
-    for map, old, new in ((inward, minus.inward, plus.inward), (outward, minus.outward, plus.outward)):
+    chains = {**before.chains, **plus.chains}
+    for name in minus.chains.keys() - plus.chains.keys():
+        for map, leaving in ((before.inward, minus.inward), (before.outward, minus.outward)):
+            if any(chain == name and place not in leaving for place, chain in map.items()):
+                break
+        else:
+            del chains[name]
+    left = {name for name in minus.bridges if not _stays(f'"{name}" ', before, minus)}
+    replace = msgspec.structs.replace
+    return replace(minus, chains={**before.chains}, bridges=left), replace(plus, chains=chains)
+
+
+def _stays(prefix: str, before: Guarded, minus: Guarded) -> bool:
+    return any(place.startswith(prefix) and place not in minus.inward for place in before.inward)
+
+
+def collide(before: Guarded, minus: Guarded, plus: Guarded) -> bool:
+    """Whether a port of *plus* would have the place of one that stays."""
+    return any(place in before.inward and place not in minus.inward for place in plus.inward)
+
+
+def take(all: Guarded, minus: Guarded, plus: Guarded) -> None:
+    """Make *all* what it is after the :func:`step` of *minus* and *plus*."""
+    for map, old, new in ((all.inward, minus.inward, plus.inward), (all.outward, minus.outward, plus.outward)):
         for place in old:
             del map[place]
         map.update(new)
-    chains = {**before.chains, **plus.chains}
-    for name in minus.chains.keys() - plus.chains.keys():
-        if name not in inward.values() and name not in outward.values():
-            del chains[name]
-    left = {name for name in minus.bridges if not any(place.startswith(f'"{name}" ') for place in inward)}
-    after = Guarded(
-        chains=chains,
-        members={
-            name: _changed(before.members[name], minus.members[name], plus.members[name]) for name in plus.members
-        },
-        inward=inward,
-        outward=outward,
-        links=_changed(before.links, minus.links, plus.links),
-        places=_changed(before.places, minus.places, plus.places),
-        bridges=(before.bridges - left) | plus.bridges,
-    )
-    replace = msgspec.structs.replace
-    return after, replace(minus, chains=before.chains), replace(plus, chains=after.chains)
-
-
-def _changed(elements: frozenset[str], gone: frozenset[str], come: frozenset[str]) -> frozenset[str]:
-    return (elements - gone) | come if gone or come else elements
+    for found, old, new in (
+        (all.links, minus.links, plus.links),
+        (all.places, minus.places, plus.places),
+        (all.bridges, minus.bridges, plus.bridges),
+        *((all.members[name], minus.members[name], plus.members[name]) for name in all.members),
+    ):
+        found -= old
+        found |= new
+    for name in all.chains.keys() - plus.chains.keys():
+        del all.chains[name]
+    all.chains.update(plus.chains)
 
 
 def place_of(port: DesiredPort) -> str:
     """How the maps tell a port."""
-    return f'"{bridge_name(port.network)}" . {_address(port)}'
+    return f'"{bridge_name(port.network)}" . {address_of(port)}'
 
 
-def _address(port: DesiredPort) -> IPv4Address:
+def address_of(port: DesiredPort) -> IPv4Address:
     return IPv4Address(port.address.partition("/")[0])
 
 
@@ -217,7 +229,7 @@ def change(table: str, before: Guarded, after: Guarded) -> str:
     for name in sorted(after.members.keys() - before.members.keys()):
         lines.append(f"add set ip {table} {name} {{ type ifname . ipv4_addr; }}")
     for name in sorted(after.members):
-        lines += _elements("ip", table, name, before.members.get(name, frozenset()), after.members[name])
+        lines += _elements("ip", table, name, before.members.get(name, set()), after.members[name])
     for name in sorted(after.chains.keys() - before.chains.keys()):
         lines.append(f"add chain ip {table} {name}")
         lines += [f"add rule ip {table} {name} {rule}" for rule in after.chains[name]]
@@ -232,11 +244,11 @@ def change(table: str, before: Guarded, after: Guarded) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _jumps(map: Mapping[str, str]) -> frozenset[str]:
-    return frozenset(f"{key} : jump {chain}" for key, chain in map.items())
+def _jumps(map: Mapping[str, str]) -> set[str]:
+    return {f"{key} : jump {chain}" for key, chain in map.items()}
 
 
-def _elements(family: str, table: str, name: str, before: frozenset[str], after: frozenset[str]) -> list[str]:
+def _elements(family: str, table: str, name: str, before: Set[str], after: Set[str]) -> list[str]:
     """Removals first: a key of a map may stay with another value."""
     lines: list[str] = []
     for verb, found in (("delete", before - after), ("add", after - before)):
