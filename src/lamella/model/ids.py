@@ -26,6 +26,7 @@ PREFIXES = {
     "network": "net",
     "port": "port",
     "firewall": "fw",
+    "balancer": "bal",
     "host": "host",
     "operation": "op",
     "event": "evt",

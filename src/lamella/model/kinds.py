@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 
 from lamella.model.backup import Backup, BackupPolicy, Repository
+from lamella.model.balancer import Balancer
 from lamella.model.firewall import Firewall
 from lamella.model.host import Host
 from lamella.model.image import Image
@@ -31,6 +32,7 @@ KINDS: dict[str, Any] = {
     "network": Network,
     "port": Port,
     "firewall": Firewall,
+    "balancer": Balancer,
     "host": Host,
     "operation": Operation,
     "event": Event,

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from lamella.host.compute.driver import Home
 from lamella.host.network import attach, plan, resolvers, rtnetlink, state
+from lamella.host.network.balance.balancers import Balancers, is_balancer
+from lamella.host.network.balance.desired import DesiredBalancer
 from lamella.host.network.driver import Attachment, DesiredNetwork, DesiredPort, Rates, Resident
 from lamella.host.network.fabric import Fabric, rules_refused
 from lamella.host.network.guard.guard import Guard
@@ -20,6 +22,7 @@ from lamella.host.network.publishing import Publisher
 from lamella.host.network.services.plan import Site
 from lamella.host.network.services.services import Services
 from lamella.host.network.traffic import shaper
+from lamella.model.balancer import BalancerReport
 from lamella.model.errors import NotFound, Unavailable
 from lamella.model.firewall import FirewallSpec
 from lamella.model.host import Capability
@@ -45,6 +48,7 @@ class BridgeDriver:
         self._known: dict[str, Element] = {}
         self._described: dict[str, list[Element]] = {}
         self._guard = Guard(self._fabric)
+        self._balancers = Balancers(self._fabric, self._publisher, self.publish)
         self._asked: tuple[Mapping[str, FirewallSpec], list[DesiredPort]] = {}, []
         self._services = Services(home, self._fabric, lambda: list(self.networks.values()), _site, upstream)
 
@@ -63,6 +67,7 @@ class BridgeDriver:
     async def close(self) -> None:
         """Let go; links, rules and services stay in force."""
         await self._services.close()
+        await self._balancers.close()
         await self._fabric.close()
         self._publisher.close()
 
@@ -134,6 +139,10 @@ class BridgeDriver:
         """
         self._asked = firewalls, list(ports)
         await self._guard.protect(*self._asked)
+
+    async def balance(self, balancers: Iterable[DesiredBalancer], heard: Callable[[BalancerReport], None]) -> None:
+        """Have exactly these, soon: a task of its own checks their backends, and tells *heard* what becomes of them."""
+        self._balancers.ask(balancers, heard)
 
     # --- ports
 
@@ -247,7 +256,7 @@ class BridgeDriver:
             for owner, _, _ in elements
             if name not in ("isolated", "bridged")
         }
-        return (labels | owners) - {""}
+        return {owner for owner in labels | owners if owner and not is_balancer(owner)}
 
     async def counters(self, port: str) -> tuple[int, int]:
         """Bytes (received, sent) as the instance sees them, since its link was made.
@@ -268,7 +277,7 @@ class BridgeDriver:
         self.ports = {port.id: port for port in ports}
         self._known = {port.id: plan.known(port) for port in self.ports.values()}
         self._described = {network.id: plan.of_network(network) for network in networks}
-        self._publisher.forget(set(self.ports))
+        self._publisher.forget(set(self.ports) | self._balancers.ids)
         await self._restore()
         await self._fabric.in_layer("repair links", self._relink)
         self._services.lost()
@@ -277,6 +286,7 @@ class BridgeDriver:
         for port in list(self.ports.values()):
             if port.publish:
                 await self._publisher.publish(port)
+        self._balancers.lost()
 
     def _relink(self, seat: Seat) -> None:
         bridges = {network.id: attach.ensure_bridge(seat, network) for network in self.networks.values()}
@@ -292,6 +302,7 @@ class BridgeDriver:
     async def teardown(self) -> None:
         """Remove everything that bears the mark, the uplink too; works without :meth:`open`."""
         await self._services.teardown()
+        await self._balancers.close()
         await self._fabric.teardown()
         self._publisher.close()
         self._publisher.forwards = []

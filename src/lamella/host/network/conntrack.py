@@ -24,14 +24,15 @@ _BY_PROTOCOL_AND_DESTINATION = 1 << 3 | 1 << 5
 
 
 class Flow(msgspec.Struct, frozen=True, kw_only=True):
-    """An IPv4 flow by its first packet. ``answers`` and ``answering_port`` are who answers: not the destination's when that was translated.
-    ``original`` is the kernel's own description of it."""
+    """An IPv4 flow by its first packet, which went to ``port`` of ``destination``. ``answers`` and ``answering_port`` are who answers: not the
+    destination's when that was translated. ``original`` is the kernel's own description of it."""
 
     source: IPv4Address
     destination: IPv4Address
     protocol: int
     answers: IPv4Address
     answering_port: int = 0
+    port: int = 0
     type: int = 0
     original: bytes = b""
 
@@ -139,6 +140,7 @@ def _flow(body: bytes) -> Flow | None:
         protocol=protocol[1][0],
         answers=IPv4Address(back[1]),
         answering_port=int.from_bytes(answering.get(2, b""), "big"),
+        port=int.from_bytes(protocol.get(3, b""), "big"),
         type=int.from_bytes(protocol.get(5, b""), "big"),
         original=attributes[1],
     )

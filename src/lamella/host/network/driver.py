@@ -4,12 +4,14 @@ Found by the entry-point group ``lamella.network``. All links, rules and namespa
 for one uplink and one nft table that bear the mark.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
+from lamella.host.network.balance.desired import DesiredBalancer
+from lamella.model.balancer import BalancerReport
 from lamella.model.firewall import FirewallSpec
 from lamella.model.host import Capability
 from lamella.model.instance import Publish
@@ -93,6 +95,11 @@ class NetworkDriver(Protocol):
 
         :raise Unsupported: when this host has no way to.
         """
+        ...
+
+    async def balance(self, balancers: Iterable[DesiredBalancer], heard: Callable[[BalancerReport], None]) -> None:
+        """Have exactly these balancers. Returns at once: it is made so beside, and what becomes of them is told to *heard*, whenever
+        something of it is new."""
         ...
 
     async def attach_namespace(self, port: DesiredPort, netns: Path) -> Attachment:

@@ -161,7 +161,7 @@ class Fabric:
             return
 
         def in_layer(seat: Seat) -> None:
-            for table in (f"{self.table}-s", f"{self.table}-g", self.table):
+            for table in (f"{self.table}-s", f"{self.table}-b", f"{self.table}-g", self.table):
                 for family in ("bridge", "ip"):
                     seat.nft.run(f"add table {family} {table}\ndelete table {family} {table}")
             for link in seat.route.links():
