@@ -2,7 +2,7 @@
 
 import sys
 
-from lamella.cli import machine, spec
+from lamella.cli import machine, rates, spec
 from lamella.cli.document import render
 from lamella.cli.output import clean, line
 from lamella.cli.progress import Progress
@@ -56,6 +56,7 @@ def _options(parser: "Parser") -> None:
     parser.option(
         "--firewall", action="append", default=[], metavar="NAME", help="what it lets in, and nothing else (repeat)"
     )
+    rates.options(parser)
     parser.option(
         "-p",
         "--publish",

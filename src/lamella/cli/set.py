@@ -1,6 +1,6 @@
 """``set``: change what an instance was asked to be."""
 
-from lamella.cli import spec
+from lamella.cli import rates, spec
 from lamella.cli.document import render
 from lamella.cli.output import clean, line
 from lamella.cli.progress import Progress
@@ -17,6 +17,8 @@ _WAIT = 120.0
 def _options(parser: "Parser") -> None:
     parser.positional("name", help="the instance")
     spec.size_options(parser)
+    rates.options(parser)
+    parser.option("--nic", metavar="NAME", help="whose rates: as `lamella device ls` calls it (default: the first)")
     parser.option("--restart", metavar="POLICY", help="no, always, unless-stopped or on-failure[:N]")
     parser.option("--stop-timeout", metavar="TIME", help="until force: 10s")
     parser.option(
@@ -41,20 +43,28 @@ def patch(options: "Options") -> dict[str, object]:
     labels: dict[str, str | None] = {**spec.labels([text for text in texts if text not in removed])}
     labels |= {text[:-1]: None for text in removed}
     made: dict[str, object] = {name: value for name, value in (("spec", changed), ("labels", labels)) if value}
-    if not made:
+    if options.nic is not None and not rates.asked(options):
+        from lamella.model.errors import Invalid
+
+        raise Invalid("nothing of the NIC is to be changed", hint="say what: --rate-in 100Mbit", field="nic")
+    if not made and not rates.asked(options):
         from lamella.model.errors import Invalid
 
         raise Invalid(
-            "there is nothing to change", hint="say what: --memory 1GiB, --cpu 2, --restart always, --label KEY=VALUE"
+            "there is nothing to change",
+            hint="say what: --memory 1GiB, --cpu 2, --restart always, --rate-in 100Mbit, --label KEY=VALUE",
         )
     return made
 
 
 def _set(options: "Options") -> int:
-    body = render(patch(options))
+    changes = patch(options)
     session = Session(options)
     with Progress(f"changing {clean(options.name)}"):
-        session.ask(routes.patch(session.project, "instance", options.name, body, wait=_WAIT))
+        if rates.asked(options):
+            rates.change(session, options, changes, wait=_WAIT)
+        else:
+            session.ask(routes.patch(session.project, "instance", options.name, render(changes), wait=_WAIT))
     line(clean(options.name))
     return 0
 

@@ -140,7 +140,7 @@ def instance(options: "Options") -> "Json":
 
     :raise Invalid: when one of them is not understood, or two contradict each other.
     """
-    from lamella.cli import machine
+    from lamella.cli import machine, rates
 
     check_image(options)
     spec: Json = {"image": options.image, "isolation": options.isolation, **sizes(options)}
@@ -160,7 +160,13 @@ def instance(options: "Options") -> "Json":
     published = [publish(text) for text in options.publish]
     if options.network == "none" and published:
         raise _invalid("a port cannot be published without a network", "leave out --network none, or -p", "publish")
-    for option, given in (("address", options.address), ("firewall", options.firewall)):
+    held = rates.asked(options)
+    for option, given in (
+        ("address", options.address),
+        ("firewall", options.firewall),
+        ("rate-in", options.rate_in),
+        ("rate-out", options.rate_out),
+    ):
         if options.network == "none" and given:
             raise _invalid(
                 f"there is no {option} without a network", f"leave out --network none, or --{option}", option
@@ -177,6 +183,7 @@ def instance(options: "Options") -> "Json":
                 "address": options.address,
                 "publish": published,
                 "firewalls": options.firewall,
+                **held,
             },
             *({"network": network} for network in options.nic),
         ],

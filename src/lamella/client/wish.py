@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 import msgspec
 
 from lamella.client import machine
+from lamella.model import bit_rate
 from lamella.model.errors import Invalid
 from lamella.model.instance import Nic, Power, Publish, RestartMode, RestartPolicy
 from lamella.model.quantity import parse_cpu, parse_duration, parse_size
@@ -21,6 +22,7 @@ class Wishes(TypedDict, total=False):
 
     ``cpu`` is cores (1.5, ``"250m"``), ``memory`` and ``disk`` bytes or ``"512MiB"``, ``stop_timeout`` seconds or ``"10s"``,
     ``network`` a network's name or ``"none"``, ``address`` the one to have there, ``publish`` as ``docker run -p`` has it,
+    ``rate_in`` and ``rate_out`` ceilings in bits a second or ``"100Mbit"``,
     ``restart`` as ``--restart``.
 
     Of a full machine: ``disks`` are sizes by name, or sizes alone (``disk1``, ``disk2`` …); ``networks`` those of further NICs;
@@ -47,6 +49,8 @@ class Wishes(TypedDict, total=False):
     network: str
     address: str
     publish: Sequence[str]
+    rate_in: int | str
+    rate_out: int | str
     restart: str
     stop_signal: str
     stop_timeout: float | str
@@ -144,6 +148,8 @@ def instance(image: str, wishes: Wishes, *, power: Power = Power.RUNNING) -> Ins
                 network=network,
                 address=wishes.get("address", ""),
                 publish=[publish(text) for text in wishes.get("publish", ())],
+                rate_in=_rate(wishes.get("rate_in"), field="rate_in"),
+                rate_out=_rate(wishes.get("rate_out"), field="rate_out"),
             )
         ]
     )
@@ -243,6 +249,10 @@ def publish(text: str) -> Publish:
     if address:
         made.host_address = address
     return made
+
+
+def _rate(value: int | str | None, *, field: str) -> int | None:
+    return bit_rate.parse(value, field=field) if isinstance(value, str) else value
 
 
 def _seconds(value: float | str, *, field: str) -> float:
