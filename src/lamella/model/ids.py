@@ -26,6 +26,8 @@ PREFIXES = {
     "network": "net",
     "port": "port",
     "firewall": "fw",
+    "router": "rtr",
+    "address": "addr",
     "balancer": "bal",
     "host": "host",
     "operation": "op",

@@ -14,6 +14,7 @@ from lamella.model.network import Network, Port
 from lamella.model.operation import Event, Operation, Project
 from lamella.model.replication import Replication
 from lamella.model.resource import Resource
+from lamella.model.router import FloatingAddress, Router
 from lamella.model.storage import Pool, Snapshot, Volume
 
 AnyResource = Resource[Any, Any]
@@ -32,6 +33,8 @@ KINDS: dict[str, Any] = {
     "network": Network,
     "port": Port,
     "firewall": Firewall,
+    "router": Router,
+    "address": FloatingAddress,
     "balancer": Balancer,
     "host": Host,
     "operation": Operation,
@@ -44,7 +47,9 @@ SHARED = frozenset({"project", "host", "pool"})
 
 def plural(kind: str) -> str:
     """What many of them are called, in paths and sentences."""
-    return f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
+    if kind.endswith("y"):
+        return f"{kind[:-1]}ies"
+    return f"{kind}es" if kind.endswith("s") else f"{kind}s"
 
 
 def decode(kind: str, data: bytes) -> AnyResource:

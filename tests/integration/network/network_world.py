@@ -20,6 +20,7 @@ from lamella.host.compute.driver import Home
 from lamella.host.linux.syscalls import CLONE_NEWNET, setns
 from lamella.host.network.bridge import BridgeDriver
 from lamella.host.network.driver import DesiredNetwork, DesiredPort
+from lamella.host.network.routers.spaces import Spaces
 from lamella.model.ids import new_id
 from lamella.model.instance import Publish
 
@@ -150,6 +151,9 @@ class World:
             with contextlib.suppress(OSError):
                 made.shutdown(socket.SHUT_RDWR)
             made.close()
+        routers = Spaces.of(self.home)
+        for router in routers.ids():
+            routers.remove(router)
         for name in self.namespaces:
             command("ip", "netns", "del", self.full(name))
 

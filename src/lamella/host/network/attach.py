@@ -8,9 +8,9 @@ from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 
-from lamella.host.network import rtnetlink
+from lamella.host.network import forwarding, rtnetlink
 from lamella.host.network.driver import DesiredNetwork, DesiredPort
-from lamella.host.network.names import bridge_name, port_name
+from lamella.host.network.names import bridge_name, gateway_name, port_name
 from lamella.host.network.namespace import Seat
 from lamella.host.network.rtnetlink import RouteSocket
 from lamella.model.errors import Conflict, NotFound, Unavailable
@@ -22,24 +22,37 @@ _TUNSETIFF = 0x400454CA
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 
 
+def gateway_mac(network: DesiredNetwork) -> str:
+    """What instances know their gateway by, whether the bridge is that or a router."""
+    return "02:" + IPv4Address(network.gateway).packed.hex(":") + ":01"
+
+
 def ensure_bridge(seat: Seat, network: DesiredNetwork) -> int:
-    """The network's bridge, with the gateway's address; returns its index."""
-    name = bridge_name(network.id)
-    link = seat.route.link(name)
-    if link is not None and link.up and link.mtu == network.mtu:
-        return link.index
-    length = network.subnet.partition("/")[2]
-    gateway = IPv4Interface(f"{network.gateway}/{length}")
+    """The network's bridge, with the gateway's address unless a router has that; returns its index."""
+    name, routed = bridge_name(network.id), bool(network.router)
     # An address of its own: otherwise the bridge takes the lowest of its ports', and changes as they come and go.
-    mac = "02:" + gateway.ip.packed.hex(":") + ":01"
+    mac = gateway_mac(network)
+    if routed:
+        mac = "06" + mac[2:]
+    link = seat.route.link(name)
+    if link is not None and link.up and link.mtu == network.mtu and link.mac == mac:
+        return link.index
+    if not routed:
+        seat.route.send(rtnetlink.delete_link(gateway_name(network.id)))
     seat.route.send(
         rtnetlink.add_bridge(name, mac=mac, mtu=network.mtu),
-        rtnetlink.set_link(name, mtu=network.mtu, alias=network.id),
+        rtnetlink.set_link(name, mtu=network.mtu, alias=network.id, mac=mac),
     )
     link = seat.route.link(name)
     if link is None:
         raise OSError(errno.ENODEV, f"bridge {name} vanished")
-    seat.route.send(rtnetlink.add_address(link.index, gateway))
+    gateway = IPv4Interface(f"{network.gateway}/{network.subnet.partition('/')[2]}")
+    if routed:
+        seat.route.send(rtnetlink.delete_address(link.index, gateway))
+        # Else it would answer for what other networks of the layer have, which may have the same addresses.
+        forwarding.set_sysctl(f"conf/{name}/arp_ignore", "1")
+    else:
+        seat.route.send(rtnetlink.add_address(link.index, gateway))
     return link.index
 
 

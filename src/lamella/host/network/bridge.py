@@ -15,10 +15,20 @@ from lamella.host.network.balance.desired import DesiredBalancer
 from lamella.host.network.driver import Attachment, DesiredNetwork, DesiredPort, Rates, Resident
 from lamella.host.network.fabric import Fabric, rules_refused
 from lamella.host.network.guard.guard import Guard
-from lamella.host.network.names import BRIDGE_PREFIX, PORT_PREFIX, SHAPER_PREFIX, bridge_name, port_name, shaper_name
+from lamella.host.network.names import (
+    BRIDGE_PREFIX,
+    GATEWAY_PREFIX,
+    PORT_PREFIX,
+    SHAPER_PREFIX,
+    bridge_name,
+    port_name,
+    shaper_name,
+)
 from lamella.host.network.namespace import Seat
 from lamella.host.network.plan import Element
 from lamella.host.network.publishing import Publisher
+from lamella.host.network.routers.desired import DesiredRouter
+from lamella.host.network.routers.routing import Routing
 from lamella.host.network.services.plan import Site
 from lamella.host.network.services.services import Services
 from lamella.host.network.traffic import shaper
@@ -38,13 +48,12 @@ class BridgeDriver:
 
     name = "bridge"
 
-    def __init__(
-        self, home: Home, netns: Path | None = None, upstream: tuple[Path, ...] = resolvers.SOURCES
-    ) -> None:
+    def __init__(self, home: Home, netns: Path | None = None, upstream: tuple[Path, ...] = resolvers.SOURCES) -> None:
         self.networks: dict[str, DesiredNetwork] = {}
         self.ports: dict[str, DesiredPort] = {}
         self._fabric = Fabric(home, netns)
-        self._publisher = Publisher(self._fabric)
+        self._routing = Routing(self._fabric)
+        self._publisher = Publisher(self._fabric, self._routing.lead)
         self._known: dict[str, Element] = {}
         self._described: dict[str, list[Element]] = {}
         self._guard = Guard(self._fabric)
@@ -61,7 +70,7 @@ class BridgeDriver:
         host, layer = await self._fabric.elements()
         self._known = {element.owner: element for element in state.known(layer)}
         self._described = state.networks(layer)
-        await self._publisher.recall(state.forwards(host, layer))
+        await self._publisher.recall(await self._routing.recall(state.forwards(host, layer)))
         return await self.findings()
 
     async def close(self) -> None:
@@ -74,7 +83,12 @@ class BridgeDriver:
     async def findings(self) -> list[Capability]:
         """How the network stands on this host: the uplink, who forbids forwarding, which subnets shadow the host's routes."""
         rates = await self._fabric.in_layer("look for queues", shaper.finding)
-        return [*await self._fabric.findings(self.networks.values()), self._guard.finding(), self._services.finding(), rates]
+        return [
+            *await self._fabric.findings(self.networks.values()),
+            self._guard.finding(),
+            self._services.finding(),
+            rates,
+        ]
 
     async def serve(self, residents: Iterable[Resident]) -> None:
         """Have DHCP and DNS know exactly these, on the networks that are here; it is made so beside."""
@@ -120,7 +134,7 @@ class BridgeDriver:
 
         def look(seat: Seat) -> set[str]:
             links = list(seat.route.links())
-            used = {link.master for link in links}
+            used = {link.master for link in links if not link.name.startswith(GATEWAY_PREFIX)}
             return {link.alias for link in links if link.name.startswith(BRIDGE_PREFIX) and link.index not in used}
 
         for id in await self._fabric.in_layer("look for networks", look) - ids:
@@ -130,6 +144,25 @@ class BridgeDriver:
                 self.networks.pop(id, None)
                 self._services.wake()
 
+    async def route(self, routers: Iterable[DesiredRouter]) -> None:
+        """Have exactly these *routers*, and what is published behind them lead by them.
+
+        :raise Unavailable: when one cannot be made; the others are.
+        """
+        try:
+            await self._routing.apply(routers, self.networks)
+        finally:
+            await self._led()
+
+    async def _led(self) -> None:
+        ports = {port.id: port for port in (*self._asked[1], *self.ports.values())}
+        await self._publisher.lead({port.id: self._via(port) for port in ports.values()})
+        await self._routing.permit(ports.values())
+
+    def _via(self, port: DesiredPort) -> str:
+        network = self.networks.get(port.network)
+        return "" if network is None else self._routing.via(network)
+
     # --- firewalls
 
     async def protect(self, firewalls: Mapping[str, FirewallSpec], ports: Iterable[DesiredPort]) -> None:
@@ -138,6 +171,7 @@ class BridgeDriver:
         :raise Unsupported: when the host cannot. :raise Unavailable: when its kernel refuses; then what was before stays in force.
         """
         self._asked = firewalls, list(ports)
+        await self._routing.permit(self._asked[1])
         await self._guard.protect(*self._asked)
 
     async def balance(self, balancers: Iterable[DesiredBalancer], heard: Callable[[BalancerReport], None]) -> None:
@@ -221,12 +255,12 @@ class BridgeDriver:
         :raise Unsupported: when a host address is not IPv4.
         """
         try:
-            return await self._publisher.publish(port)
+            return await self._publisher.publish(port, self._via(port))
         except Unavailable as error:
             if not rules_refused(error):
                 raise
         await self._restore()
-        return await self._publisher.publish(port)
+        return await self._publisher.publish(port, self._via(port))
 
     async def shape(self, port: DesiredPort) -> None:
         """Have exactly the ceilings of *port* in force on its link; without a link, none is.
@@ -280,12 +314,14 @@ class BridgeDriver:
         self._publisher.forget(set(self.ports) | self._balancers.ids)
         await self._restore()
         await self._fabric.in_layer("repair links", self._relink)
+        await self._routing.repair(self.networks, self._publisher.forwards)
+        await self._led()
         self._services.lost()
         self._guard.lost()
         await self._guard.protect(*self._asked)
         for port in list(self.ports.values()):
             if port.publish:
-                await self._publisher.publish(port)
+                await self._publisher.publish(port, self._via(port))
         self._balancers.lost()
 
     def _relink(self, seat: Seat) -> None:

@@ -11,6 +11,7 @@ from typing import Protocol
 import msgspec
 
 from lamella.host.network.balance.desired import DesiredBalancer
+from lamella.host.network.routers.desired import DesiredRouter
 from lamella.model.balancer import BalancerReport
 from lamella.model.firewall import FirewallSpec
 from lamella.model.host import Capability
@@ -29,12 +30,15 @@ class Attachment(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class DesiredNetwork(msgspec.Struct, kw_only=True, frozen=True):
+    """``router`` is the id of the one that has its gateway; without one the layer's namespace has it."""
+
     id: str
     name: str
     subnet: str
     gateway: str
     mtu: int
     isolated: bool = False
+    router: str = ""
 
 
 class DesiredPort(msgspec.Struct, kw_only=True, frozen=True):
@@ -87,6 +91,13 @@ class NetworkDriver(Protocol):
 
     async def keep_networks(self, ids: set[str]) -> None:
         """Remove every network of ours but these and those that ports are on."""
+        ...
+
+    async def route(self, routers: Iterable[DesiredRouter]) -> None:
+        """Have exactly these *routers*, between networks that are here and say so.
+
+        :raise Unavailable: when one cannot be made; the others are.
+        """
         ...
 
     async def protect(self, firewalls: Mapping[str, FirewallSpec], ports: Iterable[DesiredPort]) -> None:

@@ -12,10 +12,11 @@ from lamella.host.compute.driver import Home
 from lamella.host.linux.room import Room
 from lamella.host.network import forwarding, plan, rtnetlink, rules, state, uplink
 from lamella.host.network.driver import DesiredNetwork
-from lamella.host.network.names import BRIDGE_PREFIX, PORT_PREFIX, SHAPER_PREFIX, uplink_names
+from lamella.host.network.names import OURS, uplink_names
 from lamella.host.network.namespace import Namespace, Seat
 from lamella.host.network.nft import NftError
 from lamella.host.network.plan import Element, Transfer
+from lamella.host.network.routers.spaces import Spaces
 from lamella.model.errors import Internal, Unavailable
 from lamella.model.host import Capability
 
@@ -27,7 +28,7 @@ class Fabric:
 
     def __init__(self, home: Home, netns: Path | None) -> None:
         self.table = home.mark
-        self._home = home
+        self.home = home
         self._netns = netns
         self._note = home.run / "network" / "forwarding.json"
         self._names = uplink_names(home.mark)
@@ -39,6 +40,11 @@ class Fabric:
         """The name of the layer's end of the uplink."""
         return self._names[1]
 
+    @property
+    def outer(self) -> str:
+        """The name of the host's end of the uplink."""
+        return self._names[0]
+
     async def open(self) -> None:
         """:raise Unavailable: when a namespace, a link or a rule cannot be made; the message says which."""
         await self.enter()
@@ -49,7 +55,7 @@ class Fabric:
         if self._stack is not None:
             return
         try:
-            path = self._netns or Room(self._home).netns
+            path = self._netns or Room(self.home).netns
             async with AsyncExitStack() as stack:
                 self._host, self._layer, self._sweeper = Namespace(None), Namespace(path), Namespace(path)
                 for namespace in (self._host, self._layer, self._sweeper):
@@ -161,19 +167,26 @@ class Fabric:
             return
 
         def in_layer(seat: Seat) -> None:
-            for table in (f"{self.table}-s", f"{self.table}-b", f"{self.table}-g", self.table):
+            for table in (*(f"{self.table}-{theme}" for theme in "rsbg"), self.table):
                 for family in ("bridge", "ip"):
                     seat.nft.run(f"add table {family} {table}\ndelete table {family} {table}")
             for link in seat.route.links():
-                if link.name.startswith((PORT_PREFIX, BRIDGE_PREFIX, SHAPER_PREFIX)) or link.name == self._names[1]:
+                if link.name.startswith(OURS) or link.name == self._names[1]:
                     seat.route.send(rtnetlink.delete_link(link.name))
 
         await self.in_layer("remove the layer's network", in_layer)
+        self._let_go_of_routers()
         await self.in_host("remove the uplink", self._clear_host)
         self._between = None
         await self.close()
 
+    def _let_go_of_routers(self) -> None:
+        spaces = Spaces.of(self.home)
+        for router in spaces.ids():
+            spaces.remove(router)
+
     async def _teardown_host_alone(self) -> None:
+        self._let_go_of_routers()
         self._host, self._stack = Namespace(None), AsyncExitStack()
         await self._host.open()
         self._stack.push_async_callback(self._host.close)

@@ -10,6 +10,8 @@ PORT_PREFIX = "lap"
 ROUTER_PREFIX = "lar"
 GATEWAY_PREFIX = "lag"
 SHAPER_PREFIX = "laq"
+# Every link of the layer's namespace that is ours, but for the uplink.
+OURS = (BRIDGE_PREFIX, PORT_PREFIX, ROUTER_PREFIX, GATEWAY_PREFIX, SHAPER_PREFIX)
 
 
 def bridge_name(network: str) -> str:

@@ -51,7 +51,8 @@ class Transfer(msgspec.Struct, frozen=True):
 
 
 class Forward(msgspec.Struct, kw_only=True, frozen=True):
-    """A published port on its way: host address and port -> port of the uplink -> address and port of an instance."""
+    """A published port on its way: host address and port -> port of the uplink -> address and port of an instance. ``via`` is where its
+    router takes it from the layer, at the uplink's port, when there is one."""
 
     owner: str
     protocol: str
@@ -60,6 +61,7 @@ class Forward(msgspec.Struct, kw_only=True, frozen=True):
     uplink_port: int
     address: str
     port: int
+    via: str = ""
 
     @property
     def published(self) -> Publish:
@@ -108,11 +110,15 @@ def known(port: DesiredPort) -> Element:
 
 
 def of_network(network: DesiredNetwork) -> list[Element]:
-    """What lets its instances reach each other, and keeps them in when it is isolated."""
+    """What lets its instances reach each other, and keeps them in when it is isolated, or goes out by its router alone."""
     link = f'"{bridge_name(network.id)}"'
     bridged = Element(family="ip", container="bridged", key=f"{link} . {link}", owner=network.id)
     isolated = Element(family="ip", container="isolated", key=link, owner=network.id)
-    return [bridged, isolated] if network.isolated else [bridged]
+    return [bridged, isolated] if network.isolated or network.router else [bridged]
+
+
+def address_of(port: DesiredPort) -> str:
+    return str(IPv4Interface(port.address).ip)
 
 
 def host_element(forward: Forward, between: Transfer) -> Element:
@@ -133,7 +139,7 @@ def layer_element(forward: Forward) -> Element:
         family="ip",
         container="inbound",
         key=f"{PROTOCOLS[forward.protocol]} . {forward.uplink_port}",
-        value=f"{forward.address} . {forward.port}",
+        value=f"{forward.via} . {forward.uplink_port}" if forward.via else f"{forward.address} . {forward.port}",
         owner=forward.owner,
     )
 
@@ -166,9 +172,13 @@ LAYER_CONTAINERS = (("bridge", "set", "known"), ("ip", "map", "inbound"), *NETWO
 
 
 def check_subnet(network: DesiredNetwork, others: Iterable[DesiredNetwork], between: Transfer) -> None:
-    """:raise Conflict: when the network's subnet overlaps another network's or the uplink's."""
+    """:raise Conflict: when the network's subnet overlaps the uplink's, or that of another network with the same router, or without one."""
     subnet = IPv4Network(network.subnet)
-    taken = {f"network {other.name}": IPv4Network(other.subnet) for other in others if other.id != network.id}
+    taken = {
+        f"network {other.name}": IPv4Network(other.subnet)
+        for other in others
+        if other.id != network.id and other.router == network.router
+    }
     for owner, other in {**taken, "the uplink": between.network}.items():
         if subnet.overlaps(other):
             raise Conflict(

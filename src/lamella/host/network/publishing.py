@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from ipaddress import IPv4Interface
+
+from msgspec.structs import replace
 
 from lamella.host.network import conntrack, plan
 from lamella.host.network.driver import DesiredPort
@@ -21,9 +23,10 @@ log = logging.getLogger("lamella.host.network")
 class Publisher:
     """One change at a time. ``forwards`` are those in force."""
 
-    def __init__(self, fabric: Fabric) -> None:
+    def __init__(self, fabric: Fabric, tell_routers: Callable[[list[Forward]], Awaitable[None]]) -> None:
         self.forwards: list[Forward] = []
         self._fabric = fabric
+        self._tell_routers = tell_routers
         self._reservations = Reservations()
         self._lock = asyncio.Lock()
 
@@ -57,8 +60,8 @@ class Publisher:
             [plan.host_element(forward, between) for forward in self.forwards],
         )
 
-    async def publish(self, port: DesiredPort) -> list[Publish]:
-        """Make exactly the port's published ports lead to it; a host port of 0 keeps what was chosen for it before.
+    async def publish(self, port: DesiredPort, via: str = "") -> list[Publish]:
+        """Make exactly the port's published ports lead to it, *via* its router; a host port of 0 keeps what was chosen for it before.
 
         :raise Conflict: when a host port is in use; nothing is changed then.
         :raise Unsupported: when a host address is not IPv4.
@@ -84,13 +87,21 @@ class Publisher:
             try:
                 if missing:
                     await self._fabric.in_host("reserve host ports", reserve)
-                wanted = {**kept, **dict(zip(missing, self._new(port, missing, keys), strict=True))}
+                found = {**kept, **dict(zip(missing, self._new(port, missing, keys), strict=True))}
+                wanted = {place: replace(forward, via=via) for place, forward in found.items()}
                 await self._change(port.id, list(wanted.values()))
             except BaseException:
                 for key in taken:
                     self._reservations.release(key)
                 raise
             return [wanted[place].published for place in range(len(port.publish))]
+
+    async def lead(self, via: Mapping[str, str]) -> None:
+        """Have what is published for each of these ports (by id) go that way from now on."""
+        async with self._lock:
+            for owner, way in via.items():
+                current = [forward for forward in self.forwards if forward.owner == owner]
+                await self._change(owner, [replace(forward, via=way) for forward in current])
 
     async def retract(self, owner: str) -> None:
         """Unpublish all of the port with id *owner*."""
@@ -130,12 +141,19 @@ class Publisher:
         if not new and not old:
             return
         layer_new, layer_old = ([plan.layer_element(forward) for forward in some] for some in (new, old))
+        led_elsewhere = [element for element in layer_old if element.key in {other.key for other in layer_new}]
         host_new, host_old = ([plan.host_element(forward, between) for forward in some] for some in (new, old))
         before, self.forwards = self.forwards, [forward for forward in self.forwards if forward not in old] + new
         try:
-            await self._fabric.change_layer(plan.add(table, layer_new))
+            if any(forward.via for forward in new):
+                await self._tell_routers([*self.forwards, *old])
+            await self._fabric.change_layer([*plan.remove(table, led_elsewhere), *plan.add(table, layer_new)])
             await self._fabric.change_host([*plan.remove(table, host_old), *plan.add(table, host_new)])
-            await self._fabric.change_layer(plan.remove(table, layer_old))
+            await self._fabric.change_layer(
+                plan.remove(table, [element for element in layer_old if element not in led_elsewhere])
+            )
+            if any(forward.via for forward in old):
+                await self._tell_routers(self.forwards)
         except BaseException:
             self.forwards = before
             raise

@@ -87,6 +87,8 @@ class RouteSocket:
 
         :raise OSError: the first failure, with the kernel's own words where it has any.
         """
+        if not requests:
+            return
         awaited: dict[int, Request] = {}
         batch = bytearray()
         for request in requests:

@@ -1,0 +1,216 @@
+"""Routers in force: what is asked is compared with what is there, and the difference made. One change at a time."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Network
+
+from msgspec.structs import replace
+
+from lamella.host.network import rtnetlink, state
+from lamella.host.network.driver import DesiredNetwork, DesiredPort
+from lamella.host.network.fabric import Fabric
+from lamella.host.network.names import router_name
+from lamella.host.network.namespace import Seat
+from lamella.host.network.plan import PROTOCOLS, Forward, Transfer
+from lamella.host.network.routers import ground, rules
+from lamella.host.network.routers.desired import DesiredRouter
+from lamella.host.network.routers.spaces import Spaces
+from lamella.model.errors import Unavailable
+
+log = logging.getLogger("lamella.host.network")
+
+
+class Routing:
+    """``asked`` are the routers by id; the texts are the rules that this process knows to be in force."""
+
+    def __init__(self, fabric: Fabric) -> None:
+        self.asked: dict[str, DesiredRouter] = {}
+        self._fabric = fabric
+        self._spaces = Spaces.of(fabric.home)
+        self._networks: dict[str, DesiredNetwork] = {}
+        self._forwards: list[Forward] = []
+        self._between: dict[str, Transfer] = {}
+        self._texts: dict[str, str] = {}
+        self._lock = asyncio.Lock()
+
+    @property
+    def table(self) -> str:
+        return f"{self._fabric.table}-r"
+
+    def via(self, network: DesiredNetwork) -> str:
+        """Where the layer hands over what is for *network*: an address of its router, or nothing."""
+        between = self._between.get(network.router) if network.router else None
+        return "" if between is None else str(between.layer.ip)
+
+    async def recall(self, forwards: list[Forward]) -> list[Forward]:
+        """Look for routers of an earlier daemon; *forwards* with the instances that they lead to by them."""
+
+        def look(seat: Seat) -> dict[str, Mapping[tuple[str, str], list[str]]]:
+            found: dict[str, Mapping[tuple[str, str], list[str]]] = {}
+            for router in self._spaces.ids():
+                between, space = ground.transfer(seat, router), self._spaces.open(router)
+                if space is None:
+                    continue
+                with ground.inside(seat, space) as there:
+                    entries = state.entries(there.nft, self.table, [("ip", "map", "inbound")])
+                if between is not None:
+                    self._between[router] = between
+                    found[str(between.layer.ip)] = {(key[0], key[1]): value for _, key, value in entries["inbound"]}
+            return found
+
+        led = await self._fabric.in_layer("look for routers", look)
+        result: list[Forward] = []
+        for forward in forwards:
+            if forward.address not in led:
+                result.append(forward)
+                continue
+            places = led[forward.address]
+            for name in (forward.protocol, str(PROTOCOLS[forward.protocol])):
+                if (target := places.get((name, str(forward.uplink_port)))) is not None:
+                    result.append(replace(forward, via=forward.address, address=target[0], port=int(target[1])))
+        self._forwards = result
+        return result
+
+    async def apply(self, routers: Iterable[DesiredRouter], networks: Mapping[str, DesiredNetwork]) -> None:
+        """Have exactly these *routers* between *networks* (by id).
+
+        :raise Unavailable: when one of them cannot be; the others are all the same.
+        """
+        async with self._lock:
+            self.asked = {router.id: router for router in routers}
+            self._networks = dict(networks)
+            await self._settle()
+
+    async def lead(self, forwards: list[Forward]) -> None:
+        """Have published ports go to instances behind routers: exactly those of *forwards* that are led by one."""
+        async with self._lock:
+            self._forwards = list(forwards)
+            for router in self.asked.values():
+                if router.id in self._between:
+                    await self._fabric.in_layer(f"lead ports by router {router.name}", self._ruler(router))
+
+    async def permit(self, ports: Iterable[DesiredPort]) -> None:
+        """Let *ports* send as what lies behind them by the routers' routes."""
+        text = rules.permitted(self._fabric.table, self.asked.values(), ports)
+        if self._texts.get("permitted", "") != text:
+            await self._fabric.change_layer([text])
+            self._texts["permitted"] = text
+
+    async def repair(self, networks: Mapping[str, DesiredNetwork], forwards: list[Forward]) -> None:
+        """Put all of it in force again, whatever somebody did to links and rules."""
+        async with self._lock:
+            self._texts.clear()
+            self._networks, self._forwards = dict(networks), list(forwards)
+            await self._settle()
+
+    async def _settle(self) -> None:
+        failures: list[Unavailable] = []
+
+        async def attempt(step: Awaitable[None]) -> None:
+            try:
+                await step
+            except Unavailable as error:
+                failures.append(error)
+
+        for gone in (self._spaces.ids() | self._between.keys()) - self.asked.keys():
+            await attempt(self._remove(gone))
+        if self.asked:
+            taken = await self._fabric.in_host(
+                "look at the host's routes", lambda seat: [route.destination for route in seat.route.routes()]
+            )
+            for router in self.asked.values():
+                await attempt(self._fabric.in_layer(f"make router {router.name}", self._maker(router, taken)))
+        await attempt(self._lead_in())
+        if failures:
+            raise failures[0]
+
+    async def _remove(self, router: str) -> None:
+        await self._fabric.in_layer(f"remove router {router}", lambda seat: ground.remove(seat, self._spaces, router))
+        self._between.pop(router, None)
+        self._texts.pop(router, None)
+
+    def _maker(self, router: DesiredRouter, taken: list[IPv4Network]) -> Callable[[Seat], None]:
+        def make(seat: Seat) -> None:
+            networks = {id: self._networks[id] for id in router.networks if id in self._networks}
+            space = self._spaces.open(router.id)
+            if space is None:
+                self._texts.pop(router.id, None)
+                space = self._spaces.make(seat, router.id)
+            with ground.inside(seat, space) as there:
+                between = self._between[router.id] = ground.joined(seat, router.id, there, taken)
+                # Rules before legs: nothing passes that they do not know of.
+                self._rule(router, there, networks, between)
+                ground.plug(seat, there, networks)
+                ground.lead(there, router, networks)
+
+        return make
+
+    def _ruler(self, router: DesiredRouter) -> Callable[[Seat], None]:
+        def rule(seat: Seat) -> None:
+            space = self._spaces.open(router.id)
+            if space is not None:
+                networks = {id: self._networks[id] for id in router.networks if id in self._networks}
+                with ground.inside(seat, space) as there:
+                    self._rule(router, there, networks, self._between[router.id])
+
+        return rule
+
+    def _rule(
+        self,
+        router: DesiredRouter,
+        there: ground.Inside,
+        networks: Mapping[str, DesiredNetwork],
+        between: Transfer,
+    ) -> None:
+        text = rules.router_rules(self.table, router, networks.values(), between, self._forwards)
+        if self._texts.get(router.id) != text:
+            there.nft.run(text)
+            self._texts[router.id] = text
+
+    async def _lead_in(self) -> None:
+        """Floating addresses: the host leads them to the layer, the layer to their routers."""
+        places = {
+            IPv4Network(address): (router_name(router.id), IPv4Address(self._between[router.id].layer.ip))
+            for router in self.asked.values()
+            if router.id in self._between
+            for address in router.floating
+        }
+        floating = [str(network.network_address) for network in places]
+        uplink = self._fabric.uplink
+
+        def in_layer(seat: Seat) -> None:
+            self._run(seat, "layer", rules.layer_rules(self.table, uplink, floating))
+            links = {link.name: link.index for link in seat.route.links()}
+            wanted = {(network, links[name], gateway) for network, (name, gateway) in places.items() if name in links}
+            _route(seat, wanted, {links[name] for name in map(router_name, self._between) if name in links})
+
+        await self._fabric.in_layer("lead floating addresses to routers", in_layer)
+        between = self._fabric.transfer
+
+        def in_host(seat: Seat) -> None:
+            self._run(seat, "host", rules.host_elements(self._fabric.table, floating))
+            link = seat.route.link(self._fabric.outer)
+            if link is not None:
+                wanted = {(network, link.index, IPv4Address(between.layer.ip)) for network in places}
+                _route(seat, wanted, {link.index})
+
+        await self._fabric.in_host("lead floating addresses to the layer", in_host)
+
+    def _run(self, seat: Seat, what: str, text: str) -> None:
+        if self._texts.get(what) != text:
+            seat.nft.run(text)
+            self._texts[what] = text
+
+
+def _route(seat: Seat, wanted: set[tuple[IPv4Network, int, IPv4Address]], links: set[int]) -> None:
+    """Have exactly these routes by a gateway on *links*."""
+    present = {
+        (route.destination, route.link, route.gateway)
+        for route in seat.route.routes()
+        if route.gateway is not None and route.link in links
+    }
+    seat.route.send(
+        *(rtnetlink.delete_route(*one) for one in present - wanted),
+        *(rtnetlink.add_route(*one) for one in wanted - present),
+    )

@@ -1,0 +1,122 @@
+"""The text of the rules that routers need, computed from values alone: a table in each router's namespace, and one in the layer's.
+
+In a router's namespace, its legs bear the names of :func:`gateway_name`, and ``up`` leads to the layer:
+
+    map inbound     protocol . port at ``up`` -> address . port of an instance: what is published
+    map floating    address from outside -> address of a port, and ``leaving`` the other way
+    set isolated    legs on networks that nothing goes out of
+    set turning     leg . leg of every network: what is led back to where it came from is answered past the router, which sees half of it
+
+Whoever on the router's networks asks for a floating address comes back through the router (its flow bears a mark): an answer that took
+the short way would come from an address that nobody asked.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from lamella.host.network.driver import DesiredNetwork, DesiredPort
+from lamella.host.network.names import BRIDGE_PREFIX, GATEWAY_PREFIX, ROUTER_PREFIX, gateway_name, port_name
+from lamella.host.network.plan import PROTOCOLS, Forward, Transfer, address_of
+from lamella.host.network.routers.desired import DesiredRouter
+
+UPLINK = "up"
+_HAIRPIN = "0x1a"
+_LEGS = f'"{GATEWAY_PREFIX}*"'
+
+
+def router_rules(
+    table: str,
+    router: DesiredRouter,
+    networks: Iterable[DesiredNetwork],
+    between: Transfer,
+    forwards: Iterable[Forward],
+) -> str:
+    """All of the router's table, in place of what was there. *between* joins it to the layer, whose end is the outer one."""
+    own = between.layer.ip
+    inbound = {
+        f"{PROTOCOLS[one.protocol]} . {one.uplink_port}": f"{one.address} . {one.port}"
+        for one in forwards
+        if one.via == str(own)
+    }
+    legs = {f'"{gateway_name(network.id)}"': network for network in networks}
+    isolated = [leg for leg, network in legs.items() if network.isolated]
+    out = f'add rule ip {table} forward iifname {_LEGS} oifname "{UPLINK}" accept' if router.uplink else ""
+    return f"""
+add table ip {table}
+delete table ip {table}
+add table ip {table}
+add map ip {table} inbound {{ type inet_proto . inet_service : ipv4_addr . inet_service; {_map(inbound)}}}
+add set ip {table} floats {{ type ipv4_addr; {_set(router.floating)}}}
+add map ip {table} floating {{ type ipv4_addr : ipv4_addr; {_map(router.floating)}}}
+add map ip {table} leaving {{ type ipv4_addr : ipv4_addr; {_map({to: at for at, to in router.floating.items()})}}}
+add set ip {table} isolated {{ type ifname; {_set(isolated)}}}
+add set ip {table} turning {{ type ifname . ifname; {_set(f"{leg} . {leg}" for leg in legs)}}}
+add chain ip {table} prerouting {{ type nat hook prerouting priority dstnat; policy accept; }}
+add chain ip {table} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
+add chain ip {table} input {{ type filter hook input priority filter; policy drop; }}
+add chain ip {table} forward {{ type filter hook forward priority filter; policy drop; }}
+add rule ip {table} prerouting iifname "{UPLINK}" ip daddr {own} dnat ip to meta l4proto . th dport map @inbound
+add rule ip {table} prerouting iifname {_LEGS} ip daddr @floats ct mark set {_HAIRPIN}
+add rule ip {table} prerouting dnat ip to ip daddr map @floating
+add rule ip {table} postrouting oifname {_LEGS} ct mark {_HAIRPIN} snat ip to ip saddr map @leaving
+add rule ip {table} postrouting oifname {_LEGS} ct mark {_HAIRPIN} masquerade
+add rule ip {table} postrouting oifname "{UPLINK}" snat ip to ip saddr map @leaving
+add rule ip {table} postrouting oifname "{UPLINK}" masquerade
+add rule ip {table} input iifname "lo" accept
+add rule ip {table} input ct state established,related accept
+add rule ip {table} input iifname {_LEGS} icmp type echo-request accept
+add rule ip {table} forward ct state established,related accept
+add rule ip {table} forward iifname . oifname @turning ip daddr != 169.254.0.0/16 accept
+add rule ip {table} forward ct state invalid drop
+add rule ip {table} forward ip daddr 169.254.0.0/16 drop
+add rule ip {table} forward iifname "{UPLINK}" ct status dnat accept
+add rule ip {table} forward iifname @isolated oifname "{UPLINK}" drop
+add rule ip {table} forward iifname {_LEGS} oifname {_LEGS} accept
+{out}
+"""
+
+
+def layer_rules(table: str, uplink: str, floating: Iterable[str]) -> str:
+    """All of the layer's table for routers: what leaves by a *floating* address keeps it, and who comes from a network without a router
+    is answered whatever its address is to the router."""
+    bridges, routers = f'"{BRIDGE_PREFIX}*"', f'"{ROUTER_PREFIX}*"'
+    return f"""
+add table ip {table}
+delete table ip {table}
+add table ip {table}
+add map ip {table} floating {{ type ipv4_addr : ipv4_addr; {_map({one: one for one in floating})}}}
+add chain ip {table} forward {{ type filter hook forward priority 10; policy accept; }}
+add chain ip {table} postrouting {{ type nat hook postrouting priority 99; policy accept; }}
+add rule ip {table} forward iifname {bridges} oifname {routers} meta mark set {_HAIRPIN}
+add rule ip {table} postrouting oifname "{uplink}" snat ip to ip saddr map @floating
+add rule ip {table} postrouting oifname {routers} meta mark {_HAIRPIN} masquerade
+"""
+
+
+def host_elements(table: str, floating: Iterable[str]) -> str:
+    """The addresses that may come in to the host by the uplink beside the layer's own: exactly these."""
+    wanted = sorted(floating)
+    text = f"flush set ip {table} floating\n"
+    return text + f"add element ip {table} floating {{ {', '.join(wanted)} }}\n" if wanted else text
+
+
+def permitted(table: str, routers: Iterable[DesiredRouter], ports: Iterable[DesiredPort]) -> str:
+    """What lies behind ports by the routers' routes, as elements of the bridges' rules: those ports may send as it."""
+    places = {(port.network, address_of(port)): port for port in ports}
+    found: set[str] = set()
+    for router in routers:
+        for route in router.routes:
+            for network in router.networks:
+                if (port := places.get((network, route.via))) is not None:
+                    found.add(f'"{port_name(port.id)}" . {port.mac.lower()} . {route.destination}')
+    text = f"flush set bridge {table} routed\n"
+    return text + f"add element bridge {table} routed {{ {', '.join(sorted(found))} }}\n" if found else text
+
+
+def _map(elements: Mapping[str, str]) -> str:
+    found = ", ".join(f"{key} : {value}" for key, value in sorted(elements.items()))
+    return f"elements = {{ {found} }}; " if found else ""
+
+
+def _set(elements: Iterable[str]) -> str:
+    found = ", ".join(sorted(elements))
+    return f"elements = {{ {found} }}; " if found else ""

@@ -1,0 +1,269 @@
+"""Routers against real packets: between networks, out by the uplink, routes, what is published, and what is left when they go."""
+
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+from network_world import World
+
+from lamella.host.network.bridge import BridgeDriver
+from lamella.host.network.driver import DesiredNetwork, DesiredPort
+from lamella.host.network.names import bridge_name, gateway_name, router_name
+from lamella.host.network.routers.desired import DesiredRoute, DesiredRouter
+from lamella.host.network.routers.spaces import Spaces
+from lamella.model.ids import new_id
+from lamella.model.instance import Publish
+
+pytestmark = pytest.mark.root
+
+
+def network(name: str, subnet: str, **more: object) -> DesiredNetwork:
+    made = DesiredNetwork(id=new_id("network"), name=name, subnet=f"{subnet}.0/24", gateway=f"{subnet}.1", mtu=1500)
+    return replace(made, **more)
+
+
+def behind(router: str, *networks: DesiredNetwork) -> list[DesiredNetwork]:
+    return [replace(one, router=router) for one in networks]
+
+
+def on(network: DesiredNetwork, number: int, *publish: Publish) -> DesiredPort:
+    prefix = network.gateway.rpartition(".")[0]
+    return DesiredPort(
+        id=new_id("port"),
+        network=network.id,
+        address=f"{prefix}.{number}/24",
+        mac=f"02:00:0a:00:{len(network.name):02x}:{number:02x}",
+        publish=list(publish),
+    )
+
+
+class Routed:
+    """A world with networks, a router and ports; ``life`` runs the driver as one daemon would."""
+
+    def __init__(self, world: World, networks: Iterable[DesiredNetwork], routers: Iterable[DesiredRouter]) -> None:
+        self.world = world
+        self.networks = list(networks)
+        self.routers = list(routers)
+        self.ports: dict[str, DesiredPort] = {}
+
+    def add(self, name: str, port: DesiredPort) -> None:
+        self.ports[name] = port
+        self.world.add(name)
+        for number in (80, 5432):
+            self.world.serve(name, number, name)
+
+    async def settle(self, driver: BridgeDriver) -> None:
+        """What an agent does with its news."""
+        for one in self.networks:
+            await driver.ensure_network(one)
+        await driver.keep_networks({one.id for one in self.networks})
+        await driver.route(self.routers)
+        await driver.protect({}, self.ports.values())
+
+    def life(self, *starting: str) -> None:
+        async def use(driver: BridgeDriver) -> None:
+            await self.settle(driver)
+            for name, port in self.ports.items():
+                if name in starting:
+                    await driver.attach_namespace(port, self.world.path(name))
+                await driver.publish(port)
+
+        self.world.run(use, fresh=False)
+
+    def ask(self, name: str, address: str, port: int = 80) -> str:
+        try:
+            return self.world.ask(name, address, port)
+        except OSError:
+            return ""
+
+
+def two_networks(world: World, **router: object) -> Routed:
+    id = new_id("router")
+    networks = behind(id, network("front", "10.10.0"), network("back", "10.20.0", isolated=True))
+    edge = DesiredRouter(id=id, name="edge", networks=[one.id for one in networks], uplink=True)
+    routed = Routed(world, networks, [replace(edge, **router)])
+    world.serve("internet", 80, "web")
+    routed.add("w1", on(networks[0], 2))
+    routed.add("w2", on(networks[0], 3))
+    routed.add("db", on(networks[1], 2))
+    routed.life("w1", "w2", "db")
+    return routed
+
+
+def test_a_router_joins_networks_and_leads_out(world: World) -> None:
+    routed = two_networks(world)
+    assert routed.ask("w1", "10.20.0.2", 5432) == "db 10.10.0.2" and routed.ask("db", "10.10.0.2") == "w1 10.20.0.2"
+    assert routed.ask("w1", "10.10.0.3") == "w2 10.10.0.2"
+    # Outside it has the host's address, as everybody here; an isolated network stays in.
+    assert routed.ask("w1", "203.0.113.9") == "web 203.0.113.1"
+    assert routed.ask("db", "203.0.113.9") == ""
+    for name, gateway in (("w1", "10.10.0.1"), ("db", "10.20.0.1")):
+        assert "1 received" in world.in_(name, "ping", "-c1", "-W1", gateway)
+    # Nobody borrows another's address, nor asks what the layer or the host have of their own.
+    world.in_("w1", "ip", "addr", "add", "10.20.0.9/32", "dev", "lo")
+    with pytest.raises(OSError):
+        world.ask("w1", "10.20.0.2", 80, bind="10.20.0.9")
+    world.serve("layer", 8081, "layer")
+    assert routed.ask("w1", "10.10.0.1", 8081) == ""
+    # To the bridge itself, a frame is nothing.
+    mac = world.in_("layer", "cat", f"/sys/class/net/{bridge_name(routed.networks[1].id)}/address").strip()
+    world.in_("db", "ip", "neigh", "replace", "10.20.0.1", "lladdr", mac, "dev", "eth0", "nud", "permanent")
+    assert routed.ask("db", "203.0.113.9") == ""
+
+
+def test_what_a_router_does_follows_what_is_asked(world: World) -> None:
+    routed = two_networks(world, uplink=False)
+    assert routed.ask("w1", "203.0.113.9") == "" and routed.ask("w1", "10.20.0.2") == "db 10.10.0.2"
+    before = routed.world.in_("w1", "ip", "neigh", "show", "10.10.0.1")
+    edge, (front, back) = routed.routers[0], routed.networks
+    # One network leaves it while instances are on it: its gateway is the layer's again, and has the same MAC.
+    routed.routers, routed.networks = (
+        [replace(edge, uplink=True, networks=[back.id])],
+        [replace(front, router=""), back],
+    )
+    routed.life()
+    assert routed.ask("w1", "203.0.113.9") == "web 203.0.113.1" and routed.ask("w1", "10.20.0.2") == ""
+    assert before.split()[4] == routed.world.in_("w1", "ip", "neigh", "show", "10.10.0.1").split()[4]
+    # And comes back.
+    routed.routers, routed.networks = [replace(edge, uplink=True)], [front, back]
+    routed.life()
+    assert routed.ask("w1", "203.0.113.9") == "web 203.0.113.1" and routed.ask("w1", "10.20.0.2") == "db 10.10.0.2"
+
+
+def test_networks_go_from_one_router_to_another(world: World) -> None:
+    routed = two_networks(world)
+    edge, other = routed.routers[0], DesiredRouter(id=new_id("router"), name="other", networks=[], uplink=True)
+    front, back = routed.networks
+    routed.networks = [front, replace(back, router=other.id, isolated=False)]
+    for order in (1, -1):
+        routed.routers = [replace(edge, networks=[front.id]), replace(other, networks=[back.id])][::order]
+        routed.life()
+        assert routed.ask("db", "203.0.113.9") == "web 203.0.113.1" and routed.ask("w1", "10.20.0.2") == ""
+    routed.networks, routed.routers = [front, back], [edge]
+    routed.life()
+    assert routed.ask("w1", "10.20.0.2") == "db 10.10.0.2"
+    assert Spaces.of(world.home).ids() == {edge.id} and router_name(other.id) not in world.links("layer")
+
+
+def test_a_static_route_leads_behind_an_instance(world: World) -> None:
+    routed = two_networks(world, routes=[DesiredRoute("10.99.0.0/24", "10.10.0.3")])
+    world.in_("w2", "ip", "addr", "add", "10.99.0.1/32", "dev", "lo")
+    # As one that forwards, it asks for its neighbours under its own address.
+    world.in_("w2", "sh", "-c", "echo 2 > /proc/sys/net/ipv4/conf/all/arp_announce")
+    assert routed.ask("db", "10.99.0.1") == "w2 10.20.0.2" and routed.ask("w1", "10.99.0.1") == "w2 10.10.0.2"
+    # It may send as what lies behind it, and as nothing else.
+    assert world.ask("w2", "10.20.0.2", 80, bind="10.99.0.1") == "db 10.99.0.1"
+    world.in_("w2", "ip", "addr", "add", "10.98.0.1/32", "dev", "lo")
+    with pytest.raises(OSError):
+        world.ask("w2", "10.20.0.2", 80, bind="10.98.0.1")
+    routed.routers = [replace(routed.routers[0], routes=[])]
+    routed.life()
+    assert routed.ask("db", "10.99.0.1") == ""
+    with pytest.raises(OSError):
+        world.ask("w2", "10.20.0.2", 80, bind="10.99.0.1")
+
+
+def test_published_ports_come_through(world: World) -> None:
+    routed = two_networks(world)
+    front, back = routed.networks
+    for name, publish in (("w1", Publish(host_port=8080, port=80)), ("db", Publish(host_port=0, port=5432))):
+        routed.ports[name] = replace(routed.ports[name], publish=[publish])
+    chosen: list[int] = []
+
+    def again() -> None:
+        async def use(driver: BridgeDriver) -> None:
+            await routed.settle(driver)
+            for name in ("w1", "db"):
+                chosen.append((await driver.publish(routed.ports[name]))[0].host_port)
+
+        world.run(use, fresh=False)
+
+    def reached() -> bool:
+        outside = world.ask("internet", "203.0.113.1", 8080), world.ask("internet", "203.0.113.1", chosen[1])
+        return outside == ("w1 203.0.113.9", "db 203.0.113.9") and routed.ask("host", "127.0.0.1", 8080)[:2] == "w1"
+
+    again()
+    assert reached()
+    # A daemon that starts again keeps what was chosen; a network that leaves its router is reached all the same, and when it is back.
+    again()
+    assert reached() and chosen[:2] == chosen[2:]
+    edge = routed.routers[0]
+    routed.routers, routed.networks = [replace(edge, networks=[front.id])], [front, replace(back, router="")]
+    again()
+    assert reached()
+    routed.routers, routed.networks = [edge], [front, back]
+    again()
+    assert reached() and len(set(chosen)) == 2
+
+    async def let_go(driver: BridgeDriver) -> None:
+        await routed.settle(driver)
+        for port in routed.ports.values():
+            await driver.detach(port.id)
+
+    world.run(let_go, fresh=False)
+    assert routed.ask("internet", "203.0.113.1", 8080) == ""
+
+
+def test_what_somebody_breaks_is_repaired(world: World) -> None:
+    routed = two_networks(world)
+    edge, front = routed.routers[0], routed.networks[0]
+    space = Spaces.of(world.home).path(edge.id)
+
+    def inside(*words: str) -> None:
+        subprocess.run(("nsenter", f"--net={space}", *words), check=True, capture_output=True, timeout=20)
+
+    breakages = (
+        lambda: world.in_("layer", "ip", "link", "del", router_name(edge.id)),
+        lambda: world.in_("layer", "ip", "link", "del", gateway_name(front.id)),
+        lambda: world.in_("layer", "ip", "link", "set", gateway_name(front.id), "nomaster"),
+        lambda: inside("nft", "flush", "ruleset"),
+        lambda: inside("ip", "addr", "flush", "dev", gateway_name(front.id)),
+        lambda: inside("ip", "route", "del", "default"),
+        lambda: world.in_("layer", "nft", "flush", "ruleset"),
+        lambda: subprocess.run(("umount", "-l", str(space)), check=True),
+    )
+
+    async def use(driver: BridgeDriver) -> None:
+        await routed.settle(driver)
+        for breakage in breakages:
+            breakage()
+            await driver.repair(routed.networks, routed.ports.values())
+            assert routed.ask("w1", "203.0.113.9") == "web 203.0.113.1"
+            assert routed.ask("w1", "10.20.0.2") == "db 10.10.0.2"
+
+    world.run(use, fresh=False)
+
+
+def test_nothing_is_left(world: World) -> None:
+    routed = two_networks(world)
+
+    async def go(driver: BridgeDriver) -> None:
+        await routed.settle(driver)
+        routed.networks, routed.routers = [], []
+        for port in routed.ports.values():
+            await driver.detach(port.id)
+        routed.ports = {}
+        await routed.settle(driver)
+        assert not Spaces.of(world.home).ids()
+        assert not [link for link in world.links("layer") if link.startswith(("lar", "lag", "lam"))]
+
+    world.run(go, fresh=False)
+    routed = two_networks_again(world, routed)
+
+    async def teardown(driver: BridgeDriver) -> None:
+        await driver.teardown()
+
+    world.run(teardown, fresh=False)
+    assert world.links("layer") == {"lo"} and not Spaces.of(world.home).ids()
+    assert str(world.home.run) not in Path("/proc/self/mounts").read_text()
+    assert world.home.mark not in world.in_("layer", "nft", "list", "ruleset")
+
+
+def two_networks_again(world: World, routed: Routed) -> Routed:
+    id = new_id("router")
+    routed.networks = behind(id, network("front", "10.10.0"))
+    routed.routers = [DesiredRouter(id=id, name="edge", networks=[routed.networks[0].id], uplink=True)]
+    routed.life()
+    return routed
