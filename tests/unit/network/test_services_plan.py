@@ -1,0 +1,87 @@
+"""What dnsmasq is told, and the rules that lead to it: values alone."""
+
+from ipaddress import IPv4Address, IPv4Network
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lamella.host.network.driver import DesiredNetwork, DesiredPort, Resident
+from lamella.host.network.services import rules
+from lamella.host.network.services.plan import HOSTS, LEASES, SERVERS, Site, label, service
+from lamella.host.network.services.rules import Doors
+from lamella.model.ids import new_id
+
+NETWORKS = [
+    DesiredNetwork(id=new_id("network"), name=name, subnet=f"10.9.{number}.0/24", gateway=f"10.9.{number}.1", mtu=1500)
+    for number, name in enumerate(("front", "back_1"))
+]
+SITE = Site(interface="lamexample", gateway="10.9.0.1")
+names = st.text("az09._-", max_size=12).map(lambda middle: f"a{middle}9")
+
+
+@st.composite
+def residents(draw: st.DrawFn) -> list[Resident]:
+    numbers = draw(st.sets(st.integers(2, 200), max_size=8))
+    found: list[Resident] = []
+    for number in sorted(numbers):
+        which = draw(st.integers(0, 1))
+        port = DesiredPort(
+            id=new_id("port"),
+            network=NETWORKS[which].id,
+            address=f"10.9.{which}.{number}/24",
+            mac=f"02:00:00:00:0{which}:{number:02x}",
+            publish=[],
+        )
+        found.append(Resident(port=port, name=tuple(draw(st.lists(names, min_size=1, max_size=2)))))
+    return found
+
+
+@given(residents(), st.integers(0, 1), st.randoms(use_true_random=False))
+def test_everybody_on_the_network_is_told_once_and_nobody_else(
+    known: list[Resident], which: int, random: object
+) -> None:
+    network = NETWORKS[which]
+    made = service(network, SITE, known, ["192.0.2.1"])
+    here = {one.port.address.partition("/")[0] for one in known if one.port.network == network.id}
+    hosts = [line.split() for line in made.files[HOSTS].splitlines()]
+    leases = [line.split(",") for line in made.files[LEASES].splitlines()]
+    assert sorted(words[0] for words in hosts) == sorted(words[1] for words in leases) == sorted(here)
+    assert all(IPv4Address(words[0]) in IPv4Network(network.subnet) for words in hosts)
+    # What is asked in another order is the same: nothing is told anew.
+    random.shuffle(known)  # type: ignore[attr-defined]
+    assert service(network, SITE, known, ["192.0.2.1"]) == made
+
+
+@given(names)
+def test_a_name_is_a_label(name: str) -> None:
+    found = label(name)
+    assert 0 < len(found) <= 63 and found.replace("-", "a").isalnum()
+    assert not found.startswith("-") and not found.endswith("-")
+
+
+def test_an_isolated_network_asks_nobody() -> None:
+    isolated = DesiredNetwork(
+        id=new_id("network"), name="shut", subnet="10.9.3.0/24", gateway="10.9.3.1", mtu=1500, isolated=True
+    )
+    assert service(isolated, SITE, [], ["192.0.2.1"]).files[SERVERS] == ""
+    assert service(NETWORKS[0], SITE, [], ["192.0.2.1"]).files[SERVERS] == "server=192.0.2.1\n"
+    # Whether it is isolated changes what is read again, not what is started.
+    open_one = DesiredNetwork(id=isolated.id, name="shut", subnet="10.9.3.0/24", gateway="10.9.3.1", mtu=1500)
+    assert service(isolated, SITE, [], []).arguments == service(open_one, SITE, [], []).arguments
+
+
+elements = st.frozensets(st.sampled_from(["a", "b", "c", "d"]))
+
+
+@given(st.builds(Doors, clients=elements, resolvers=elements), st.builds(Doors, clients=elements, resolvers=elements))
+def test_a_change_leads_from_one_to_the_other(before: Doors, after: Doors) -> None:
+    now = {"clients": set(before.clients), "resolvers": set(before.resolvers)}
+    for line in rules.change("t", before, after).splitlines():
+        verb, _, _, _, name, *words = line.split()
+        for word in "".join(words).strip("{}").split(","):
+            if verb == "add":
+                assert word not in now[name]
+                now[name].add(word)
+            else:
+                now[name].remove(word)
+    assert Doors(clients=frozenset(now["clients"]), resolvers=frozenset(now["resolvers"])) == after
