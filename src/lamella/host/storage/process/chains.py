@@ -5,9 +5,11 @@ switch (an empty layer changes nothing), and between the last byte of a job and 
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 
@@ -89,7 +91,12 @@ class Chains:
             if top != standing:
                 arguments["backing-file"] = str(lower.path)
             after = nodes.without(opened.node, upper.path)
-            await self._run("block-commit", arguments, opened, after, told, speed)
+
+            async def down() -> None:
+                # A flush of the volume reaches what is written, and that is the layer above (block/io.c, bdrv_co_flush).
+                await asyncio.to_thread(_put_down, lower.path)
+
+            await self._run("block-commit", arguments, opened, after, told, speed, down)
 
     async def mirror(self, id: str, target: Stack, told: Told | None, speed: int, same: Settle | None) -> None:
         async with self._core.long_turn(id):
@@ -183,6 +190,15 @@ class Chains:
                 if mark in name and name not in kept and name.startswith("fmt-"):
                     with suppress(Refused):
                         await self._monitor.execute("blockdev-del", {"node-name": name})
+
+
+def _put_down(path: Path) -> None:
+    """What was written to it by whomever is on the disk. Blocks."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _name(id: str, layer: Layer) -> str:
