@@ -4,7 +4,8 @@ from typing import Protocol
 
 from lamella.model.firewall import Firewall
 from lamella.model.network import Network
-from lamella.model.network_bodies import FirewallCreate, FirewallMember, NetworkCreate
+from lamella.model.network_bodies import FirewallCreate, FirewallDefault, FirewallMember, NetworkCreate
+from lamella.model.operation import Project
 from lamella.model.requests import Principal
 
 
@@ -16,6 +17,8 @@ class NetworksFace(Protocol):
 
 class FirewallsFace(Protocol):
     async def create(self, who: Principal, project: str, body: FirewallCreate) -> Firewall: ...
+
+    async def make_default(self, who: Principal, project: str, body: FirewallDefault) -> Project: ...
 
     async def attach(self, who: Principal, project: str, name: str, body: FirewallMember) -> Firewall: ...
 

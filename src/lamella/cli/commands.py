@@ -114,6 +114,7 @@ _SECTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("firewall set", "firewall", "change a firewall's rules, at once"),
         ("firewall attach", "firewall", "guard an instance"),
         ("firewall detach", "firewall", "guard it no more"),
+        ("firewall default", "firewall", "say what guards new instances that name no firewall"),
         ("firewall rm", "firewall", "remove firewalls"),
         ("port ls", "network", "list the places that instances have on networks"),
         ("port show", "network", "show one of them"),

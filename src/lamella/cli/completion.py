@@ -22,7 +22,7 @@ _NAMED = {
     ]
     + ["snapshot create", "snapshot ls"],
     "snapshot": ["snapshot show", "snapshot restore", "snapshot rm"],
-    "firewall": [f"firewall {verb}" for verb in ("show", "set", "attach", "detach", "rm")],
+    "firewall": [f"firewall {verb}" for verb in ("show", "set", "attach", "detach", "default", "rm")],
     "network": ["network show", "network set", "network rm"],
     "pool": ["pool show", "pool set", "pool scrub", "pool rm"],
 }

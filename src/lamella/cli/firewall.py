@@ -166,6 +166,27 @@ def _member(verb: str) -> "Act":
     return act
 
 
+def _default_options(parser: "Parser") -> None:
+    parser.positional("name", nargs="?", default="", help="the firewall of every new instance that names none")
+    parser.option("--none", action="store_true", help="none from now on")
+
+
+def _default(options: "Options") -> int:
+    from lamella.model.errors import Invalid
+
+    session = Session(options)
+    if options.name and options.none:
+        raise Invalid("a firewall was named, and --none", hint="one of the two")
+    if options.name or options.none:
+        session.ask(network_routes.default_firewall(session.project, render({"firewall": options.name})))
+        line(clean(options.name or "none"))
+        return 0
+    chosen = session.get("project", session.project).text("spec", "firewall")
+    names = {item.text("id"): item.text("name") for item in session.find("firewall")[0]}
+    line(clean(names.get(chosen, chosen) or "none"))
+    return 0
+
+
 COMMANDS: "dict[str, Command]" = {
     **both("firewall", COLUMNS),
     "firewall show": (_show_options, _show),
@@ -173,5 +194,6 @@ COMMANDS: "dict[str, Command]" = {
     "firewall set": (_set_options, _set),
     "firewall attach": (_member_options, _member("attach")),
     "firewall detach": (_member_options, _member("detach")),
+    "firewall default": (_default_options, _default),
     "firewall rm": (_rm_options, _rm),
 }

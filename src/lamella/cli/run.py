@@ -54,7 +54,11 @@ def _options(parser: "Parser") -> None:
     parser.option("--network", default="default", metavar="NAME", help="a network (default: default), or none")
     parser.option("--address", default="", metavar="ADDRESS", help="its address there (default: a free one)")
     parser.option(
-        "--firewall", action="append", default=[], metavar="NAME", help="what it lets in, and nothing else (repeat)"
+        "--firewall",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="what it lets in, and nothing else (repeat; none: not even the default)",
     )
     rates.options(parser)
     parser.option(

@@ -229,6 +229,8 @@ def _add_ports(
         decide("address", port.spec.address, f"{'asked for' if nic.address else 'free'} in network {network.name}")
         if nic.firewalls:
             decide("firewalls", ", ".join(nic.firewalls), "they were asked for: nothing else may come in")
+        elif guards:
+            decide("firewalls", f"{len(guards)}, the project's default", "none was named: nothing else may come in")
         if number == 0:
             made.port = port
             status.port, status.mac = port.id, port.spec.mac

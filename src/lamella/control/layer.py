@@ -21,6 +21,7 @@ from lamella.control.intent import PowerVerb
 from lamella.control.lookup import find_image, need_project
 from lamella.control.merging import merge_labels
 from lamella.control.network.firewalls import Firewalls
+from lamella.control.network.guarantees import guarded
 from lamella.control.network.looking import traced
 from lamella.control.network.networks import Networks
 from lamella.control.presence import Presence
@@ -357,8 +358,10 @@ class Layer:
         if instance.status.phase in (Phase.RUNNING, Phase.PAUSED):
             mechanisms = await self._agent(instance).mechanisms(instance.id)
         await self.storage.replications.look(instance.status.volumes.values())
-        volumes, replicas = await self.store.read(lambda tx: (described(tx, instance), kept_again(tx, instance)))
-        return contract_of(instance, mechanisms, volumes, replicas)
+        volumes, replicas, guards = await self.store.read(
+            lambda tx: (described(tx, instance), kept_again(tx, instance), guarded(tx, instance))
+        )
+        return contract_of(instance, mechanisms, volumes, replicas, guards)
 
     async def explain(self, who: Principal, project: str, name: str) -> Explanation:
         instance: Instance = await self.store.get("instance", project, name)

@@ -5,6 +5,7 @@ from typing import Any
 from lamella.model.errors import NotFound
 from lamella.model.image import SCRATCH, SCRATCH_NAME, Image, ImageSpec, ImageStatus
 from lamella.model.instance import Instance
+from lamella.model.operation import Project
 from lamella.model.resource import new_resource
 from lamella.store.store import Transaction
 
@@ -67,7 +68,9 @@ def how_to_get(reference: str) -> str:
     return f"bring it in: lamella image pull docker://HOST/{reference}, or lamella image import FILE --name {reference}"
 
 
-def need_project(tx: Transaction, project: str) -> None:
+def need_project(tx: Transaction, project: str) -> Project:
     """:raise NotFound: when there is no such project."""
-    if tx.get("project", "default", project) is None:
+    found: Project | None = tx.get("project", "default", project)
+    if found is None:
         raise NotFound(f"there is no project {project!r}", hint="lamella project ls lists them", field="project")
+    return found

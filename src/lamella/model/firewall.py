@@ -56,3 +56,6 @@ class FirewallStatus(msgspec.Struct, kw_only=True):
 Firewall = Resource[FirewallSpec, FirewallStatus]
 
 FIREWALL = "firewall:"
+
+# Instead of the names of a NIC's firewalls: not even the project's default one. No firewall is called so.
+NONE = "none"

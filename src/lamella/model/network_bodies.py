@@ -29,6 +29,12 @@ class FirewallCreate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     outbound: Rules | None = None
 
 
+class FirewallDefault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The firewall, by name or id, of every new NIC in the project that names none itself; empty: none."""
+
+    firewall: Annotated[str, Meta(max_length=63)]
+
+
 class FirewallMember(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """All ports of the instance of that name."""
 

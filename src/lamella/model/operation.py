@@ -62,7 +62,10 @@ Event = Resource[EventSpec, EventStatus]
 
 
 class ProjectSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """``firewall`` is the id of the one that guards every new NIC which names none itself."""
+
     description: str = ""
+    firewall: str = ""
 
 
 class ProjectStatus(msgspec.Struct, kw_only=True):

@@ -3,6 +3,7 @@
 from typing import Any
 
 from fake_part import Part
+from msgspec.structs import replace
 
 from lamella.control.network import subnets
 from lamella.model.firewall import FirewallSpec, FirewallStatus
@@ -23,6 +24,11 @@ class FakeFirewalls(Part):
         check_name(body.name)
         spec = FirewallSpec(inbound=body.inbound, outbound=body.outbound)
         return self.new("firewall", body.name, spec, FirewallStatus(), project, body.labels)
+
+    async def make_default(self, who: Any, project: str, body: Any) -> Any:
+        row = self.layer._find("default", "project", project)
+        chosen = self.layer._find(project, "firewall", body.firewall).id if body.firewall else ""
+        return self.changed(row, spec=replace(row.spec, firewall=chosen))
 
     async def attach(self, who: Any, project: str, name: str, body: Any) -> Any:
         row = self.layer._find(project, "firewall", name)

@@ -1,7 +1,7 @@
 """Firewalls as rows: rules that make sense, names that are there, members that come and go, and what hosts are told."""
 
 import pytest
-from test_device_changes import ROOT, create, layer  # noqa: F401  (layer is a fixture)
+from test_device_changes import ROOT, assignment, create, layer, patch  # noqa: F401  (layer is a fixture)
 
 from lamella.control.layer import Layer
 from lamella.model.assignment import Assignments
@@ -9,7 +9,7 @@ from lamella.model.errors import Conflict, Invalid, NotFound
 from lamella.model.firewall import Firewall, PortRange, Protocol, Rule
 from lamella.model.firewall_text import parse
 from lamella.model.instance import InstanceSpec, Nic
-from lamella.model.network_bodies import FirewallCreate, FirewallMember
+from lamella.model.network_bodies import FirewallCreate, FirewallDefault, FirewallMember
 from lamella.model.requests import InstanceCreate, ResourcePatch
 
 
@@ -84,6 +84,39 @@ async def test_what_guards_an_instance_is_told_to_its_host(layer: Layer) -> None
     since = news.revision
     await layer.patch(ROOT, "default", "image", "tools", ResourcePatch(labels={"a": "b"}), expected=None, wait=0)
     assert (await told(layer, host, since)).firewalls is None
+
+
+async def test_the_default_guards_whoever_names_none(layer: Layer) -> None:  # noqa: F811
+    web = await made(layer, "web", "tcp:80,443", "from=firewall:web:any")
+    with pytest.raises(NotFound, match="no firewall"):
+        await layer.firewalls.make_default(ROOT, "default", FirewallDefault(firewall="nothing"))
+    await layer.firewalls.make_default(ROOT, "default", FirewallDefault(firewall="web"))
+    asked = await create(layer, nics=[Nic()])
+    assert asked.port is not None and asked.port.spec.firewalls == [web.id]
+    said = await layer.contract(ROOT, "default", "db")
+    (line,) = [line for line in said.guarantees if line.subject.startswith("firewall")]
+    assert line.value == "web: tcp:80,443, from=firewall:web:any may come in" and line.enforced_by
+
+    with pytest.raises(Conflict, match="guards db"):
+        await layer.delete(ROOT, "default", "firewall", "web", force=False, expected=None, wait=0)
+    # A NIC that comes later is guarded too; one that says none is not.
+    await patch(layer, nics=[{}, {"name": "net1"}, {"name": "net2", "firewalls": ["none"]}])
+    ports = (await assignment(layer)).ports
+    assert [ports[name].spec.firewalls for name in ("net1", "net2")] == [[web.id], []]
+    said = await layer.contract(ROOT, "default", "db")
+    values = [line.value for line in said.guarantees if line.subject.startswith("firewall")]
+    assert values[2] == "none: whatever is on network default may come in"
+
+
+async def test_a_default_that_guards_nobody_yet_stays(layer: Layer) -> None:  # noqa: F811
+    await made(layer, "web")
+    await layer.firewalls.make_default(ROOT, "default", FirewallDefault(firewall="web"))
+    with pytest.raises(Conflict, match="by default"):
+        await layer.delete(ROOT, "default", "firewall", "web", force=False, expected=None, wait=0)
+    await layer.firewalls.make_default(ROOT, "default", FirewallDefault(firewall=""))
+    await layer.delete(ROOT, "default", "firewall", "web", force=False, expected=None, wait=0)
+    with pytest.raises(Invalid, match="called none"):
+        await made(layer, "none")
 
 
 async def test_an_instance_with_a_firewall_that_is_not_there_is_not_made(layer: Layer) -> None:  # noqa: F811

@@ -6,7 +6,8 @@ from lamella.api import answer
 from lamella.api.call import Call, NoQuery
 from lamella.api.route import AnyRoute, Success, change
 from lamella.model.firewall import Firewall
-from lamella.model.network_bodies import FirewallCreate, FirewallMember
+from lamella.model.network_bodies import FirewallCreate, FirewallDefault, FirewallMember
+from lamella.model.operation import Project
 
 MANY = "/v1/projects/{project:str}/firewalls"
 
@@ -26,7 +27,22 @@ async def detach(call: Call[NoQuery]) -> answer.Answer:
     return answer.resource(await call.layer.firewalls.detach(call.who, call.project, call.name, body))
 
 
+async def default(call: Call[NoQuery]) -> answer.Answer:
+    return answer.resource(
+        await call.layer.firewalls.make_default(call.who, call.project, await call.body(FirewallDefault))
+    )
+
+
 ROUTES: list[AnyRoute] = [
+    change(
+        "firewall",
+        "/v1/projects/{project:str}/default-firewall",
+        "defaultFirewall",
+        "Choose the firewall of every new NIC in the project that names none",
+        default,
+        body=FirewallDefault,
+        answers=Success(type=Project, etag=True),
+    ),
     change(
         "firewall",
         MANY,

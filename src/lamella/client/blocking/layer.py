@@ -8,6 +8,7 @@ from typing import Unpack
 from lamella.client import address, calls, wish
 from lamella.client.blocking.backups import Backups, Policies, Repositories
 from lamella.client.blocking.box import Box
+from lamella.client.blocking.firewalls import Firewalls
 from lamella.client.blocking.images import Images
 from lamella.client.blocking.instances import Instances
 from lamella.client.blocking.networks import Networks
@@ -30,7 +31,7 @@ class Layer:
         self.project = project
         self.instances = Instances(self._talk)
         self.images = Images(self._talk)
-        self.networks = Networks(self._talk)
+        self.networks, self.firewalls = Networks(self._talk), Firewalls(self._talk)
         self.pools, self.volumes, self.snapshots = Pools(self._talk), Volumes(self._talk), Snapshots(self._talk)
         self.repositories, self.backups = Repositories(self._talk), Backups(self._talk)
         self.policies = Policies(self._talk)

@@ -8,11 +8,12 @@ from lamella.control.events import record
 from lamella.control.lookup import find_instance, need_project
 from lamella.control.merging import merge_labels, merge_patch
 from lamella.model.errors import Conflict, Invalid, NotFound
-from lamella.model.firewall import FIREWALL, Firewall, FirewallSpec, FirewallStatus, Protocol, Rule
+from lamella.model.firewall import FIREWALL, NONE, Firewall, FirewallSpec, FirewallStatus, Protocol, Rule
 from lamella.model.ids import check_name
 from lamella.model.instance import Instance
 from lamella.model.network import Port
-from lamella.model.network_bodies import FirewallCreate, FirewallMember
+from lamella.model.network_bodies import FirewallCreate, FirewallDefault, FirewallMember
+from lamella.model.operation import Project
 from lamella.model.requests import Principal, ResourcePatch
 from lamella.model.resource import new_resource
 from lamella.model.validation import invalid
@@ -28,6 +29,8 @@ class Firewalls:
     async def create(self, who: Principal, project: str, body: FirewallCreate) -> Firewall:
         """:raise Invalid: for a rule that says nothing. :raise NotFound: when one names a firewall that is not there."""
         check_name(body.name)
+        if body.name == NONE:
+            raise Invalid("no firewall can be called none", hint="--firewall none means: without any", field="name")
 
         def write(tx: Transaction) -> Firewall:
             need_project(tx, project)
@@ -65,7 +68,7 @@ class Firewalls:
         return await self._store.write(write)
 
     async def delete(self, who: Principal, project: str, name: str, *, expected: int | None) -> None:
-        """:raise Conflict: while ports belong to it, or another firewall's rules name it."""
+        """:raise Conflict: while ports belong to it, another firewall's rules name it, or it is its project's default."""
 
         def write(tx: Transaction) -> None:
             firewall = find_firewall(tx, project, name)
@@ -78,6 +81,11 @@ class Firewalls:
                     f"firewall {firewall.name} guards {', '.join(owners[:3])}{' …' if len(owners) > 3 else ''}",
                     hint=f"lamella firewall detach {firewall.name} {owners[0]}",
                 )
+            if need_project(tx, project).spec.firewall == firewall.id:
+                raise Conflict(
+                    f"firewall {firewall.name} guards new instances of project {project} by default",
+                    hint="lamella firewall default --none",
+                )
             named = [
                 other.name for other in tx.list("firewall") if other.id != firewall.id and _names(other, firewall.id)
             ]
@@ -88,6 +96,23 @@ class Firewalls:
             tx.delete(firewall.id)
 
         await self._store.write(write)
+
+    async def make_default(self, who: Principal, project: str, body: FirewallDefault) -> Project:
+        """Have it guard every NIC that is made in *project* from now on and names none; those that are there stay as they are.
+
+        :raise NotFound: when there is no such firewall.
+        """
+
+        def write(tx: Transaction) -> Project:
+            row = need_project(tx, project)
+            firewall = find_firewall(tx, project, body.firewall, field="firewall") if body.firewall else None
+            row.spec.firewall = "" if firewall is None else firewall.id
+            tx.audit(Audit(principal=who.name, verb="default", subject=f"firewall/{project}/{body.firewall}"))
+            what = "no firewall guards" if firewall is None else f"firewall {firewall.name} guards"
+            record(tx, row, "firewall.default", f"{what} new instances of project {project} by default")
+            return tx.update(row)
+
+        return await self._store.write(write)
 
     async def attach(self, who: Principal, project: str, name: str, body: FirewallMember) -> Firewall:
         """Have it guard all ports of an instance, whether that runs or not. :raise Conflict: when the instance has none."""
@@ -137,7 +162,12 @@ def find_firewall(tx: Transaction, project: str, name: str, *, field: str = "") 
 
 
 def firewalls_of(tx: Transaction, project: str, names: list[str]) -> list[str]:
-    """Ids by names, sorted. :raise NotFound: when one is not there."""
+    """Ids by the names that a NIC gives, sorted; the project's default when it gives none. :raise NotFound: when one is not there."""
+    if names == [NONE]:
+        return []
+    if not names:
+        default = need_project(tx, project).spec.firewall
+        return [default] if default else []
     return sorted({find_firewall(tx, project, name, field="spec.nics.firewalls").id for name in names})
 
 
