@@ -9,12 +9,13 @@ import contextlib
 import logging
 import os
 import signal as signals
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from lamella.host.compute.driver import Changed, Home, Limits, Machine, MountedVolume, Observed
 from lamella.host.compute.guest.client import GuestClient
+from lamella.host.compute.guest.filing import FileVerbs
 from lamella.host.compute.guest.setup import GuestNetwork, GuestPhase, GuestProcess, GuestSetup
 from lamella.host.compute.microvm import arguments, disk, size, volumes
 from lamella.host.compute.microvm.block_image import BlockImages
@@ -28,7 +29,6 @@ from lamella.host.compute.qemu.size import Size, group_limits
 from lamella.host.linux.processes import environment, start_time
 from lamella.model.contract import Mechanism
 from lamella.model.errors import CannotRun, Conflict, Internal, Invalid, LamellaError, NotFound, Unavailable
-from lamella.model.files import FileInfo
 from lamella.model.host import Capability
 from lamella.model.instance import Phase
 from lamella.model.quantity import format_size
@@ -44,7 +44,7 @@ GRACE = 15.0
 BALLOON_DEADLINE = 10.0
 
 
-class MicrovmDriver(FreezeVerbs[Session]):
+class MicrovmDriver(FileVerbs, FreezeVerbs[Session]):
     """:class:`ComputeDriver` for microVMs. ``use_taps`` says where the descriptors of NICs come from."""
 
     name = "microvm"
@@ -238,24 +238,6 @@ class MicrovmDriver(FreezeVerbs[Session]):
         async for entry in self._log(id).read(follow=follow, tail=tail, since=since):
             yield entry
 
-    async def stat(self, id: str, path: str) -> FileInfo:
-        return await (await self._agent(id)).stat(path)
-
-    async def list_directory(self, id: str, path: str) -> list[FileInfo]:
-        return await (await self._agent(id)).list_directory(path)
-
-    async def read_file(self, id: str, path: str) -> AsyncIterator[bytes]:
-        async for piece in (await self._agent(id)).read_file(path):
-            yield piece
-
-    async def write_file(
-        self, id: str, path: str, data: AsyncIterator[bytes], *, mode: int = 0o644, uid: int = 0, gid: int = 0
-    ) -> None:
-        await (await self._agent(id)).write_file(path, data, mode=mode, uid=uid, gid=gid)
-
-    async def make_directory(self, id: str, path: str, *, mode: int = 0o755, uid: int = 0, gid: int = 0) -> None:
-        await (await self._agent(id)).make_directory(path, mode=mode, uid=uid, gid=gid)
-
     async def usage(self, id: str) -> Usage:
         session = await self._running(id)
         machine = session.places.machine()
@@ -391,6 +373,10 @@ class MicrovmDriver(FreezeVerbs[Session]):
             except LamellaError as error:
                 raise Unavailable(f"QEMU did not start: {launch.tail(errors) or error.message}") from error
             return session
+
+    @contextlib.asynccontextmanager
+    async def _files(self, id: str) -> AsyncGenerator[GuestClient]:
+        yield await self._agent(id)
 
     async def _agent(self, id: str) -> GuestClient:
         session = await self._running(id)

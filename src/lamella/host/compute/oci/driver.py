@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lamella.host.compute.driver import Changed, Home, Limits, Machine, Observed
 from lamella.host.compute.guest.client import GuestClient
+from lamella.host.compute.guest.filing import FileVerbs
 from lamella.host.compute.oci import (
     building,
     bundle,
@@ -42,7 +43,6 @@ from lamella.host.linux.blocking import blocking
 from lamella.host.linux.cgroup import ROOT, Cgroup, Cgroups
 from lamella.model.contract import Mechanism
 from lamella.model.errors import CannotRun, Conflict, LamellaError, NotFound, Unavailable, Unsupported
-from lamella.model.files import FileInfo
 from lamella.model.host import Capability
 from lamella.model.instance import Phase
 from lamella.model.signals import signal_number
@@ -54,7 +54,7 @@ KILLED = 128 + signals.SIGKILL
 LIVING = (Phase.STARTING, Phase.RUNNING, Phase.PAUSED)
 
 
-class OciDriver:
+class OciDriver(FileVerbs):
     """Implements :class:`~lamella.host.compute.driver.ComputeDriver`. The process must be in the layer's room."""
 
     name = "oci"
@@ -424,7 +424,7 @@ class OciDriver:
     # -- files -------------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _agent(self, id: str) -> AsyncGenerator[GuestClient]:
+    async def _files(self, id: str) -> AsyncGenerator[GuestClient]:
         place = await self._need(id, Phase.RUNNING, Phase.STARTING)
         machine = self._machine(place)
         root = identity.Identity(uid=0, gid=0)
@@ -432,29 +432,6 @@ class OciDriver:
         process = bundle.process(machine, spec, root)
         async with files.agent(self._runtime(id), process, self._exec_folder(place), self._program) as client:
             yield client
-
-    async def stat(self, id: str, path: str) -> FileInfo:
-        async with self._agent(id) as agent:
-            return await agent.stat(path)
-
-    async def list_directory(self, id: str, path: str) -> list[FileInfo]:
-        async with self._agent(id) as agent:
-            return await agent.list_directory(path)
-
-    async def read_file(self, id: str, path: str) -> AsyncIterator[bytes]:
-        async with self._agent(id) as agent:
-            async for piece in agent.read_file(path):
-                yield piece
-
-    async def write_file(
-        self, id: str, path: str, data: AsyncIterator[bytes], *, mode: int = 0o644, uid: int = 0, gid: int = 0
-    ) -> None:
-        async with self._agent(id) as agent:
-            await agent.write_file(path, data, mode=mode, uid=uid, gid=gid)
-
-    async def make_directory(self, id: str, path: str, *, mode: int = 0o755, uid: int = 0, gid: int = 0) -> None:
-        async with self._agent(id) as agent:
-            await agent.make_directory(path, mode=mode, uid=uid, gid=gid)
 
     # -- figures -----------------------------------------------------------------------------------------------------
 

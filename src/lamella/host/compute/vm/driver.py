@@ -8,13 +8,14 @@ import asyncio
 import contextlib
 import logging
 import signal as signals
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import UTC, datetime
 from functools import partial
 
 import msgspec
 
 from lamella.host.compute.driver import Changed, Home, Limits, Machine, MountedVolume, Observed
+from lamella.host.compute.guest.filing import FileVerbs
 from lamella.host.compute.qemu import layers, served
 from lamella.host.compute.qemu.freezing import FreezeVerbs
 from lamella.host.compute.qemu.monitor import Monitor
@@ -27,7 +28,6 @@ from lamella.host.linux.processes import environment
 from lamella.model.board import DesktopTicket, Graphics, Input
 from lamella.model.contract import Mechanism
 from lamella.model.errors import Conflict, Internal, LamellaError, NotFound, Unavailable, Unsupported
-from lamella.model.files import FileInfo
 from lamella.model.host import Capability
 from lamella.model.instance import Phase
 from lamella.model.signals import signal_number
@@ -43,7 +43,7 @@ CONSOLE_DEADLINE = 5.0
 logger = logging.getLogger(__name__)
 
 
-class VmDriver(FreezeVerbs[Session]):
+class VmDriver(FileVerbs, FreezeVerbs[Session]):
     """:class:`ComputeDriver` for full machines. ``use_taps`` says where the descriptors of NICs come from."""
 
     name = "vm"
@@ -305,24 +305,6 @@ class VmDriver(FreezeVerbs[Session]):
     async def exec(self, id: str, spec: ExecSpec) -> ProcessStream:
         return await (await self._inside(id)).exec(spec)
 
-    async def stat(self, id: str, path: str) -> FileInfo:
-        return await (await self._inside(id)).stat(path)
-
-    async def list_directory(self, id: str, path: str) -> list[FileInfo]:
-        return await (await self._inside(id)).list_directory(path)
-
-    async def read_file(self, id: str, path: str) -> AsyncIterator[bytes]:
-        async for piece in (await self._inside(id)).read_file(path):
-            yield piece
-
-    async def write_file(
-        self, id: str, path: str, data: AsyncIterator[bytes], *, mode: int = 0o644, uid: int = 0, gid: int = 0
-    ) -> None:
-        await (await self._inside(id)).write_file(path, data, mode=mode, uid=uid, gid=gid)
-
-    async def make_directory(self, id: str, path: str, *, mode: int = 0o755, uid: int = 0, gid: int = 0) -> None:
-        await (await self._inside(id)).make_directory(path, mode=mode, uid=uid, gid=gid)
-
     async def usage(self, id: str) -> Usage:
         """What its group uses, and what the guest says of itself where an agent answers."""
         session = await self._running(id)
@@ -355,6 +337,10 @@ class VmDriver(FreezeVerbs[Session]):
         if session.machine is not None and session.machine.board.graphics is Graphics.NONE:
             raise Unsupported(f"the machine {id} has no screen", hint="give it graphics, or use its console")
         return await session.monitor()
+
+    @contextlib.asynccontextmanager
+    async def _files(self, id: str) -> AsyncGenerator[Inside]:
+        yield await self._inside(id)
 
     async def _inside(self, id: str) -> Inside:
         session = await self._started(id)
