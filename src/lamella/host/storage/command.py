@@ -28,19 +28,25 @@ class Said(msgspec.Struct, kw_only=True, frozen=True):
 
 
 async def run(
-    argv: Sequence[str], *, timeout: float, environment: Mapping[str, str] | None = None, stdin: bytes = b""
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    environment: Mapping[str, str] | None = None,
+    stdin: bytes = b"",
+    quick: bool = False,
 ) -> Said:
-    """*environment* is added to a path and the locale C. The tool is killed when the caller is cancelled, and when the thread that
-    asked ends.
+    """*environment* is added to a path and the locale C. The tool is killed when the caller is cancelled, and, but for one that is *quick*
+    and changes nothing for long, when the thread that asked ends.
 
     :raise DeadlineExceeded: when it did not end in *timeout* seconds; it is killed then.
     :raise Unavailable: when it is not installed.
     """
     if shutil.which(argv[0], path=PATH) is None:
         raise Unavailable(f"{argv[0]} is not installed")
+    dying = [] if quick else [str(binaries.tool("setpriv")), "--pdeathsig", "KILL", "--"]
     try:
         process = await asyncio.create_subprocess_exec(
-            *(str(binaries.tool("setpriv")), "--pdeathsig", "KILL", "--"),
+            *dying,
             *argv,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

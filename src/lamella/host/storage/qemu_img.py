@@ -17,8 +17,9 @@ from pathlib import Path
 import msgspec
 
 from lamella.host.linux import binaries
+from lamella.host.storage import command
 from lamella.host.storage.driver import Layer, Node
-from lamella.model.errors import Conflict, Corrupt, DeadlineExceeded, LamellaError, NoRoom, Unavailable
+from lamella.model.errors import Conflict, Corrupt, LamellaError, NoRoom, Unavailable
 
 # Sixteen times fewer copied bytes for a small write than without subclusters, and half the tables (qemu docs/interop/qcow2.txt,
 # "Extended L2 Entries"). Without lazy refcounts: a torn file needs no repair before it can be opened.
@@ -178,32 +179,11 @@ def written_by_somebody(path: Path) -> bool:
 
 
 async def _run(verb: str, *arguments: str, long: bool = False, good: tuple[int, ...] = (0,)) -> bytes:
-    deadline = _LONG if long else _QUICK
-    dying = [str(binaries.tool("setpriv")), "--pdeathsig", "KILL", "--"] if long else []
-    child = await asyncio.create_subprocess_exec(
-        *dying,
-        str(binaries.tool("qemu-img")),
-        verb,
-        *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "LC_ALL": "C.UTF-8"},
-    )
-    try:
-        async with asyncio.timeout(deadline):
-            out, said = await child.communicate()
-    except TimeoutError as error:
-        raise DeadlineExceeded(
-            f"qemu-img {verb} did not end in {deadline:g} s", hint="see the disk and its load"
-        ) from error
-    finally:
-        if child.returncode is None:
-            child.kill()
-            await asyncio.shield(child.wait())
-    if child.returncode not in good:
-        raise _failure(verb, said.decode(errors="replace").strip())
-    return out
+    tool = str(binaries.tool("qemu-img"))
+    said = await command.run([tool, verb, *arguments], timeout=_LONG if long else _QUICK, quick=not long)
+    if said.code not in good:
+        raise _failure(verb, said.error)
+    return said.out
 
 
 def _failure(verb: str, said: str) -> LamellaError:

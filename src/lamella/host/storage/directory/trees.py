@@ -4,14 +4,13 @@ Copies are made by cp(1): owners, modes, times, extended attributes, hard links,
 """
 
 import asyncio
-import contextlib
-import os
 from pathlib import Path
 
 from lamella.host.linux import binaries
+from lamella.host.storage import command as tools
 from lamella.host.storage import tree
 from lamella.host.storage.directory.ground import Ground, sync_filesystem
-from lamella.model.errors import DeadlineExceeded, NoRoom, Unavailable
+from lamella.model.errors import NoRoom, Unavailable
 
 _DEADLINE = 6 * 3600.0
 
@@ -74,33 +73,10 @@ async def run(*command: str, deadline: float = _DEADLINE, good: tuple[int, ...] 
 
     :raise NoRoom: when it says that the filesystem is full. :raise Unavailable: when it fails otherwise.
     """
-    child = await asyncio.create_subprocess_exec(
-        str(binaries.tool("setpriv")),
-        "--pdeathsig",
-        "KILL",
-        "--",
-        str(binaries.tool(command[0])),
-        *command[1:],
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "LC_ALL": "C.UTF-8"},
-    )
-    try:
-        async with asyncio.timeout(deadline):
-            out, said = await child.communicate()
-    except TimeoutError as error:
-        raise DeadlineExceeded(
-            f"{command[0]} did not end in {deadline:g} s", hint="see the disk and its load"
-        ) from error
-    finally:
-        if child.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                child.kill()
-            await asyncio.shield(child.wait())
-    if child.returncode not in good:
-        text = said.decode(errors="replace").strip()
+    ended = await tools.run([str(binaries.tool(command[0])), *command[1:]], timeout=deadline)
+    if ended.code not in good:
+        text = ended.error
         if "No space left" in text or "quota exceeded" in text:
             raise NoRoom(f"{command[0]}: the pool is full", hint="delete volumes or snapshots")
         raise Unavailable(f"{command[0]} failed: {text[-400:]}")
-    return out.decode(errors="replace")
+    return ended.out.decode(errors="replace")
