@@ -16,6 +16,7 @@ from lamella.api.openapi import document
 from lamella.api.route import AnyRoute, Route, Success
 from lamella.api.routes import (
     backups,
+    balancers,
     files,
     firewalls,
     images,
@@ -58,6 +59,7 @@ def all_routes() -> list[AnyRoute]:
         *images.ROUTES,
         *networks.ROUTES,
         *firewalls.ROUTES,
+        *balancers.ROUTES,
         *pools.ROUTES,
         *volumes.ROUTES,
         *transfers.ROUTES,

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Literal, Protocol
 
 from lamella.api.backup_face import BackupFace
-from lamella.api.network_face import FirewallsFace, NetworksFace
+from lamella.api.network_face import BalancersFace, FirewallsFace, NetworksFace
 from lamella.api.storage_face import StorageFace
 from lamella.model.board import DesktopTicket, Input
 from lamella.model.contract import Comparison, Contract, WhyNot
@@ -53,6 +53,9 @@ class LayerFace(Protocol):
 
     @property
     def networks(self) -> NetworksFace: ...
+
+    @property
+    def balancers(self) -> BalancersFace: ...
 
     @property
     def firewalls(self) -> FirewallsFace: ...

@@ -21,6 +21,11 @@ def default_firewall(project: str, body: bytes) -> Request:
     return Request("POST", target("projects", project, "default-firewall"), body=body, headers=_JSON)
 
 
+def create_balancer(project: str, body: bytes) -> Request:
+    """Make a balancer (``BalancerCreate``)."""
+    return Request("POST", target("projects", project, "balancers"), body=body, headers=_JSON)
+
+
 def member(project: str, name: str, verb: str, body: bytes) -> Request:
     """``attach`` or ``detach`` an instance (``FirewallMember``)."""
     return Request("POST", target("projects", project, "firewalls", name, verb), body=body, headers=_JSON)

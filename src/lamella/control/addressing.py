@@ -30,7 +30,9 @@ def free_address(subnet: IPv4Network, taken: Container[str], *, near: int = 0) -
     raise NoRoom(f"every address of {subnet} is taken", hint="remove instances, or use a network with a larger subnet")
 
 
-def static_address(subnet: IPv4Network, wanted: str, taken: Container[str]) -> IPv4Interface:
+def static_address(
+    subnet: IPv4Network, wanted: str, taken: Container[str], *, field: str = "spec.nics.address"
+) -> IPv4Interface:
     """The address that somebody asked for by name.
 
     :raise Invalid: when it is none that an instance on *subnet* can have. :raise Conflict: when it is taken.

@@ -3,6 +3,7 @@
 from lamella.control.devices import change_of, new_port, new_volume
 from lamella.control.fitting import PLUGGABLE
 from lamella.control.lookup import find_image
+from lamella.control.network.balancing import holder_name
 from lamella.control.network.firewalls import firewalls_of
 from lamella.control.network.rates import change_rates
 from lamella.control.storage.attaching import attach, check_idle, resolve
@@ -20,10 +21,10 @@ def networks_of(tx: Transaction, project: str, spec: InstanceSpec) -> list[Netwo
     return [network_named(tx, project, nic.network) for nic in spec.nics]
 
 
-def network_named(tx: Transaction, project: str, name: str) -> Network:
+def network_named(tx: Transaction, project: str, name: str, *, field: str = "spec.nics.network") -> Network:
     found = tx.get("network", project, name) or tx.get("network", "default", name)
     if found is None:
-        raise NotFound(f"there is no network {name!r}", hint="lamella network ls lists them", field="spec.nics.network")
+        raise NotFound(f"there is no network {name!r}", hint="lamella network ls lists them", field=field)
     return found
 
 
@@ -51,14 +52,15 @@ def insert_port(tx: Transaction, port: Port) -> None:
 
 
 def _claim_host_port(tx: Transaction, host: str, key: str, port: str) -> None:
-    """:raise Conflict: when another instance publishes that port of the host; names it."""
+    """:raise Conflict: when another instance, or a balancer, publishes that port of the host; names it."""
     holder = tx.claims(f"published:{host}").get(key)
     taken = tx.by_id(holder) if holder is not None else None
-    owner = tx.by_id(taken.spec.owner) if taken is not None else None
-    if owner is not None:
+    if holder is not None and taken is not None:
+        name = holder_name(tx, holder)
+        remove = "balancer rm" if taken.kind == "balancer" else "rm --force"
         raise Conflict(
-            f"port {key} of the host is published by {owner.name}",
-            hint=f"publish another port, or: lamella rm --force {owner.name}",
+            f"port {key} of the host is published by {name}",
+            hint=f"publish another port, or: lamella {remove} {name}",
             field="spec.nics.publish",
         )
     tx.claim(f"published:{host}", key, port)

@@ -8,10 +8,13 @@ import msgspec
 
 from lamella.control.bulletin import Bulletin
 from lamella.control.events import record
+from lamella.control.network import balancing
+from lamella.control.network.balancers import hear as hear_balancer
 from lamella.control.storage.attaching import let_go
 from lamella.control.storage.hearing import hear, measured
 from lamella.control.storage.parting import part_with_snapshots
 from lamella.model.assignment import Assignment, Assignments, InstanceReport
+from lamella.model.balancer import BalancerReport
 from lamella.model.errors import Conflict, Forbidden, NotFound
 from lamella.model.host import Host, HostSpec, HostStatus
 from lamella.model.instance import Decision, Instance, InstanceStatus, Phase
@@ -42,7 +45,7 @@ OBSERVED_FIELDS = (
     "board",
     "devices",
 )
-RELEVANT = frozenset({"instance", "network", "pool", "firewall"})
+RELEVANT = frozenset({"instance", "network", "pool", "firewall", "balancer"})
 
 
 class Desk:
@@ -105,7 +108,9 @@ class Desk:
         # A volume with another size or key is news for every instance that names it; so is a port with other firewalls for its own.
         users = {id for c in changes for id in _users(c)} - touched
         wider = any(c.kind in ("network", "pool", "firewall") for c in changes)
-        if not touched and not users and not wider:
+        # Whoever begins to run, ends, or gets another label may come to be behind a balancer, or be there no more.
+        balanced = any(c.kind in ("balancer", "instance") for c in changes)
+        if not touched and not users and not wider and not balanced:
             return Assignments(revision=revision, complete=False)
 
         def look(tx: Transaction) -> Assignments:
@@ -122,6 +127,8 @@ class Desk:
                     answer.instances.append(_assignment(tx, instance))
             if wider:
                 answer.networks, answer.pools, answer.firewalls = tx.list("network"), _pools(tx), tx.list("firewall")
+            if balanced:
+                answer.balancers = balancing.tasks(tx, host)
             return answer
 
         return await self._store.read(look)
@@ -138,6 +145,7 @@ class Desk:
                 instances=[_assignment(tx, item) for item in mine],
                 networks=tx.list("network"),
                 firewalls=tx.list("firewall"),
+                balancers=balancing.tasks(tx, host),
                 pools=_pools(tx),
                 images=sorted(
                     {digest for item in mine for digest in (item.status.image_digest, *item.status.cdroms.values())}
@@ -155,6 +163,13 @@ class Desk:
                 if instance.status.host != host:
                     raise Forbidden(f"instance {item.id} is not on this host")
                 _take(tx, instance, item)
+
+        await self._store.write(write)
+
+    async def report_balancers(self, host: str, reports: list[BalancerReport]) -> None:
+        def write(tx: Transaction) -> None:
+            for report in reports:
+                hear_balancer(tx, host, report)
 
         await self._store.write(write)
 

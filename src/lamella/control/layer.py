@@ -20,6 +20,7 @@ from lamella.control.instances import Instances
 from lamella.control.intent import PowerVerb
 from lamella.control.lookup import find_image, need_project
 from lamella.control.merging import merge_labels
+from lamella.control.network.balancers import Balancers
 from lamella.control.network.firewalls import Firewalls
 from lamella.control.network.guarantees import guarded
 from lamella.control.network.looking import traced
@@ -74,6 +75,7 @@ class Layer:
         self.instances = Instances(store, self.bulletin, seed=seed, away=self.presence.away)
         self.images = Images(store, self.bulletin)
         self.networks, self.firewalls = Networks(store), Firewalls(store)
+        self.balancers = Balancers(store)
         self.storage = StorageWing(store, self.bulletin, Hosts(self.presence.away), self.instances)
         self.backup = BackupWing(store, self.storage, self.instances, dump_of(database))
         self._agents: dict[str, HostAgent] = {}
@@ -181,6 +183,8 @@ class Layer:
             return await self.networks.patch(who, project, name, body, expected=expected)
         if kind == "firewall":
             return await self.firewalls.patch(who, project, name, body, expected=expected)
+        if kind == "balancer":
+            return await self.balancers.patch(who, project, name, body, expected=expected)
         if isinstance(body.spec, dict):
             raise Unsupported(f"the spec of a {kind} cannot be changed", hint="labels can", field="spec")
 
@@ -220,6 +224,8 @@ class Layer:
             await self.networks.delete(who, project, name, expected=expected)
         elif kind == "firewall":
             await self.firewalls.delete(who, project, name, expected=expected)
+        elif kind == "balancer":
+            await self.balancers.delete(who, project, name, expected=expected)
         elif kind in ("operation", "event"):
             await self._forget(who, project, kind, name)
         else:

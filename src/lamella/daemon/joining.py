@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lamella.control.layer import Layer
 from lamella.host.compute.driver import Home
 from lamella.model.assignment import Assignments, InstanceReport
+from lamella.model.balancer import BalancerReport
 from lamella.model.errors import Invalid, NotFound, Unavailable
 from lamella.model.host import HostStatus
 from lamella.model.storage import StorageEvent
@@ -78,6 +79,9 @@ class JoiningDesk:
 
     async def report(self, host: str, reports: list[InstanceReport]) -> None:
         await self._layer.desk.report(host, reports)
+
+    async def report_balancers(self, host: str, reports: list[BalancerReport]) -> None:
+        await self._layer.desk.report_balancers(host, reports)
 
     async def tell(self, host: str, events: list[StorageEvent]) -> None:
         await self._layer.desk.tell(host, events)

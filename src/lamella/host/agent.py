@@ -16,6 +16,7 @@ from lamella.host.facts import read_facts
 from lamella.host.images.library import Credentials, ImageLibrary, Progress
 from lamella.host.journal import Journal
 from lamella.host.machine import desired_network, desired_port, residents_of
+from lamella.host.network.balance.desired import desired as desired_balancer
 from lamella.host.network.driver import DesiredPort, NetworkDriver
 from lamella.host.reporter import Reporter
 from lamella.host.storage.wing import Storage
@@ -161,6 +162,8 @@ class Agent:
         await self.storage_wing.use_pools(news.pools)
         await self._use_networks(news.networks)
         await self._use_firewalls(news)
+        if news.balancers is not None:
+            await self.network.balance([desired_balancer(task) for task in news.balancers], self._reporter.tell_balancer)
         await self._use_residents(news)
         for assignment in news.instances:
             self._assign(assignment, self._reporter)

@@ -8,6 +8,7 @@ from contextlib import suppress
 import msgspec
 
 from lamella.model.assignment import ControlDesk, InstanceReport
+from lamella.model.balancer import BalancerReport
 from lamella.model.errors import LamellaError
 from lamella.model.storage import StorageEvent
 
@@ -27,6 +28,7 @@ class Reporter:
         self._desk = desk
         self._host = host
         self._waiting: dict[str, InstanceReport] = {}
+        self._balancers: dict[str, BalancerReport] = {}
         self._storage: deque[StorageEvent] = deque(maxlen=MOST_EVENTS)
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -67,6 +69,26 @@ class Reporter:
         self._storage.append(event)
         self._wake.set()
 
+    def tell_balancer(self, report: BalancerReport) -> None:
+        """Replace what was going to be said of this balancer; its events are kept, in order."""
+        before = self._balancers.get(report.id)
+        if before is not None:
+            report = msgspec.structs.replace(report, events=[*before.events, *report.events][-MOST_EVENTS:])
+        self._balancers[report.id] = report
+        self._wake.set()
+
+    async def _tell_balancers(self) -> None:
+        batch, self._balancers = self._balancers, {}
+        if not batch:
+            return
+        try:
+            await self._desk.report_balancers(self._host, list(batch.values()))
+        except BaseException:
+            newer, self._balancers = self._balancers, batch
+            for report in newer.values():
+                self.tell_balancer(report)
+            raise
+
     async def _tell_storage(self) -> None:
         events = list(self._storage)
         if not events:
@@ -86,6 +108,7 @@ class Reporter:
             self._wake.clear()
             try:
                 await self._tell_storage()
+                await self._tell_balancers()
             except Exception as error:
                 log.warning("control did not take an event: %s", error)
                 asyncio.get_running_loop().call_later(RETRY, self._wake.set)

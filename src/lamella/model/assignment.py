@@ -9,6 +9,7 @@ from typing import Protocol
 
 import msgspec
 
+from lamella.model.balancer import BalancerReport, BalancerTask
 from lamella.model.board import DesktopTicket, Input
 from lamella.model.contract import Mechanism
 from lamella.model.files import FileInfo
@@ -46,7 +47,8 @@ class Assignment(msgspec.Struct, kw_only=True):
 
 class Assignments(msgspec.Struct, kw_only=True):
     """What changed for one host since a revision. ``complete`` ones name everything; an id that is missing is not this host's.
-    ``networks``, ``pools`` and ``firewalls`` are all that there are, when any of them has changed; ``None`` is no change.
+    ``networks``, ``pools`` and ``firewalls`` are all that there are, when any of them has changed; ``None`` is no change. So are
+    ``balancers``, with those of the host's instances that they lead to.
     """
 
     revision: int
@@ -55,6 +57,7 @@ class Assignments(msgspec.Struct, kw_only=True):
     gone: list[str] = []
     networks: list[Network] = []
     firewalls: list[Firewall] | None = None
+    balancers: list[BalancerTask] | None = None
     pools: list[Pool] = []
     images: list[str] = []
 
@@ -114,6 +117,10 @@ class ControlDesk(Protocol):
         ...
 
     async def report(self, host: str, reports: list[InstanceReport]) -> None: ...
+
+    async def report_balancers(self, host: str, reports: list[BalancerReport]) -> None:
+        """What the host saw of balancers."""
+        ...
 
     async def tell(self, host: str, events: list[StorageEvent]) -> None:
         """What befell the host's storage, oldest first."""

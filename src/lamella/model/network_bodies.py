@@ -1,11 +1,13 @@
-"""Bodies of requests about networks and firewalls."""
+"""Bodies of requests about networks, firewalls and balancers."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
+from lamella.model.balancer import Check, Listener, Target
 from lamella.model.firewall import Rules
+from lamella.model.instance import Publish
 from lamella.model.network import Mtu
 from lamella.model.requests import Labels
 
@@ -33,6 +35,21 @@ class FirewallDefault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The firewall, by name or id, of every new NIC in the project that names none itself; empty: none."""
 
     firewall: Annotated[str, Meta(max_length=63)]
+
+
+class BalancerCreate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """``network`` is a name. Without an ``address`` it gets a free one of the network's subnet."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=63)]
+    labels: Labels = {}
+    network: Annotated[str, Meta(min_length=1, max_length=63)] = "default"
+    address: Annotated[str, Meta(max_length=15)] = ""
+    listeners: Annotated[list[Listener], Meta(min_length=1, max_length=32)]
+    targets: Annotated[list[Target], Meta(max_length=32)] = []
+    check: Check = Check()
+    spread: Literal["turn", "source"] = "turn"
+    publish: Annotated[list[Publish], Meta(max_length=32)] = []
+    drain: Annotated[float, Meta(ge=0, le=3600)] = 30.0
 
 
 class FirewallMember(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Awaitable, Callable
 
 from lamella.model.assignment import Assignments, ControlDesk, InstanceReport
+from lamella.model.balancer import BalancerReport
 from lamella.model.errors import Conflict, Forbidden
 from lamella.model.host import HostStatus
 from lamella.model.storage import StorageEvent
@@ -13,7 +14,7 @@ from lamella.wire.certificates import Bundle
 from lamella.wire.connection import Party
 from lamella.wire.http import CALL_SECONDS, Caller
 from lamella.wire.service import Service, call
-from lamella.wire.verbs import AskAssignments, Nothing, Register, Report, Tell
+from lamella.wire.verbs import AskAssignments, Nothing, Register, Report, ReportBalancers, Tell
 
 # From a host's name to its id; ``None`` when no such host has registered.
 Resolve = Callable[[str], Awaitable[str | None]]
@@ -34,6 +35,9 @@ class RemoteDesk:
 
     async def report(self, host: str, reports: list[InstanceReport]) -> None:
         await self._caller.call("report", Report(host=host, reports=reports), Nothing)
+
+    async def report_balancers(self, host: str, reports: list[BalancerReport]) -> None:
+        await self._caller.call("report_balancers", ReportBalancers(host=host, reports=reports), Nothing)
 
     async def tell(self, host: str, events: list[StorageEvent]) -> None:
         await self._caller.call("tell", Tell(host=host, events=events), Nothing)
@@ -63,6 +67,11 @@ class _Counter:
     async def report(self, caller: str, asked: Report) -> Nothing:
         await self._own(caller, asked.host)
         await self._desk.report(asked.host, asked.reports)
+        return Nothing()
+
+    async def report_balancers(self, caller: str, asked: ReportBalancers) -> Nothing:
+        await self._own(caller, asked.host)
+        await self._desk.report_balancers(asked.host, asked.reports)
         return Nothing()
 
     async def tell(self, caller: str, asked: Tell) -> Nothing:
@@ -102,6 +111,7 @@ async def serve_desk(
             "register": call(Register, counter.register),
             "assignments": call(AskAssignments, counter.assignments),
             "report": call(Report, counter.report),
+            "report_balancers": call(ReportBalancers, counter.report_balancers),
             "tell": call(Tell, counter.tell),
         },
         streams={},

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from lamella.model.assignment import ImageRequest, InstanceReport
+from lamella.model.balancer import BalancerReport
 from lamella.model.board import Input
 from lamella.model.host import HostStatus
 from lamella.model.storage import StorageEvent, Volume
@@ -33,6 +34,11 @@ class AskAssignments(msgspec.Struct, kw_only=True):
 class Report(msgspec.Struct, kw_only=True):
     host: str
     reports: list[InstanceReport]
+
+
+class ReportBalancers(msgspec.Struct, kw_only=True):
+    host: str
+    reports: list[BalancerReport]
 
 
 class Tell(msgspec.Struct, kw_only=True):

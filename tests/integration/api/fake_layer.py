@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 from fake_backup import FakeBackup
+from fake_balancers import FakeBalancers
 from fake_networks import FakeFirewalls, FakeNetworks
 from fake_storage import FakeStorage
 
@@ -92,6 +93,7 @@ class FakeLayer:
         self.storage = FakeStorage(self)
         self.backup = FakeBackup(self)
         self.networks, self.firewalls = FakeNetworks(self), FakeFirewalls(self)
+        self.balancers = FakeBalancers(self)
         self.keys: dict[str, str] = {}
         for name, spec, status, kind in (
             ("default", ProjectSpec(), ProjectStatus(), "project"),

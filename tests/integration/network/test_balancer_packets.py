@@ -298,7 +298,7 @@ def test_connections_end_when_their_time_is_over_and_with_a_dead_backend(world: 
     def ended(client: socket.socket) -> None:
         """The next word meets a backend that knows nothing of the connection."""
         deadline = time.monotonic() + 30
-        with pytest.raises(ConnectionResetError):  # noqa: PT012
+        with pytest.raises(ConnectionResetError):
             while time.monotonic() < deadline:
                 client.send(b"?")
                 time.sleep(0.02)

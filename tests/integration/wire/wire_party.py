@@ -194,6 +194,9 @@ class EchoDesk:
     async def report(self, host: str, reports: list[Any]) -> None:
         self.reports += reports
 
+    async def report_balancers(self, host: str, reports: list[Any]) -> None:
+        self.told += [f"{report.id} {report.backends}" for report in reports]
+
     async def tell(self, host: str, events: list[Any]) -> None:
         self.told += [f"{event.type} {event.pool}" for event in events]
 

@@ -26,13 +26,14 @@ PATCHABLE = (
     "snapshot",
     "network",
     "firewall",
+    "balancer",
     "host",
     "repository",
     "backup",
 )
 DELETABLE = (
     *("project", "image", "instance", "pool", "volume", "snapshot", "network", "firewall", "host", "operation"),
-    *("repository", "backup", "policy", "replication"),
+    *("repository", "backup", "policy", "replication", "balancer"),
 )
 
 # What belongs to the layer, or holds what is in everybody's volumes: made by administrators, and changed by them.

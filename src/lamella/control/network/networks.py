@@ -86,6 +86,7 @@ class Networks:
             if expected is not None:
                 tx.update(network, expected=expected)
             owners = sorted({_name(tx, port.spec.owner) for port in tx.list("port") if port.spec.network == network.id})
+            owners += sorted(f"balancer {one.name}" for one in tx.list("balancer") if one.spec.network == network.id)
             if owners:
                 more = f" and {len(owners) - 3} more" if len(owners) > 3 else ""
                 raise Conflict(

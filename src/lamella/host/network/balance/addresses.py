@@ -1,4 +1,4 @@
-"""The addresses of balancers on the bridges of their networks: single ones (``/32``) that the layer answers for. Layout: linux/if_addr.h."""
+"""The addresses of balancers on the bridges of their networks: single ones (``/32``). Layout: linux/if_addr.h."""
 
 import errno
 import socket

@@ -90,8 +90,9 @@ class Balancers:
 
     async def _run(self) -> None:
         while True:
-            wait = LOOK_AGAIN
-            if (due := self._leaving.next) is not None:
+            idle = not self._asked and self._in_force == Balanced()
+            wait = None if idle else LOOK_AGAIN
+            if wait is not None and (due := self._leaving.next) is not None:
                 wait = max(0.0, min(wait, due - asyncio.get_running_loop().time()))
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
@@ -178,11 +179,16 @@ class Balancers:
         return f"{self._fabric.table}-b"
 
     def _change(self, seat: Seat, wanted: Balanced) -> None:
-        if self._in_force == wanted and self._look == _listing(seat, self._table):
+        found = _listing(seat, self._table)
+        if not wanted.own:
+            if found:
+                seat.nft.run(f"delete table ip {self._table}")
+            self._in_force, self._look = wanted, []
             return
-        before = self._in_force
-        if before is None or not self._look or self._look != _listing(seat, self._table):
-            before = None
+        if self._in_force == wanted and self._look == found:
+            return
+        # What is not as it was left is made anew, whole.
+        before = self._in_force if found and found == self._look else None
         text = plan.change(self._table, before or Balanced(), wanted)
         if before is None:
             text = plan.frame(self._table, self._fabric.uplink) + text

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from lamella.model.balancer import Check, Listener
+from lamella.model.balancer import BalancerTask, Check, Listener
 from lamella.model.instance import Publish
 
 
@@ -30,3 +30,33 @@ class DesiredBalancer(msgspec.Struct, kw_only=True, frozen=True):
     source: bool = False
     publish: list[Publish] = []
     drain: float = 30.0
+
+
+def desired(task: BalancerTask) -> DesiredBalancer:
+    """What control tells, as a driver wants it: each listener with its backends. One that several targets mean is one backend."""
+    spec = task.balancer.spec
+    backends: dict[tuple[int, str, int], Backend] = {}
+    for place, listener in enumerate(spec.listeners):
+        for target, members in zip(spec.targets, task.members, strict=True):
+            for member in members:
+                port = target.port or listener.port
+                backends[place, member.address, port] = Backend(
+                    listener=place,
+                    instance=member.instance,
+                    name=member.name,
+                    address=member.address,
+                    port=port,
+                    draining=member.draining,
+                )
+    return DesiredBalancer(
+        id=task.balancer.id,
+        name=task.balancer.name,
+        network=spec.network,
+        address=spec.address,
+        listeners=spec.listeners,
+        backends=list(backends.values()),
+        check=spec.check,
+        source=spec.spread == "source",
+        publish=spec.publish,
+        drain=spec.drain,
+    )
