@@ -37,7 +37,6 @@ def static_address(
 
     :raise Invalid: when it is none that an instance on *subnet* can have. :raise Conflict: when it is taken.
     """
-    field = "spec.nics.address"
     try:
         address = IPv4Address(wanted)
     except ValueError:
