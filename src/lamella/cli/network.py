@@ -85,6 +85,7 @@ def _rm(options: "Options") -> int:
 
 def _show_options(parser: "Parser") -> None:
     parser.positional("name", help="its name or id")
+    parser.option("--topology", action="store_true", help="as a picture: the way out, and whoever is on it")
     parser.output()
 
 
@@ -93,6 +94,13 @@ def _show(options: "Options") -> int:
     found = session.get("network", options.name)
     if options.output != "table":
         show([found], options.output, COLUMNS, one=True)
+        return 0
+    if options.topology:
+        from lamella.cli.topology import picture
+
+        kinds = ("port", "instance", "firewall", "router", "balancer", "address")
+        for text in picture(found, {kind: session.find(kind)[0] for kind in kinds}):
+            line(text)
         return 0
     for text in outline(found):
         line(text)
