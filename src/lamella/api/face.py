@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 
 from lamella.api.backup_face import BackupFace
 from lamella.api.network_face import BalancersFace, FirewallsFace, NetworksFace
+from lamella.api.router_face import AddressesFace, RoutersFace
 from lamella.api.storage_face import StorageFace
 from lamella.model.board import DesktopTicket, Input
 from lamella.model.contract import Comparison, Contract, WhyNot
@@ -59,6 +60,12 @@ class LayerFace(Protocol):
 
     @property
     def firewalls(self) -> FirewallsFace: ...
+
+    @property
+    def routers(self) -> RoutersFace: ...
+
+    @property
+    def addresses(self) -> AddressesFace: ...
 
     async def about(self, who: Principal) -> About: ...
 

@@ -24,6 +24,8 @@ _NAMED = {
     "snapshot": ["snapshot show", "snapshot restore", "snapshot rm"],
     "balancer": ["balancer show", "balancer set", "balancer rm"],
     "firewall": [f"firewall {verb}" for verb in ("show", "set", "attach", "detach", "default", "rm")],
+    "router": ["router show", "router set", "router rm"],
+    "address": [f"address {verb}" for verb in ("show", "attach", "detach", "rm")],
     "network": ["network show", "network set", "network rm"],
     "pool": ["pool show", "pool set", "pool scrub", "pool rm"],
 }
@@ -129,7 +131,7 @@ def fish() -> str:
     lines += [f"complete -c lamella -n 'not __fish_seen_subcommand_from {every}' -a {noun}" for noun in NOUNS]
     takers = dict.fromkeys(name.partition(" ")[2] or name for name in _INSTANCE if name != "device ls")
     lines.append(f"complete -c lamella -n '__fish_seen_subcommand_from {' '.join(takers)}' -a '({_ASK})'")
-    for noun in ("volume", "snapshot", "pool", "network", "firewall", "balancer", "image"):
+    for noun in ("volume", "snapshot", "pool", "network", "router", "address", "firewall", "balancer", "image"):
         verbs = " ".join(name.partition(" ")[2] for name in _NAMED[noun] if name.startswith(f"{noun} "))
         seen = f"__fish_seen_subcommand_from {noun}; and __fish_seen_subcommand_from {verbs}"
         lines.append(f"complete -c lamella -n '{seen}' -a '(lamella {noun} ls -o name 2>/dev/null)'")

@@ -32,7 +32,9 @@ def target(*segments: str, query: "Iterable[tuple[str, object]]" = ()) -> str:
 
 def plural(kind: str) -> str:
     """As :func:`lamella.model.kinds.plural`, which would bring every kind along."""
-    return f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
+    if kind.endswith("y"):
+        return f"{kind[:-1]}ies"
+    return f"{kind}es" if kind.endswith("s") else f"{kind}s"
 
 
 def about() -> Request:

@@ -25,6 +25,12 @@ def network_named(tx: Transaction, project: str, name: str, *, field: str = "spe
     found = tx.get("network", project, name) or tx.get("network", "default", name)
     if found is None:
         raise NotFound(f"there is no network {name!r}", hint="lamella network ls lists them", field=field)
+    if found.spec.external:
+        raise Conflict(
+            f"network {name} is outside: no instance is on it",
+            hint="lamella address create --attach NAME leads an address of it to one",
+            field="spec.nics.network",
+        )
     return found
 
 

@@ -10,6 +10,7 @@ from lamella.control.bulletin import Bulletin
 from lamella.control.events import record
 from lamella.control.network import balancing
 from lamella.control.network.balancers import hear as hear_balancer
+from lamella.control.network import floating
 from lamella.control.storage.attaching import let_go
 from lamella.control.storage.hearing import hear, measured
 from lamella.control.storage.parting import part_with_snapshots
@@ -45,7 +46,7 @@ OBSERVED_FIELDS = (
     "board",
     "devices",
 )
-RELEVANT = frozenset({"instance", "network", "pool", "firewall", "balancer"})
+RELEVANT = frozenset({"instance", "network", "pool", "firewall", "router", "address", "balancer"})
 
 
 class Desk:
@@ -107,7 +108,7 @@ class Desk:
         touched = {c.id for c in changes if c.kind == "instance" and c.resource.status.host == host and _is_news(c)}
         # A volume with another size or key is news for every instance that names it; so is a port with other firewalls for its own.
         users = {id for c in changes for id in _users(c)} - touched
-        wider = any(c.kind in ("network", "pool", "firewall") for c in changes)
+        wider = any(c.kind in ("network", "pool", "firewall", "router", "address") for c in changes)
         # Whoever begins to run, ends, or gets another label may come to be behind a balancer, or be there no more.
         balanced = any(c.kind in ("balancer", "instance") for c in changes)
         if not touched and not users and not wider and not balanced:
@@ -126,7 +127,8 @@ class Desk:
                 if instance is not None and instance.status.host == host:
                     answer.instances.append(_assignment(tx, instance))
             if wider:
-                answer.networks, answer.pools, answer.firewalls = tx.list("network"), _pools(tx), tx.list("firewall")
+                answer.networks, answer.pools, answer.firewalls = _networks(tx), _pools(tx), tx.list("firewall")
+                answer.routers = floating.tasks(tx)
             if balanced:
                 answer.balancers = balancing.tasks(tx, host)
             return answer
@@ -143,8 +145,9 @@ class Desk:
                 revision=revision,
                 complete=True,
                 instances=[_assignment(tx, item) for item in mine],
-                networks=tx.list("network"),
+                networks=_networks(tx),
                 firewalls=tx.list("firewall"),
+                routers=floating.tasks(tx),
                 balancers=balancing.tasks(tx, host),
                 pools=_pools(tx),
                 images=sorted(
@@ -195,6 +198,12 @@ def _is_news(change: Change) -> bool:
     instance = change.resource
     seen = instance.status.observed_generation >= instance.generation
     return change.action == "deleted" or instance.deleted_at is not None or not seen
+
+
+def _networks(tx: Transaction) -> list[Network]:
+    """Those that hosts make."""
+    networks: list[Network] = tx.list("network")
+    return [network for network in networks if not network.spec.external]
 
 
 def _pools(tx: Transaction) -> list[Pool]:
@@ -271,6 +280,8 @@ def _part_with(tx: Transaction, instance: Instance, id: str) -> None:
     else:
         if part.kind == "volume":
             part_with_snapshots(tx, id)
+        elif part.kind == "port":
+            floating.let_go_of_port(tx, id)
         tx.delete(id)
 
 

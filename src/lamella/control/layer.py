@@ -22,9 +22,11 @@ from lamella.control.lookup import find_image, need_project
 from lamella.control.merging import merge_labels
 from lamella.control.network.balancers import Balancers
 from lamella.control.network.firewalls import Firewalls
+from lamella.control.network.floating import Addresses
 from lamella.control.network.guarantees import guarded
 from lamella.control.network.looking import traced
 from lamella.control.network.networks import Networks
+from lamella.control.network.routers import Routers
 from lamella.control.presence import Presence
 from lamella.control.storage.asking import Hosts
 from lamella.control.storage.promises import described
@@ -75,6 +77,7 @@ class Layer:
         self.instances = Instances(store, self.bulletin, seed=seed, away=self.presence.away)
         self.images = Images(store, self.bulletin)
         self.networks, self.firewalls = Networks(store), Firewalls(store)
+        self.routers, self.addresses = Routers(store), Addresses(store)
         self.balancers = Balancers(store)
         self.storage = StorageWing(store, self.bulletin, Hosts(self.presence.away), self.instances)
         self.backup = BackupWing(store, self.storage, self.instances, dump_of(database))
@@ -183,6 +186,10 @@ class Layer:
             return await self.networks.patch(who, project, name, body, expected=expected)
         if kind == "firewall":
             return await self.firewalls.patch(who, project, name, body, expected=expected)
+        if kind == "router":
+            return await self.routers.patch(who, project, name, body, expected=expected)
+        if kind == "address":
+            return await self.addresses.patch(who, project, name, body, expected=expected)
         if kind == "balancer":
             return await self.balancers.patch(who, project, name, body, expected=expected)
         if isinstance(body.spec, dict):
@@ -224,6 +231,10 @@ class Layer:
             await self.networks.delete(who, project, name, expected=expected)
         elif kind == "firewall":
             await self.firewalls.delete(who, project, name, expected=expected)
+        elif kind == "router":
+            await self.routers.delete(who, project, name, expected=expected)
+        elif kind == "address":
+            await self.addresses.delete(who, project, name, expected=expected)
         elif kind == "balancer":
             await self.balancers.delete(who, project, name, expected=expected)
         elif kind in ("operation", "event"):

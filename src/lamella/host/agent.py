@@ -15,14 +15,14 @@ from lamella.host.compute.driver import ComputeDriver, DerivesImages, HasMachine
 from lamella.host.facts import read_facts
 from lamella.host.images.library import Credentials, ImageLibrary, Progress
 from lamella.host.journal import Journal
-from lamella.host.machine import desired_network, desired_port, residents_of
+from lamella.host.machine import desired_network, desired_port, desired_router, residents_of
 from lamella.host.network.balance.desired import desired as desired_balancer
 from lamella.host.network.driver import DesiredPort, NetworkDriver
 from lamella.host.reporter import Reporter
 from lamella.host.storage.wing import Storage
 from lamella.host.worker import Worker
 from lamella.host.writers import InstanceWriters
-from lamella.model.assignment import Assignment, Assignments, ControlDesk, ImageProgress, ImageRequest
+from lamella.model.assignment import Assignment, Assignments, ControlDesk, ImageProgress, ImageRequest, RouterTask
 from lamella.model.board import DesktopTicket, Input
 from lamella.model.contract import Mechanism
 from lamella.model.errors import Invalid, LamellaError, NotFound, Unavailable, Unsupported
@@ -161,6 +161,7 @@ class Agent:
         assert self._reporter is not None
         await self.storage_wing.use_pools(news.pools)
         await self._use_networks(news.networks)
+        await self._use_routers(news.routers)
         await self._use_firewalls(news)
         if news.balancers is not None:
             await self.network.balance([desired_balancer(task) for task in news.balancers], self._reporter.tell_balancer)
@@ -189,6 +190,14 @@ class Agent:
                 await self.network.keep_networks({network.id for network in networks})
             except LamellaError as error:
                 log.error("networks that are gone: %s", error)
+
+    async def _use_routers(self, routers: list[RouterTask] | None) -> None:
+        """*routers* are all that there are; ``None`` is no change."""
+        if routers is not None:
+            try:
+                await self.network.route([desired_router(task) for task in routers])
+            except LamellaError as error:
+                log.error("routers: %s", error)
 
     async def _use_firewalls(self, news: Assignments) -> None:
         """Before the news' instances are begun: none is on the network before what guards it."""

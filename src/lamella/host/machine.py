@@ -4,9 +4,10 @@ import msgspec
 
 from lamella.host.compute.driver import DataDisk, DriveImage, Machine, MountedVolume, NamedNic, Rootfs, StoredArtifact
 from lamella.host.network.driver import Attachment, DesiredNetwork, DesiredPort, Resident
+from lamella.host.network.routers.desired import DesiredRoute, DesiredRouter
 from lamella.host.plan import limits_of
 from lamella.host.storage.driver import VolumeHandle
-from lamella.model.assignment import Assignment
+from lamella.model.assignment import Assignment, RouterTask
 from lamella.model.command import whole_command
 from lamella.model.network import Network, Port
 
@@ -41,6 +42,18 @@ def desired_network(network: Network) -> DesiredNetwork:
         gateway=network.status.gateway,
         mtu=network.spec.mtu,
         isolated=network.spec.isolated,
+        router=network.status.router,
+    )
+
+
+def desired_router(task: RouterTask) -> DesiredRouter:
+    return DesiredRouter(
+        id=task.id,
+        name=task.name,
+        networks=task.spec.networks,
+        uplink=task.spec.uplink,
+        routes=[DesiredRoute(route.destination, route.via) for route in task.spec.routes],
+        floating=task.floating,
     )
 
 

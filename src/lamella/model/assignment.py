@@ -18,6 +18,7 @@ from lamella.model.host import HostStatus
 from lamella.model.image import ImageStatus
 from lamella.model.instance import Instance, InstanceStatus
 from lamella.model.network import Network, Port
+from lamella.model.router import RouterSpec
 from lamella.model.storage import Pool, StorageEvent, Volume
 from lamella.model.storage_requests import AnyStorageRequest, StorageProgress
 from lamella.model.stream import ExecSpec, ProcessStream
@@ -45,6 +46,15 @@ class Assignment(msgspec.Struct, kw_only=True):
     volumes: dict[str, Volume] = {}
 
 
+class RouterTask(msgspec.Struct, kw_only=True):
+    """A router as hosts are to have it. ``floating`` are addresses from outside, each with the address that it leads to."""
+
+    id: str
+    name: str
+    spec: RouterSpec
+    floating: dict[str, str] = {}
+
+
 class Assignments(msgspec.Struct, kw_only=True):
     """What changed for one host since a revision. ``complete`` ones name everything; an id that is missing is not this host's.
     ``networks``, ``pools`` and ``firewalls`` are all that there are, when any of them has changed; ``None`` is no change. So are
@@ -57,6 +67,7 @@ class Assignments(msgspec.Struct, kw_only=True):
     gone: list[str] = []
     networks: list[Network] = []
     firewalls: list[Firewall] | None = None
+    routers: list[RouterTask] | None = None
     balancers: list[BalancerTask] | None = None
     pools: list[Pool] = []
     images: list[str] = []

@@ -15,16 +15,21 @@ Mtu = Annotated[int, Meta(ge=576, le=65535)]
 
 class NetworkSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """``subnet`` is an IPv4 prefix; its first address is the gateway. Nothing goes out of an ``isolated`` network; what is published of
-    its instances is reached from outside all the same."""
+    its instances is reached from outside all the same. An ``external`` one is not made: it says which addresses from outside come to
+    the hosts, for floating addresses."""
 
     driver: str = "bridge"
     subnet: str = "10.83.0.0/16"
     mtu: Mtu = 1500
     isolated: bool = False
+    external: bool = False
 
 
 class NetworkStatus(msgspec.Struct, kw_only=True):
+    """``router`` is the id of the one that has the gateway; without one hosts have it."""
+
     gateway: str = ""
+    router: str = ""
     conditions: list[Condition] = []
 
 

@@ -10,6 +10,7 @@ import msgspec
 from fake_backup import FakeBackup
 from fake_balancers import FakeBalancers
 from fake_networks import FakeFirewalls, FakeNetworks
+from fake_routers import FakeAddresses, FakeRouters
 from fake_storage import FakeStorage
 
 from lamella.model.board import DesktopTicket
@@ -93,6 +94,7 @@ class FakeLayer:
         self.storage = FakeStorage(self)
         self.backup = FakeBackup(self)
         self.networks, self.firewalls = FakeNetworks(self), FakeFirewalls(self)
+        self.routers, self.addresses = FakeRouters(self), FakeAddresses(self)
         self.balancers = FakeBalancers(self)
         self.keys: dict[str, str] = {}
         for name, spec, status, kind in (

@@ -30,9 +30,12 @@ PATCHABLE = (
     "host",
     "repository",
     "backup",
+    "router",
+    "address",
 )
 DELETABLE = (
     *("project", "image", "instance", "pool", "volume", "snapshot", "network", "firewall", "host", "operation"),
+    *("router", "address"),
     *("repository", "backup", "policy", "replication", "balancer"),
 )
 

@@ -9,8 +9,9 @@ from lamella.control.addressing import gateway_of
 from lamella.control.events import record
 from lamella.control.lookup import need_project
 from lamella.control.merging import merge_labels, merge_patch
-from lamella.control.network import subnets
-from lamella.model.errors import Conflict, NotFound, Unsupported
+from lamella.control.network import joining, subnets
+from lamella.control.network.routers import find_router
+from lamella.model.errors import Conflict, Invalid, NotFound, Unsupported
 from lamella.model.ids import check_name
 from lamella.model.network import Network, NetworkSpec, NetworkStatus
 from lamella.model.network_bodies import NetworkCreate
@@ -32,17 +33,24 @@ class Networks:
         """:raise Conflict: when its name is taken, or its subnet overlaps another network's of the layer."""
         check_name(body.name)
         wanted = subnets.parse(body.subnet) if body.subnet else None
+        _check_external(body)
 
         def write(tx: Transaction) -> Network:
             need_project(tx, project)
-            taken = [(_owner(other, project), IPv4Network(other.spec.subnet)) for other in tx.list("network")]
-            subnet = wanted or subnets.choose(other for _, other in taken)
-            subnets.check_free(subnet, taken)
-            spec = NetworkSpec(subnet=str(subnet), mtu=body.mtu, isolated=body.isolated)
+            others: list[Network] = tx.list("network")
+            router = find_router(tx, project, body.router, field="router") if body.router else None
+            subnet = wanted or subnets.choose(IPv4Network(other.spec.subnet) for other in others)
+            # What is behind another router is not met.
+            met = [other for other in others if other.status.router == (router.id if router is not None else "")]
+            subnets.check_free(subnet, [(_owner(other, project), IPv4Network(other.spec.subnet)) for other in met])
+            spec = NetworkSpec(subnet=str(subnet), mtu=body.mtu, isolated=body.isolated, external=body.external)
             status = NetworkStatus(gateway=str(gateway_of(subnet)))
             network = tx.insert(new_resource("network", body.name, spec, status, project=project, labels=body.labels))
             # Overlaps are seen above; two that are made at the same instant with the same subnet meet here.
-            tx.claim("subnet", str(subnet), network.id)
+            if router is None:
+                tx.claim("subnet", str(subnet), network.id)
+            else:
+                network = joining.begin(tx, router, network)
             record(tx, network, "network.created", f"{who.name} created network {network.name} ({subnet})")
             tx.audit(Audit(principal=who.name, verb="create", subject=f"network/{project}/{network.name}"))
             return network
@@ -92,11 +100,21 @@ class Networks:
                 raise Conflict(
                     f"network {network.name} is in use by {', '.join(owners[:3])}{more}", hint="remove them first"
                 )
+            joining.forget(tx, network)
             record(tx, network, "network.removed", f"{who.name} removed network {network.name}")
             tx.audit(Audit(principal=who.name, verb="delete", subject=f"network/{project}/{network.name}"))
             tx.delete(network.id)
 
         await self._store.write(write)
+
+
+def _check_external(body: NetworkCreate) -> None:
+    if body.external and (body.router or body.isolated or not body.subnet):
+        raise Invalid(
+            "an external network is a subnet that comes to the hosts from outside, and nothing else",
+            hint="lamella network create public --subnet 203.0.113.0/24 --external",
+            field="external",
+        )
 
 
 def _find(tx: Transaction, project: str, name: str) -> Network:
