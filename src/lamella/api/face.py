@@ -9,6 +9,7 @@ from lamella.api.network_face import BalancersFace, FirewallsFace, NetworksFace
 from lamella.api.router_face import AddressesFace, RoutersFace
 from lamella.api.storage_face import StorageFace
 from lamella.model.board import DesktopTicket, Input
+from lamella.model.capture import CaptureSpec
 from lamella.model.contract import Comparison, Contract, WhyNot
 from lamella.model.files import FileInfo
 from lamella.model.firewall import Protocol as PacketProtocol
@@ -127,6 +128,10 @@ class LayerFace(Protocol):
 
     async def screen(self, who: Principal, project: str, name: str, *, kind: DesktopKind) -> ProcessStream:
         """A viewer's connection: its bytes are ``Stdin`` frames, the screen's ``Stdout`` frames."""
+        ...
+
+    def capture(self, who: Principal, project: str, name: str, wish: CaptureSpec) -> AsyncIterator[bytes]:
+        """A capture file of what passes a NIC of the instance, until nobody reads it any more."""
         ...
 
     def dump(self, who: Principal, project: str, name: str, *, crash: bool) -> AsyncIterator[bytes]:

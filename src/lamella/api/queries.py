@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from lamella.api.face import DesktopKind, DiskFormat, VolumeFormat, WaitCondition
+from lamella.model.capture import CaptureSpec
 from lamella.model.files import InstancePath
 from lamella.model.firewall import Protocol
 
@@ -89,6 +90,10 @@ class DirectoryQuery(Query):
 
 class ScreenQuery(Query):
     kind: Annotated[DesktopKind, Meta(description="Which protocol the viewer speaks")] = "vnc"
+
+
+class CaptureQuery(Query, CaptureSpec):
+    """Left out: all packets of the first NIC, whole, for as long as one reads."""
 
 
 class DumpQuery(Query):

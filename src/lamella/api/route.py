@@ -16,6 +16,7 @@ OCTETS = "application/octet-stream"
 EVENTS = "text/event-stream"
 LINES = "application/x-ndjson"
 PNG = "image/png"
+PCAP = "application/vnd.tcpdump.pcap"
 
 
 class Success(msgspec.Struct, kw_only=True, frozen=True):

@@ -108,6 +108,7 @@ _SECTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("network set", "network", "let a network's instances out, or keep them in"),
         ("network rm", "network", "remove networks"),
         ("network trace", "network", "say what becomes of a packet, and why"),
+        ("network capture", "network", "write what passes an instance's NIC to a file"),
         ("balancer ls", "balancer", "list balancers"),
         ("balancer show", "balancer", "show where a balancer listens, and how its backends are"),
         ("balancer create", "balancer", "make one address stand for many instances"),

@@ -1,5 +1,6 @@
 """``network`` and ``port``: what instances are plugged into, and where they are plugged in."""
 
+from lamella.cli import capture
 from lamella.cli.document import Document, render
 from lamella.cli.each import each
 from lamella.cli.nouns import CREATED, NAME, both
@@ -212,5 +213,6 @@ COMMANDS: "dict[str, Command]" = {
     "network set": (_set_options, _set),
     "network rm": (_rm_options, _rm),
     "network trace": (_trace_options, _trace),
+    **capture.COMMANDS,
     "port ls": (_ports_options, _ports),
 }

@@ -31,6 +31,21 @@ def member(project: str, name: str, verb: str, body: bytes) -> Request:
     return Request("POST", target("projects", project, "firewalls", name, verb), body=body, headers=_JSON)
 
 
+def capture(
+    project: str,
+    name: str,
+    *,
+    nic: str | None = None,
+    filter: str = "",
+    duration: float | None = None,
+    packets: int | None = None,
+) -> Request:
+    """The answer is a capture file (pcap), for as long as it is read."""
+    asked = {"nic": nic, "filter": filter or None, "duration": duration, "packets": packets}
+    query = [(key, str(value)) for key, value in asked.items() if value is not None]
+    return Request("GET", target("projects", project, "instances", name, "capture", query=query), wait=60)
+
+
 def trace(project: str, name: str, to: str, *, protocol: str, port: int, type: int) -> Request:
     """What becomes of a packet (``Trace``)."""
     query = [("to", to), ("protocol", protocol), ("port", str(port)), ("type", str(type))]

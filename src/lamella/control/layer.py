@@ -34,6 +34,7 @@ from lamella.control.storage.replicas import kept_again
 from lamella.control.storage.wing import StorageWing
 from lamella.model.assignment import HostAgent
 from lamella.model.board import DesktopTicket, Input
+from lamella.model.capture import CaptureSpec
 from lamella.model.contract import Comparison, Contract, WhyNot
 from lamella.model.errors import Conflict, DeadlineExceeded, NotFound, Unavailable, Unsupported
 from lamella.model.files import FileInfo
@@ -436,6 +437,14 @@ class Layer:
         audit = Audit(principal=who.name, verb="dump", subject=f"instance/{project}/{instance.name}")
         await self.store.write(lambda tx: tx.audit(audit))
         async with aclosing(_generator(self._agent(instance).dump(instance.id, crash=crash))) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def capture(self, who: Principal, project: str, name: str, wish: CaptureSpec) -> AsyncIterator[bytes]:
+        instance = await self._running(project, name, paused=True)
+        audit = Audit(principal=who.name, verb="capture", subject=f"instance/{project}/{instance.name}")
+        await self.store.write(lambda tx: tx.audit(audit))
+        async with aclosing(_generator(self._agent(instance).capture(instance.id, wish))) as pieces:
             async for piece in pieces:
                 yield piece
 

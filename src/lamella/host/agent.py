@@ -10,7 +10,7 @@ from contextlib import aclosing, suppress
 from datetime import datetime
 from typing import TypeVar, cast
 
-from lamella.host.ceilings import ceilings
+from lamella.host.ceilings import ceilings, port_of
 from lamella.host.compute.driver import ComputeDriver, DerivesImages, HasMachine, HasScreen, Home, TakesTap
 from lamella.host.facts import read_facts
 from lamella.host.images.library import Credentials, ImageLibrary, Progress
@@ -24,6 +24,7 @@ from lamella.host.worker import Worker
 from lamella.host.writers import InstanceWriters
 from lamella.model.assignment import Assignment, Assignments, ControlDesk, ImageProgress, ImageRequest, RouterTask
 from lamella.model.board import DesktopTicket, Input
+from lamella.model.capture import CaptureSpec
 from lamella.model.contract import Mechanism
 from lamella.model.errors import Invalid, LamellaError, NotFound, Unavailable, Unsupported
 from lamella.model.files import FileInfo
@@ -386,6 +387,12 @@ class Agent:
     async def dump(self, id: str, *, crash: bool) -> AsyncIterator[bytes]:
         driver = await self._able(id, HasMachine, "memory that can be written out")
         async with aclosing(_generator(driver.dump(id, crash=crash))) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def capture(self, id: str, wish: CaptureSpec) -> AsyncIterator[bytes]:
+        port = port_of((await self._worker(id)).asked, wish.nic)
+        async with aclosing(_generator(self.network.capture(port.id, wish))) as pieces:
             async for piece in pieces:
                 yield piece
 

@@ -11,6 +11,7 @@ import msgspec
 
 from lamella.model.balancer import BalancerReport, BalancerTask
 from lamella.model.board import DesktopTicket, Input
+from lamella.model.capture import CaptureSpec
 from lamella.model.contract import Mechanism
 from lamella.model.files import FileInfo
 from lamella.model.firewall import Firewall
@@ -191,6 +192,10 @@ class HostAgent(Protocol):
 
     def dump(self, id: str, *, crash: bool) -> AsyncIterator[bytes]:
         """The guest's memory as an ELF core, now, or as it was when it crashed (:class:`NotFound` when it never did)."""
+        ...
+
+    def capture(self, id: str, wish: CaptureSpec) -> AsyncIterator[bytes]:
+        """A capture file of what passes a port of the instance; it ends when nobody reads it any more."""
         ...
 
     def export_image(self, digest: str, format: str) -> AsyncIterator[bytes]:

@@ -10,6 +10,7 @@ import msgspec
 
 from lamella.model.assignment import ImageProgress, ImageRequest
 from lamella.model.board import DesktopTicket, Input
+from lamella.model.capture import CaptureSpec
 from lamella.model.contract import Mechanism
 from lamella.model.errors import LamellaError, Unavailable
 from lamella.model.files import FileInfo
@@ -113,6 +114,9 @@ class RemoteAgent:
 
     def dump(self, id: str, *, crash: bool) -> AsyncIterator[bytes]:
         return self._bytes("dump", verbs.Dump(id=id, crash=crash))
+
+    def capture(self, id: str, wish: CaptureSpec) -> AsyncIterator[bytes]:
+        return self._bytes("capture", verbs.Capture(id=id, wish=wish))
 
     def export_image(self, digest: str, format: str) -> AsyncIterator[bytes]:
         return self._bytes("export_image", verbs.ExportImage(digest=digest, format=format))

@@ -111,6 +111,9 @@ def _streams(agent: HostAgent) -> dict[str, Stream]:
     async def dump(asked: verbs.Dump, ends: Ends) -> None:
         await send_items(ends, _pieces(agent.dump(asked.id, crash=asked.crash)))
 
+    async def capture(asked: verbs.Capture, ends: Ends) -> None:
+        await send_items(ends, _pieces(agent.capture(asked.id, asked.wish)))
+
     async def export_image(asked: verbs.ExportImage, ends: Ends) -> None:
         await send_items(ends, _pieces(agent.export_image(asked.digest, asked.format)))
 
@@ -131,6 +134,7 @@ def _streams(agent: HostAgent) -> dict[str, Stream]:
         "write_file": stream(verbs.MakeAtPath, write_file),
         "screen": stream(verbs.Screen, screen),
         "dump": stream(verbs.Dump, dump),
+        "capture": stream(verbs.Capture, capture),
         "export_image": stream(verbs.ExportImage, export_image),
         "image": stream(verbs.BringImage, image),
         "storage": stream(verbs.Storage, storage),

@@ -9,6 +9,7 @@ from msgspec import Meta
 from lamella.model.assignment import ImageRequest, InstanceReport
 from lamella.model.balancer import BalancerReport
 from lamella.model.board import Input
+from lamella.model.capture import CaptureSpec
 from lamella.model.host import HostStatus
 from lamella.model.storage import StorageEvent, Volume
 from lamella.model.storage_requests import AnyStorageRequest
@@ -120,6 +121,11 @@ class Screen(msgspec.Struct, kw_only=True):
 class Dump(msgspec.Struct, kw_only=True):
     id: str
     crash: bool
+
+
+class Capture(msgspec.Struct, kw_only=True):
+    id: str
+    wish: CaptureSpec
 
 
 class ExportImage(msgspec.Struct, kw_only=True):

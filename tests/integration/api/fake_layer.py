@@ -288,6 +288,13 @@ class FakeLayer:
         self.streams.append(FakeStream(["cat", kind]))
         return self.streams[-1]
 
+    async def capture(self, who: Any, project: str, name: str, wish: Any) -> AsyncIterator[bytes]:
+        self._find(project, "instance", name)
+        if wish.nic is not None:
+            raise NotFound(f"{name} has no NIC {wish.nic!r}")
+        yield bytes.fromhex("d4c3b2a1020004000000000000000000")
+        yield bytes.fromhex("0000040001000000")
+
     async def dump(self, who: Any, project: str, name: str, *, crash: bool) -> AsyncIterator[bytes]:
         self._find(project, "instance", name)
         if crash:

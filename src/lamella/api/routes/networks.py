@@ -5,8 +5,8 @@ from urllib.parse import quote
 from lamella.api import answer
 from lamella.api.access import Action
 from lamella.api.call import Call, NoQuery
-from lamella.api.queries import TraceQuery
-from lamella.api.route import AnyRoute, Route, Success, change
+from lamella.api.queries import CaptureQuery, TraceQuery
+from lamella.api.route import PCAP, AnyRoute, Route, Success, change
 from lamella.model.network import Network
 from lamella.model.network_bodies import NetworkCreate
 from lamella.model.trace import Trace
@@ -26,7 +26,25 @@ async def trace(call: Call[TraceQuery]) -> answer.Answer:
     )
 
 
+async def capture(call: Call[CaptureQuery]) -> answer.Stream:
+    chunks = call.layer.capture(call.who, call.project, call.name, call.query)
+    return await answer.Stream(chunks, PCAP).begin(grace=None)
+
+
 ROUTES: list[AnyRoute] = [
+    Route(
+        method="GET",
+        path="/v1/projects/{project:str}/instances/{name:str}/capture",
+        name="capturePackets",
+        summary="What passes a NIC of an instance, as a capture file (pcap), for as long as one reads",
+        # Whoever reads what an instance says is inside.
+        action=Action.ENTER,
+        handler=capture,
+        kind="instance",
+        query=CaptureQuery,
+        answers=Success(streams=(PCAP,)),
+        refuses=(404, 409, 422),
+    ),
     Route(
         method="GET",
         path="/v1/projects/{project:str}/instances/{name:str}/trace",

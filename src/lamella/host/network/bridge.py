@@ -5,13 +5,14 @@ What the rules say is computed in ``plan``; ``fabric`` puts them in force; ``pub
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from pathlib import Path
 
 from lamella.host.compute.driver import Home
-from lamella.host.network import attach, plan, resolvers, rtnetlink, state
+from lamella.host.network import attach, capture, plan, resolvers, rtnetlink, state
 from lamella.host.network.balance.balancers import Balancers, is_balancer
 from lamella.host.network.balance.desired import DesiredBalancer
+from lamella.host.network.capture import Captures
 from lamella.host.network.driver import Attachment, DesiredNetwork, DesiredPort, Rates, Resident
 from lamella.host.network.fabric import Fabric, rules_refused
 from lamella.host.network.guard.guard import Guard
@@ -33,6 +34,7 @@ from lamella.host.network.services.plan import Site
 from lamella.host.network.services.services import Services
 from lamella.host.network.traffic import shaper
 from lamella.model.balancer import BalancerReport
+from lamella.model.capture import CaptureSpec
 from lamella.model.errors import NotFound, Unavailable
 from lamella.model.firewall import FirewallSpec
 from lamella.model.host import Capability
@@ -57,6 +59,7 @@ class BridgeDriver:
         self._known: dict[str, Element] = {}
         self._described: dict[str, list[Element]] = {}
         self._guard = Guard(self._fabric)
+        self._captures = Captures(self._fabric, home.mark)
         self._balancers = Balancers(self._fabric, self._publisher, self.publish)
         self._asked: tuple[Mapping[str, FirewallSpec], list[DesiredPort]] = {}, []
         self._services = Services(home, self._fabric, lambda: list(self.networks.values()), _site, upstream)
@@ -88,6 +91,7 @@ class BridgeDriver:
             self._guard.finding(),
             self._services.finding(),
             rates,
+            capture.finding(),
         ]
 
     async def serve(self, residents: Iterable[Resident]) -> None:
@@ -274,6 +278,10 @@ class BridgeDriver:
     async def rates(self, port: str) -> Rates:
         """What is in force for the port with this id, and what passes."""
         return await self._fabric.in_layer("read rates", lambda seat: shaper.rates(seat, port))
+
+    def capture(self, port: str, wish: CaptureSpec) -> AsyncGenerator[bytes]:
+        """A capture file of what passes the port's link, as :meth:`Captures.stream` has it."""
+        return self._captures.stream(port, wish)
 
     async def inventory(self) -> set[str]:
         """Ids of ports that have a link or a rule here, read from the kernel."""

@@ -4,7 +4,7 @@ Found by the entry-point group ``lamella.network``. All links, rules and namespa
 for one uplink and one nft table that bear the mark.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +13,7 @@ import msgspec
 from lamella.host.network.balance.desired import DesiredBalancer
 from lamella.host.network.routers.desired import DesiredRouter
 from lamella.model.balancer import BalancerReport
+from lamella.model.capture import CaptureSpec
 from lamella.model.firewall import FirewallSpec
 from lamella.model.host import Capability
 from lamella.model.instance import Publish
@@ -141,6 +142,13 @@ class NetworkDriver(Protocol):
 
     async def rates(self, port: str) -> Rates:
         """What holds the port with this id back, read from what is in force."""
+        ...
+
+    def capture(self, port: str, wish: CaptureSpec) -> AsyncIterator[bytes]:
+        """A capture file of what passes the link of the port with this id; it ends when nobody reads it any more.
+
+        :raise NotFound: when the port has no link. :raise Invalid: when the filter is none.
+        """
         ...
 
     async def inventory(self) -> set[str]:

@@ -1,0 +1,24 @@
+"""What is to be captured of a port's packets."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from lamella.model.board import DeviceName
+
+# pcap-filter(7).
+Filter = Annotated[str, Meta(max_length=1024, pattern=r"^[^\x00]*$", description="As tcpdump has it; empty: all")]
+# tcpdump's own largest.
+SNAPSHOT = 262144
+
+
+class CaptureSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Those that *filter* lets through, for ``duration`` seconds and ``packets`` at most (``None``: until nobody reads any more).
+    ``snapshot`` is how many bytes of each are kept. Without a ``nic`` it is the first."""
+
+    nic: DeviceName | None = None
+    filter: Filter = ""
+    duration: Annotated[float, Meta(gt=0, le=86400, description="Seconds")] | None = None
+    packets: Annotated[int, Meta(ge=1, le=1 << 31)] | None = None
+    snapshot: Annotated[int, Meta(ge=64, le=SNAPSHOT, description="Bytes of each packet that are kept")] = SNAPSHOT
