@@ -118,7 +118,7 @@ def of_network(network: DesiredNetwork) -> list[Element]:
 
 
 def address_of(port: DesiredPort) -> str:
-    return str(IPv4Interface(port.address).ip)
+    return str(IPv4Address(port.address.partition("/")[0]))
 
 
 def host_element(forward: Forward, between: Transfer) -> Element:

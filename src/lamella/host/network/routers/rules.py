@@ -101,9 +101,10 @@ def host_elements(table: str, floating: Iterable[str]) -> str:
 
 def permitted(table: str, routers: Iterable[DesiredRouter], ports: Iterable[DesiredPort]) -> str:
     """What lies behind ports by the routers' routes, as elements of the bridges' rules: those ports may send as it."""
-    places = {(port.network, address_of(port)): port for port in ports}
+    routing = [router for router in routers if router.routes]
+    places = {(port.network, address_of(port)): port for port in ports} if routing else {}
     found: set[str] = set()
-    for router in routers:
+    for router in routing:
         for route in router.routes:
             for network in router.networks:
                 if (port := places.get((network, route.via))) is not None:
