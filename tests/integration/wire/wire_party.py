@@ -9,6 +9,7 @@ from typing import Any
 
 from lamella.model.assignment import Assignments, ImageProgress
 from lamella.model.board import DesktopTicket
+from lamella.model.capture import CaptureSpec
 from lamella.model.contract import Mechanism
 from lamella.model.errors import Corrupt, NotFound, Unsupported
 from lamella.model.files import FileInfo, FileType
@@ -151,6 +152,9 @@ class EchoAgent:
 
     async def screen(self, id: str, kind: str) -> EchoProcess:
         return EchoProcess([kind], self.counts)
+
+    async def capture(self, id: str, wish: CaptureSpec) -> AsyncIterator[bytes]:
+        yield f"{id} {wish.filter} {wish.packets}".encode()
 
     async def dump(self, id: str, *, crash: bool) -> AsyncIterator[bytes]:
         if crash:
