@@ -17,7 +17,7 @@ from lamella.host.images.library import Credentials, ImageLibrary, Progress
 from lamella.host.journal import Journal
 from lamella.host.machine import desired_network, desired_port, desired_router, residents_of
 from lamella.host.network.balance.desired import desired as desired_balancer
-from lamella.host.network.driver import DesiredPort, NetworkDriver
+from lamella.host.network.driver import DesiredPort, NetworkDriver, Resident
 from lamella.host.reporter import Reporter
 from lamella.host.storage.wing import Storage
 from lamella.host.worker import Worker
@@ -65,6 +65,7 @@ class Agent:
         self.name = name
         self.network = network
         self._firewalls: dict[str, FirewallSpec] = {}
+        self._residents: dict[str, list[Resident]] = {}
         # Of every instance, whether it runs or not.
         self._ports: dict[str, list[DesiredPort]] = {}
         self.library = library
@@ -216,9 +217,13 @@ class Agent:
 
     async def _use_residents(self, news: Assignments) -> None:
         """The services of networks know an instance before it is begun, as far as they are quick enough: nobody waits for them."""
-        asked = {id: worker.asked for id, worker in self._workers.items() if id not in news.gone}
-        asked |= {assignment.instance.id: assignment for assignment in news.instances}
-        await self.network.serve([resident for one in asked.values() for resident in residents_of(one)])
+        if news.complete:
+            self._residents = {}
+        for id in news.gone:
+            self._residents.pop(id, None)
+        self._residents |= {asked.instance.id: residents_of(asked) for asked in news.instances}
+        if news.complete or news.gone or news.instances:
+            await self.network.serve([one for residents in self._residents.values() for one in residents])
 
     def _assign(self, assignment: Assignment, reporter: Reporter) -> None:
         id = assignment.instance.id

@@ -80,7 +80,19 @@ def residents_of(asked: Assignment) -> list[Resident]:
         if port is not None and network is not None:
             # On a network that several projects use, only those of its own have a name of one part.
             name = (instance.name,) if network.project == instance.project else (instance.name, instance.project)
-            found.append(Resident(port=desired_port(port), name=name))
+            found.append(
+                Resident(
+                    port=desired_port(port),
+                    name=name,
+                    instance=instance.id,
+                    project=instance.project,
+                    hostname=hostname_of(asked),
+                    image=instance.status.image_digest,
+                    isolation=instance.spec.isolation,
+                    ssh_keys=instance.spec.seed.ssh_keys,
+                    user_data=instance.spec.seed.user_data,
+                )
+            )
     return found
 
 

@@ -44,7 +44,8 @@ def test_a_firewall_lets_in_what_it_says(layer: LayerUnderTest, isolation: str) 
         (("other", "w1", "tcp:81"), False, "no rule of web lets it in to w1"),
         (("other", address["friend"], "tcp:80"), False, "no rule of app"),
         (("w1", "other", "tcp:80"), True, "no firewall guards other"),
-        (("other", "169.254.169.254", "tcp:80"), False, "link-local"),
+        (("other", "169.254.169.254", "tcp:80"), True, "metadata"),
+        (("other", "169.254.169.253", "tcp:80"), False, "link-local"),
         (("other", "10.83.0.1", "icmp"), True, "gateway"),
     ):
         done = layer.lamella("network", "trace", *words, check=False)

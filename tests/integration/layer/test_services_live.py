@@ -1,4 +1,4 @@
-"""Names as instances have them, at two levels of isolation."""
+"""Names and metadata as instances have them, at two levels of isolation."""
 
 import time
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def said(layer: LayerUnderTest, name: str, command: str) -> str:
     return layer.lamella("exec", name, "--", "sh", "-c", command, check=False).stdout.decode()
 
 
-def test_instances_know_each_other_by_name(layer: LayerUnderTest) -> None:
+def test_instances_know_each_other_by_name_and_themselves(layer: LayerUnderTest) -> None:
     layer.lamella("network", "create", "names", "--subnet", "10.77.0.0/24")
     for name, level in (("ns1", "container"), ("ns2", "microvm")):
         run = ("run", "-d", "--isolation", level, "--name", name, "--network", "names", "busybox")
@@ -32,6 +32,16 @@ def test_instances_know_each_other_by_name(layer: LayerUnderTest) -> None:
         for name in (asked, f"{asked}.names.internal"):
             until(lambda: addresses[asked] in said(layer, asking, f"nslookup {name}"))  # noqa: B023
     assert "network.dns" in layer.out("doctor")
+    for name in ("ns1", "ns2"):
+        # What each is told of itself: by the daemon, which begins to listen a moment after the network is made.
+        for path, told in (
+            ("instance-id", layer.show(name)["id"]),
+            ("local-ipv4", addresses[name]),
+            ("hostname", name),
+        ):
+            request = rf"GET /latest/meta-data/{path} HTTP/1.0\r\n\r\n"
+            command = f"printf '{request}' | nc -w 5 169.254.169.254 80 | tail -n 1"
+            until(lambda: said(layer, name, command) == told)  # noqa: B023
 
     # A daemon that is killed takes no name with it, and one that starts again tells the names of what comes.
     layer.kill()

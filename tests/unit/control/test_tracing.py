@@ -58,9 +58,11 @@ GROUND = Ground(
         (3, "10.10.0.3", "tcp:80", False, "network", "network back is isolated"),
         (3, "192.0.2.1", "tcp:80", False, "network", "network back is isolated"),
         (1, "192.0.2.1", "tcp:80", True, "uplink", "out through the host"),
-        (1, "169.254.169.254", "tcp:80", False, "network", "link-local"),
-        (1, "10.10.0.1", "icmp", True, "network", "an ICMP echo and nothing else"),
-        (1, "10.10.0.1", "tcp:22", False, "network", "an ICMP echo and nothing else"),
+        (1, "169.254.169.254", "tcp:80", True, "network", "metadata"),
+        (1, "169.254.169.254", "tcp:22", False, "network", "link-local"),
+        (1, "10.10.0.1", "icmp", True, "network", "an ICMP echo, DNS, DHCP and nothing else"),
+        (1, "10.10.0.1", "udp:53", True, "network", "DNS"),
+        (1, "10.10.0.1", "tcp:22", False, "network", "and nothing else"),
     ],
 )
 def test_each_way_ends_with_its_reason(sender: int, to: str, packet: str, passes: bool, where: str, why: str) -> None:

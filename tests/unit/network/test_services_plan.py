@@ -59,23 +59,23 @@ def test_a_name_is_a_label(name: str) -> None:
     assert not found.startswith("-") and not found.endswith("-")
 
 
-def test_an_isolated_network_asks_nobody() -> None:
-    isolated = DesiredNetwork(
-        id=new_id("network"), name="shut", subnet="10.9.3.0/24", gateway="10.9.3.1", mtu=1500, isolated=True
-    )
-    assert service(isolated, SITE, [], ["192.0.2.1"]).files[SERVERS] == ""
-    assert service(NETWORKS[0], SITE, [], ["192.0.2.1"]).files[SERVERS] == "server=192.0.2.1\n"
-    # Whether it is isolated changes what is read again, not what is started.
-    open_one = DesiredNetwork(id=isolated.id, name="shut", subnet="10.9.3.0/24", gateway="10.9.3.1", mtu=1500)
-    assert service(isolated, SITE, [], []).arguments == service(open_one, SITE, [], []).arguments
+def test_where_nothing_goes_out_nobody_is_asked() -> None:
+    network, shut = NETWORKS[0], Site(interface=SITE.interface, gateway=SITE.gateway, outside=False)
+    assert service(network, shut, [], ["192.0.2.1"]).files[SERVERS] == ""
+    assert service(network, SITE, [], ["192.0.2.1"]).files[SERVERS] == "server=192.0.2.1\n"
+    # What is read again changes, not what is started.
+    assert service(network, shut, [], []).arguments == service(network, SITE, [], []).arguments
 
 
 elements = st.frozensets(st.sampled_from(["a", "b", "c", "d"]))
 
 
-@given(st.builds(Doors, clients=elements, resolvers=elements), st.builds(Doors, clients=elements, resolvers=elements))
+places = st.builds(Doors, clients=elements, resolvers=elements, metadata=elements)
+
+
+@given(places, places)
 def test_a_change_leads_from_one_to_the_other(before: Doors, after: Doors) -> None:
-    now = {"clients": set(before.clients), "resolvers": set(before.resolvers)}
+    now = {"clients": set(before.clients), "resolvers": set(before.resolvers), "metadata": set(before.metadata)}
     for line in rules.change("t", before, after).splitlines():
         verb, _, _, _, name, *words = line.split()
         for word in "".join(words).strip("{}").split(","):
@@ -84,4 +84,4 @@ def test_a_change_leads_from_one_to_the_other(before: Doors, after: Doors) -> No
                 now[name].add(word)
             else:
                 now[name].remove(word)
-    assert Doors(clients=frozenset(now["clients"]), resolvers=frozenset(now["resolvers"])) == after
+    assert Doors(**{name: frozenset(found) for name, found in now.items()}) == after

@@ -12,8 +12,10 @@ from lamella.model.trace import Trace, TraceStep
 from lamella.model.verdict import Member, Packet, Side, Verdict, World, into, out_of
 
 LINK_LOCAL = IPv4Network("169.254.0.0/16")
-# The message that the layer itself answers.
+# The message and the services that the layer itself answers at a gateway, and where it tells of instances.
 ECHO = 8
+SERVICES = (("udp", 53), ("udp", 67), ("tcp", 53))
+METADATA = IPv4Address("169.254.169.254")
 
 
 class Ground(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,11 +39,16 @@ def trace(ground: Ground, source: Port, packet: Packet) -> Trace:
     ]
     world = _world(ground)
     receiver = next((port for port in ground.ports if _address(port) == packet.destination), None)
-    steps += _guarded(ground, source, out_of(world, packet), Side.OUT)
-    if steps[-1].passes:
-        steps += _way(ground, source, receiver, packet)
-    if steps[-1].passes and receiver is not None:
-        steps += _guarded(ground, receiver, into(world, packet), Side.IN)
+    own = _to_layer(ground, source, packet)
+    if own is not None:
+        # Firewalls are between instances and others, not between them and the services of their network.
+        steps.append(own)
+    else:
+        steps += _guarded(ground, source, out_of(world, packet), Side.OUT)
+        if steps[-1].passes:
+            steps += _way(ground, source, receiver, packet)
+        if steps[-1].passes and receiver is not None:
+            steps += _guarded(ground, receiver, into(world, packet), Side.IN)
     return Trace(
         source=str(packet.source),
         destination=str(packet.destination),
@@ -52,19 +59,22 @@ def trace(ground: Ground, source: Port, packet: Packet) -> Trace:
     )
 
 
+def _to_layer(ground: Ground, source: Port, packet: Packet) -> TraceStep | None:
+    """What the layer itself makes of it; ``None`` when it is not for the layer."""
+    network = ground.networks[source.spec.network]
+    if str(packet.destination) == network.status.gateway:
+        echo = packet.protocol == "icmp" and packet.type == ECHO
+        text = f"{packet.destination} is the gateway of network {network.name}: it answers an ICMP echo, DNS, DHCP and nothing else"
+        return _step("network", echo or (packet.protocol, packet.port) in SERVICES, text)
+    if packet.destination == METADATA and (packet.protocol, packet.port) == ("tcp", 80):
+        return _step("network", True, f"at {packet.destination} the layer tells instances of themselves (metadata)")
+    return None
+
+
 def _way(ground: Ground, source: Port, receiver: Port | None, packet: Packet) -> list[TraceStep]:
     """From the source's network to wherever the destination is."""
     network = ground.networks[source.spec.network]
     subnet, name = IPv4Network(network.spec.subnet), f"network {network.name}"
-    if str(packet.destination) == network.status.gateway:
-        echo = packet.protocol == "icmp" and packet.type == ECHO
-        return [
-            _step(
-                "network",
-                echo,
-                f"{packet.destination} is the gateway of {name}: it answers an ICMP echo and nothing else",
-            )
-        ]
     if packet.destination in subnet:
         if receiver is None or receiver.spec.network != network.id:
             return [_step("network", False, f"nobody has {packet.destination} on {name}")]

@@ -62,7 +62,7 @@ class BridgeDriver:
         self._captures = Captures(self._fabric, home.mark)
         self._balancers = Balancers(self._fabric, self._publisher, self.publish)
         self._asked: tuple[Mapping[str, FirewallSpec], list[DesiredPort]] = {}, []
-        self._services = Services(home, self._fabric, lambda: list(self.networks.values()), _site, upstream)
+        self._services = Services(home, self._fabric, lambda: list(self.networks.values()), self._site, upstream)
 
     async def open(self) -> list[Capability]:
         """Make the uplink and the rules, or find them with what ports there are; then look for what stands in the way.
@@ -156,12 +156,18 @@ class BridgeDriver:
         try:
             await self._routing.apply(routers, self.networks)
         finally:
+            self._services.wake()
             await self._led()
 
     async def _led(self) -> None:
         ports = {port.id: port for port in (*self._asked[1], *self.ports.values())}
         await self._publisher.lead({port.id: self._via(port) for port in ports.values()})
         await self._routing.permit(ports.values())
+
+    def _site(self, network: DesiredNetwork) -> Site:
+        return self._routing.site(network) or Site(
+            interface=bridge_name(network.id), gateway=network.gateway, outside=not network.isolated
+        )
 
     def _via(self, port: DesiredPort) -> str:
         network = self.networks.get(port.network)
@@ -363,10 +369,6 @@ class BridgeDriver:
         if network is None:
             raise NotFound(f"network {port.network} of port {port.id} is not on this host", hint="ensure it first")
         return network
-
-
-def _site(network: DesiredNetwork) -> Site:
-    return Site(interface=bridge_name(network.id), gateway=network.gateway)
 
 
 def _attachment(port: DesiredPort, network: DesiredNetwork) -> Attachment:

@@ -71,10 +71,18 @@ class Rates(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Resident(msgspec.Struct, kw_only=True, frozen=True):
-    """Who is at a port: what the services of its network tell of it. ``name`` is its DNS name below the network's domain, in parts."""
+    """Who is at a port: what the services of its network tell of it. ``name`` is its DNS name below the network's domain, in parts;
+    ``instance`` is an id, ``image`` a digest, ``isolation`` a level."""
 
     port: DesiredPort
     name: tuple[str, ...]
+    instance: str = ""
+    project: str = ""
+    hostname: str = ""
+    image: str = ""
+    isolation: str = ""
+    ssh_keys: list[str] = []
+    user_data: str = ""
 
 
 class NetworkDriver(Protocol):

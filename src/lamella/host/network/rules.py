@@ -5,6 +5,8 @@ from lamella.host.network.plan import Transfer
 
 # What the services' rules (services/rules.py) mark a request for an address with: its sender has none yet.
 ASKS_FOR_ADDRESS = 0x64686370
+# Where instances ask for what is known of them, and the port of their gateway that answers.
+METADATA, METADATA_PORT = "169.254.169.254", 9254
 
 
 def host_rules(table: str, uplink: str, between: Transfer) -> str:
@@ -78,6 +80,7 @@ add rule ip {table} input ct state established,related accept
 add rule ip {table} input icmp type echo-request accept
 add rule ip {table} input iifname {bridges} udp dport {{ 53, 67 }} accept
 add rule ip {table} input iifname {bridges} tcp dport 53 accept
+add rule ip {table} input iifname {bridges} tcp dport {METADATA_PORT} ct original ip daddr {METADATA} accept
 add rule ip {table} forward ct state established,related accept
 add rule ip {table} forward ct state invalid drop
 add rule ip {table} forward iifname . oifname @bridged accept

@@ -10,12 +10,13 @@ from msgspec.structs import replace
 from lamella.host.network import rtnetlink, state
 from lamella.host.network.driver import DesiredNetwork, DesiredPort
 from lamella.host.network.fabric import Fabric
-from lamella.host.network.names import router_name
+from lamella.host.network.names import gateway_name, router_name
 from lamella.host.network.namespace import Seat
 from lamella.host.network.plan import PROTOCOLS, Forward, Transfer
 from lamella.host.network.routers import ground, rules
 from lamella.host.network.routers.desired import DesiredRouter
 from lamella.host.network.routers.spaces import Spaces
+from lamella.host.network.services.plan import Site
 from lamella.model.errors import Unavailable
 
 log = logging.getLogger("lamella.host.network")
@@ -42,6 +43,18 @@ class Routing:
         """Where the layer hands over what is for *network*: an address of its router, or nothing."""
         between = self._between.get(network.router) if network.router else None
         return "" if between is None else str(between.layer.ip)
+
+    def site(self, network: DesiredNetwork) -> Site | None:
+        """Where the gateway of *network* is, when that is its router's; names are asked outside when packets may go there."""
+        router = self.asked.get(network.router)
+        if router is None or network.id not in router.networks:
+            return None
+        return Site(
+            interface=gateway_name(network.id),
+            gateway=network.gateway,
+            netns=self._spaces.path(router.id),
+            outside=router.uplink and not network.isolated,
+        )
 
     async def recall(self, forwards: list[Forward]) -> list[Forward]:
         """Look for routers of an earlier daemon; *forwards* with the instances that they lead to by them."""

@@ -17,6 +17,7 @@ from lamella.host.network.driver import DesiredNetwork, DesiredPort
 from lamella.host.network.names import BRIDGE_PREFIX, GATEWAY_PREFIX, ROUTER_PREFIX, gateway_name, port_name
 from lamella.host.network.plan import PROTOCOLS, Forward, Transfer, address_of
 from lamella.host.network.routers.desired import DesiredRouter
+from lamella.host.network.rules import METADATA, METADATA_PORT
 
 UPLINK = "up"
 _HAIRPIN = "0x1a"
@@ -64,6 +65,9 @@ add rule ip {table} postrouting oifname "{UPLINK}" masquerade
 add rule ip {table} input iifname "lo" accept
 add rule ip {table} input ct state established,related accept
 add rule ip {table} input iifname {_LEGS} icmp type echo-request accept
+add rule ip {table} input iifname {_LEGS} udp dport {{ 53, 67 }} accept
+add rule ip {table} input iifname {_LEGS} tcp dport 53 accept
+add rule ip {table} input iifname {_LEGS} tcp dport {METADATA_PORT} ct original ip daddr {METADATA} accept
 add rule ip {table} forward ct state established,related accept
 add rule ip {table} forward iifname . oifname @turning ip daddr != 169.254.0.0/16 accept
 add rule ip {table} forward ct state invalid drop

@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 
 from lamella.host.network.driver import DesiredNetwork, Resident
+from lamella.host.network.rules import METADATA
 
 DOMAIN = "internal"
-METADATA = IPv4Address("169.254.169.254")
 
 # Where dnsmasq finds its files in its room, and the program itself.
 FILES = "/files"
@@ -24,11 +24,13 @@ _LEASE = "1h"
 
 
 class Site(msgspec.Struct, kw_only=True, frozen=True):
-    """Where a network's gateway is: *interface* bears *gateway* in the network namespace at *netns* (``None``: the layer's)."""
+    """Where a network's gateway is: *interface* bears *gateway* in the network namespace at *netns* (``None``: the layer's). Without
+    *outside* nothing is asked beyond it."""
 
     interface: str
     gateway: str
     netns: Path | None = None
+    outside: bool = True
 
 
 class Service(msgspec.Struct, kw_only=True, frozen=True):
@@ -53,7 +55,7 @@ def service(network: DesiredNetwork, site: Site, residents: Iterable[Resident], 
         files={
             HOSTS: "".join(_host(one, domain) for one in here),
             LEASES: "".join(_lease(one) for one in here),
-            SERVERS: "" if network.isolated else "".join(f"server={address}\n" for address in upstream),
+            SERVERS: "".join(f"server={address}\n" for address in upstream) if site.outside else "",
         },
     )
 

@@ -1,48 +1,67 @@
 """What lets instances reach the services of their network, as rules of nftables computed from values alone.
 
-In the layer's namespace, in tables of their own (``<mark>-s``):
+In tables of their own (``<mark>-s``), in the layer's namespace:
 
     bridge  set clients      link . MAC of every port: what may ask for an address, before it has one
             chain prerouting marks their requests, which the layer's own rules let by then: everything else without the port's address is
                              dropped there
             chain forward    DHCP does not go from instance to instance: nobody plays the server, nobody hears the others ask
-    ip      set resolvers    bridge . gateway: a network's names are told on that network alone
+
+and wherever gateways are, there and in the namespaces of routers:
+
+    ip      set resolvers    link . gateway: a network's names are told on that network alone
+            map metadata     link . 169.254.169.254 -> gateway . port: where the layer answers for it
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import msgspec
 
 from lamella.host.network.driver import DesiredPort
-from lamella.host.network.names import BRIDGE_PREFIX, port_name
-from lamella.host.network.rules import ASKS_FOR_ADDRESS
-from lamella.host.network.services.plan import Service
+from lamella.host.network.names import BRIDGE_PREFIX, GATEWAY_PREFIX, port_name
+from lamella.host.network.rules import ASKS_FOR_ADDRESS, METADATA, METADATA_PORT
+from lamella.host.network.services.plan import Service, Site
 
 # Before the layer's own chain, which drops what it does not know, at -200.
 _PRIORITY = -210
 
 
 class Doors(msgspec.Struct, frozen=True, kw_only=True):
-    """Elements as nft writes them."""
+    """Elements as nft writes them, of one namespace."""
 
     clients: frozenset[str] = frozenset()
     resolvers: frozenset[str] = frozenset()
+    metadata: frozenset[str] = frozenset()
 
 
-def doors(services: Iterable[Service], ports: Iterable[DesiredPort]) -> Doors:
-    """What is to be in force."""
-    services = list(services)
+def doors(sites: Iterable[Site], services: Iterable[Service], ports: Iterable[DesiredPort]) -> dict[Path | None, Doors]:
+    """What is to be in force, by namespace: *services* are those that dnsmasq answers, *sites* where metadata are told."""
+    places, services = list(sites), list(services)
     served = {service.network for service in services}
-    return Doors(
-        clients=frozenset(f'"{port_name(port.id)}" . {port.mac.lower()}' for port in ports if port.network in served),
-        resolvers=frozenset(
-            f'"{one.site.interface}" . {one.site.gateway}' for one in services if one.site.netns is None
-        ),
-    )
+    clients = frozenset(f'"{port_name(port.id)}" . {port.mac.lower()}' for port in ports if port.network in served)
+    return {
+        netns: Doors(
+            clients=clients if netns is None else frozenset(),
+            resolvers=frozenset(_place(one.site) for one in services if one.site.netns == netns),
+            metadata=frozenset(
+                f'"{site.interface}" . {METADATA} : {site.gateway} . {METADATA_PORT}'
+                for site in places
+                if site.netns == netns
+            ),
+        )
+        for netns in {None, *(site.netns for site in places)}
+    }
 
 
-def frame(table: str) -> str:
-    """The two tables, empty: nobody is served. Whole, whatever was there."""
+def _place(site: Site) -> str:
+    return f'"{site.interface}" . {site.gateway}'
+
+
+def frame(table: str, netns: Path | None) -> str:
+    """The tables of one namespace, empty: nobody is served. Whole, whatever was there."""
+    if netns is not None:
+        return _gateways(table, GATEWAY_PREFIX)
     return f"""
 add table bridge {table}
 delete table bridge {table}
@@ -52,13 +71,23 @@ add chain bridge {table} prerouting {{ type filter hook prerouting priority {_PR
 add chain bridge {table} forward {{ type filter hook forward priority {_PRIORITY}; policy accept; }}
 add rule bridge {table} prerouting ether type ip ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 \
 iifname . ether saddr @clients meta mark set {ASKS_FOR_ADDRESS}
+add rule bridge {table} forward oifname "{GATEWAY_PREFIX}*" ether type ip udp dport 67 accept
+add rule bridge {table} forward iifname "{GATEWAY_PREFIX}*" ether type ip udp dport 68 accept
 add rule bridge {table} forward ether type ip udp dport {{ 67, 68 }} drop
+{_gateways(table, BRIDGE_PREFIX)}"""
+
+
+def _gateways(table: str, prefix: str) -> str:
+    return f"""
 add table ip {table}
 delete table ip {table}
 add table ip {table}
 add set ip {table} resolvers {{ type ifname . ipv4_addr; }}
+add map ip {table} metadata {{ type ifname . ipv4_addr : ipv4_addr . inet_service; }}
+add chain ip {table} prerouting {{ type nat hook prerouting priority -101; policy accept; }}
 add chain ip {table} input {{ type filter hook input priority -10; policy accept; }}
-add rule ip {table} input iifname "{BRIDGE_PREFIX}*" meta l4proto {{ tcp, udp }} th dport 53 \
+add rule ip {table} prerouting ip daddr {METADATA} tcp dport 80 dnat ip to iifname . ip daddr map @metadata
+add rule ip {table} input iifname "{prefix}*" meta l4proto {{ tcp, udp }} th dport 53 \
 iifname . ip daddr != @resolvers drop
 """
 
@@ -69,6 +98,7 @@ def change(table: str, before: Doors, after: Doors) -> str:
     for family, name, old, new in (
         ("bridge", "clients", before.clients, after.clients),
         ("ip", "resolvers", before.resolvers, after.resolvers),
+        ("ip", "metadata", before.metadata, after.metadata),
     ):
         for verb, found in (("delete", old - new), ("add", new - old)):
             if found:

@@ -1,4 +1,4 @@
-"""The services of a host's networks, kept as they are to be: one dnsmasq a network, and the rules that lead to it.
+"""The services of a host's networks, kept as they are to be: one dnsmasq a network, metadata, and the rules that lead to them.
 
 One task does everything, beside whoever starts instances: what is asked is noted, and it makes it so a moment later. It looks again when a
 process ends, and every few seconds: at what runs, at the rules, and at the host's resolvers.
@@ -18,7 +18,10 @@ from lamella.host.network import resolvers, state
 from lamella.host.network.driver import DesiredNetwork, Resident
 from lamella.host.network.fabric import Fabric
 from lamella.host.network.namespace import Seat
+from lamella.host.network.nft import Nft
+from lamella.host.network.routers.ground import inside
 from lamella.host.network.services import plan, process, rules
+from lamella.host.network.services.asking import Metadata
 from lamella.host.network.services.plan import Service, Site
 from lamella.host.network.services.process import Running
 from lamella.host.network.services.rules import Doors
@@ -68,9 +71,10 @@ class Services:
         self._upstream = upstream
         self._table = f"{fabric.table}-s"
         self._directory = home.run / "network" / "services"
-        self._residents: list[Resident] | None = None
+        self._residents: list[Resident] = []
         self._servers: dict[str, _Server] = {}
-        self._in_force: Doors | None = None
+        self._in_force: dict[Path | None, Doors] = {}
+        self._metadata = Metadata(fabric)
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -78,12 +82,9 @@ class Services:
 
     def use(self, residents: Iterable[Resident]) -> None:
         """Serve exactly these from now on, on the networks that are here."""
-        asked = list(residents)
+        self._residents = list(residents)
         if self._task is None:
             self._task = asyncio.create_task(self._keep(), name="network services")
-        elif asked == self._residents:
-            return
-        self._residents = asked
         self._wake.set()
 
     def wake(self) -> None:
@@ -92,7 +93,7 @@ class Services:
 
     def lost(self) -> None:
         """Nothing is known of the rules in force: they are made anew."""
-        self._in_force = None
+        self._in_force.clear()
         self._wake.set()
 
     def nameservers(self, network: str) -> list[str]:
@@ -136,11 +137,17 @@ class Services:
         """Make everything as it is to be; returns after how many seconds to look again."""
         found = await asyncio.to_thread(process.program)
         upstream = await asyncio.to_thread(resolvers.nameservers, self._upstream)
-        residents = self._residents or []
-        services: list[Service] = []
-        if found is not None:
-            services = [plan.service(network, self._site(network), residents, upstream) for network in self._networks()]
-        await self._let_in(rules.doors(services, [one.port for one in residents]))
+        residents = self._residents
+        here = [(network, self._site(network)) for network in self._networks()]
+
+        def compute() -> tuple[list[Service], dict[Path | None, Doors]]:
+            answered = here if found is not None else []
+            made = [plan.service(network, site, residents, upstream) for network, site in answered]
+            return made, rules.doors([site for _, site in here], made, [one.port for one in residents])
+
+        services, doors = await asyncio.to_thread(compute)
+        await self._metadata.tell(here, residents)
+        await self._let_in(doors)
         alive = await asyncio.to_thread(process.running, self._home)
         for id in self._servers.keys() - {service.network for service in services}:
             self._let_go(self._servers.pop(id))
@@ -153,24 +160,39 @@ class Services:
         await asyncio.to_thread(self._sweep, [one.pid for one in alive if one.pid not in kept])
         return pause
 
-    async def _let_in(self, wanted: Doors) -> None:
-        def put(seat: Seat) -> None:
-            before = self._in_force
-            if before is not None and _read(seat, self._table) != before:
+    async def _let_in(self, wanted: dict[Path | None, Doors]) -> None:
+        """Have exactly these rules in force, namespace by namespace; one that is not there is tried again later."""
+        for netns in self._in_force.keys() - wanted.keys():
+            self._in_force.pop(netns)
+        for netns, doors in wanted.items():
+            try:
+                await self._fabric.in_layer("let instances reach their network's services", self._putter(netns, doors))
+            except LamellaError as error:
+                self._in_force.pop(netns, None)
+                log.warning("%s", error)
+            else:
+                self._in_force[netns] = doors
+
+    def _putter(self, netns: Path | None, wanted: Doors) -> Callable[[Seat], None]:
+        def put(nft: Nft) -> None:
+            before = self._in_force.get(netns)
+            if before is not None and _read(nft, self._table) != before:
                 log.warning("the rules of networks' services were changed by somebody; they are made anew")
                 before = None
             text = rules.change(self._table, before or Doors(), wanted)
             if before is None:
-                text = rules.frame(self._table) + text
+                text = rules.frame(self._table, netns) + text
             if text:
-                seat.nft.run(text)
+                nft.run(text)
 
-        try:
-            await self._fabric.in_layer("let instances reach their network's services", put)
-        except BaseException:
-            self._in_force = None
-            raise
-        self._in_force = wanted
+        def visit(seat: Seat) -> None:
+            if netns is None:
+                put(seat.nft)
+                return
+            with inside(seat, os.open(netns, os.O_RDONLY | os.O_CLOEXEC)) as there:
+                put(there.nft)
+
+        return visit
 
     async def _serve(self, server: _Server, service: Service, alive: list[Running]) -> float:
         """Have one network's process be as it is to be; returns after how many seconds to look again."""
@@ -260,7 +282,8 @@ class Services:
                 await task
         for server in self._servers.values():
             self._let_go(server)
-        self._servers, self._residents, self._in_force = {}, None, None
+        self._metadata.close()
+        self._servers, self._residents, self._in_force = {}, [], {}
 
     async def teardown(self) -> None:
         """End every process of this layer, and forget what they were told."""
@@ -276,7 +299,13 @@ class Services:
         await asyncio.to_thread(remove)
 
 
-def _read(seat: Seat, table: str) -> Doors:
-    found = state.entries(seat.nft, table, (("bridge", "set", "clients"), ("ip", "set", "resolvers")))
-    keys = {name: frozenset(f'"{key[0]}" . {key[1]}' for _, key, _ in entries) for name, entries in found.items()}
-    return Doors(clients=keys["clients"], resolvers=keys["resolvers"])
+def _read(nft: Nft, table: str) -> Doors:
+    containers = (("bridge", "set", "clients"), ("ip", "set", "resolvers"), ("ip", "map", "metadata"))
+    found = state.entries(nft, table, containers)
+    keys = {name: frozenset(_element(key, value) for _, key, value in entries) for name, entries in found.items()}
+    return Doors(clients=keys["clients"], resolvers=keys["resolvers"], metadata=keys["metadata"])
+
+
+def _element(key: list[str], value: list[str]) -> str:
+    text = f'"{key[0]}" . {key[1]}'
+    return f"{text} : {' . '.join(value)}" if value else text
