@@ -267,3 +267,64 @@ def two_networks_again(world: World, routed: Routed) -> Routed:
     routed.routers = [DesiredRouter(id=id, name="edge", networks=[routed.networks[0].id], uplink=True)]
     routed.life()
     return routed
+
+
+FLOAT, OTHER = "198.51.100.5", "198.51.100.6"
+
+
+def led_in(world: World) -> None:
+    """The internet knows by whom the external network is reached."""
+    world.in_("internet", "ip", "route", "add", "198.51.100.0/24", "via", "203.0.113.1")
+
+
+def test_a_floating_address_leads_to_a_port_and_back(world: World) -> None:
+    routed = two_networks(world, floating={FLOAT: "10.10.0.2"})
+    led_in(world)
+    assert routed.ask("internet", FLOAT) == "w1 203.0.113.9" and routed.ask("internet", FLOAT, 5432) == "w1 203.0.113.9"
+    assert routed.ask("host", FLOAT)[:2] == "w1"
+    # Out it goes by the same address; others have the host's.
+    assert routed.ask("w1", "203.0.113.9") == f"web {FLOAT}" and routed.ask("w2", "203.0.113.9") == "web 203.0.113.1"
+    # From behind the same router, from the same network, and from itself.
+    assert routed.ask("db", FLOAT)[:2] == routed.ask("w2", FLOAT)[:2] == routed.ask("w1", FLOAT)[:2] == "w1"
+    # What nobody has is nobody's; what is published beside is still.
+    assert routed.ask("internet", OTHER) == ""
+
+    routed.routers = [replace(routed.routers[0], floating={FLOAT: "10.20.0.2", OTHER: "10.10.0.2"})]
+    routed.life()
+    assert routed.ask("internet", FLOAT)[:2] == "db" and routed.ask("internet", OTHER)[:2] == "w1"
+    assert routed.ask("w1", FLOAT) == f"db {OTHER}", "it is known by its own address"
+    routed.routers = [replace(routed.routers[0], floating={})]
+    routed.life()
+    assert routed.ask("internet", FLOAT) == "" and routed.ask("w1", "203.0.113.9") == "web 203.0.113.1"
+    assert FLOAT not in world.in_("host", "ip", "route") + world.in_("layer", "ip", "route")
+
+
+def test_floating_addresses_are_reached_from_every_network(world: World) -> None:
+    routed = two_networks(world, floating={FLOAT: "10.10.0.2"})
+    id = new_id("router")
+    twin, plain = network("twin", "10.10.0", router=id), network("plain", "10.30.0")
+    routed.networks += [twin, plain]
+    edge = DesiredRouter(id=id, name="other", networks=[twin.id], uplink=True, floating={OTHER: "10.10.0.2"})
+    routed.routers.append(edge)
+    routed.add("t1", on(twin, 2))
+    routed.add("p1", on(plain, 2))
+    routed.life("t1", "p1")
+    led_in(world)
+    assert routed.ask("internet", FLOAT)[:2] == "w1" and routed.ask("internet", OTHER)[:2] == "t1"
+    # Both have the same address inside.
+    assert routed.ask("w1", OTHER) == f"t1 {FLOAT}" and routed.ask("t1", FLOAT) == f"w1 {OTHER}"
+    assert routed.ask("p1", FLOAT)[:2] == "w1" and routed.ask("p1", OTHER)[:2] == "t1"
+    assert routed.ask("p1", "10.10.0.2") == "" and routed.ask("w1", "10.30.0.2") == ""
+    # A network that is kept in does not get out by that way either.
+    routed.networks[-1] = replace(plain, isolated=True)
+    routed.life()
+    assert routed.ask("p1", FLOAT) == "" and routed.ask("internet", FLOAT)[:2] == "w1"
+
+
+def test_no_instance_takes_what_the_host_has(world: World) -> None:
+    """Its own address, and by whom it reaches the others."""
+    routed = two_networks(world, floating={"203.0.113.1": "10.10.0.2", "203.0.113.9": "10.10.0.3", FLOAT: "10.20.0.2"})
+    led_in(world)
+    world.serve("host", 80, "host")
+    assert routed.ask("internet", "203.0.113.1")[:4] == "host" and routed.ask("host", "203.0.113.9")[:3] == "web"
+    assert routed.ask("internet", FLOAT)[:2] == "db"

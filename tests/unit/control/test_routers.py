@@ -71,9 +71,9 @@ async def test_subnets_overlap_behind_different_routers_alone(layer: Layer) -> N
     # One of them may be without a router, not both.
     await changed(layer, "router", "left", networks=[])
     for refused in (changed(layer, "router", "right", networks=[]), removed(layer, "router", "right")):
-        with pytest.raises(Conflict, match="twin .* overlaps front"):
+        with pytest.raises(Conflict, match=r"twin .* overlaps front"):
             await refused
-    with pytest.raises(Conflict, match="front .* overlap"):
+    with pytest.raises(Conflict, match=r"front .* overlap"):
         await changed(layer, "router", "right", networks=["twin", "front"])
     assert await behind(layer, "front") == "" and await behind(layer, "twin") == right.id
     with pytest.raises(Conflict, match="front has"):

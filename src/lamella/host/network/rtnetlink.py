@@ -135,6 +135,12 @@ class RouteSocket:
                 found.append(Route(IPv4Network((attributes[1], length)), link, gateway))
         return found
 
+    def gateways(self) -> set[IPv4Address]:
+        """By whom IPv4 routes lead, default ones included."""
+        bodies = self._dump(_GET_ROUTE, _ROUTE.pack(socket.AF_INET, *bytes(7), 0))
+        found = [dict(_attributes(body, _ROUTE.size)) for kind, body in bodies if kind == _NEW_ROUTE]
+        return {IPv4Address(attributes[5]) for attributes in found if 5 in attributes}
+
     def ask(self, kind: int, body: bytes, *, dump: bool = False) -> list[tuple[int, bytes]]:
         """What the kernel answers to a message of another theme: kind and body of each. :raise OSError: when it refuses."""
         return list(self._ask(kind, _REQUEST | (_DUMP if dump else _ACK | _ECHO), body))

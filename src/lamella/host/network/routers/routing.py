@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 
 from msgspec.structs import replace
@@ -132,11 +133,21 @@ class Routing:
             taken = await self._fabric.in_host(
                 "look at the host's routes", lambda seat: [route.destination for route in seat.route.routes()]
             )
+            await self._leave_to_host()
             for router in self.asked.values():
                 await attempt(self._fabric.in_layer(f"make router {router.name}", self._maker(router, taken)))
         await attempt(self._lead_in())
         if failures:
             raise failures[0]
+
+    async def _leave_to_host(self) -> None:
+        """No floating address is one that the host has itself, or by which it reaches others: those lead nowhere."""
+        foreign = await self._fabric.in_host("look for the host's addresses", partial(_kept, self._fabric.outer))
+        for id, router in self.asked.items():
+            if taken := router.floating.keys() & foreign:
+                log.error("the host itself has %s or reaches others by it: it leads to no instance", ", ".join(taken))
+                led = {address: to for address, to in router.floating.items() if address not in taken}
+                self.asked[id] = replace(router, floating=led)
 
     async def _remove(self, router: str) -> None:
         await self._fabric.in_layer(f"remove router {router}", lambda seat: ground.remove(seat, self._spaces, router))
@@ -205,8 +216,7 @@ class Routing:
             self._run(seat, "host", rules.host_elements(self._fabric.table, floating))
             link = seat.route.link(self._fabric.outer)
             if link is not None:
-                wanted = {(network, link.index, IPv4Address(between.layer.ip)) for network in places}
-                _route(seat, wanted, {link.index})
+                _route(seat, {(one, link.index, IPv4Address(between.layer.ip)) for one in places}, {link.index})
 
         await self._fabric.in_host("lead floating addresses to the layer", in_host)
 
@@ -214,6 +224,14 @@ class Routing:
         if self._texts.get(what) != text:
             seat.nft.run(text)
             self._texts[what] = text
+
+
+def _kept(uplink: str, seat: Seat) -> set[str]:
+    """What the host has itself, or reaches others by."""
+    link = seat.route.link(uplink)
+    index = 0 if link is None else link.index
+    own = {route.destination for route in seat.route.routes() if route.link != index}
+    return {str(one.network_address) for one in own if one.prefixlen == 32} | set(map(str, seat.route.gateways()))
 
 
 def _route(seat: Seat, wanted: set[tuple[IPv4Network, int, IPv4Address]], links: set[int]) -> None:
