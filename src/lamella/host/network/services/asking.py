@@ -10,7 +10,6 @@ from collections.abc import Iterable
 
 from lamella.host.network.driver import DesiredNetwork, Resident
 from lamella.host.network.fabric import Fabric
-from lamella.host.network.plan import address_of
 from lamella.host.network.services.metadata import Answer, Request, answer
 from lamella.host.network.services.plan import Site
 from lamella.host.network.services.speaking import Door, listening
@@ -29,11 +28,14 @@ class Metadata:
         self._residents: dict[tuple[str, str], Resident] = {}
         self._doors: dict[str, tuple[Site, Door]] = {}
 
-    async def tell(self, networks: Iterable[tuple[DesiredNetwork, Site]], residents: Iterable[Resident]) -> None:
-        """Tell exactly *residents* of themselves, on exactly these networks; one where it cannot be is tried again by the next call."""
+    async def tell(
+        self, networks: Iterable[tuple[DesiredNetwork, Site]], residents: dict[tuple[str, str], Resident]
+    ) -> None:
+        """Tell exactly *residents* (by network and address) of themselves, on exactly these networks; one where it cannot be is tried
+        again by the next call."""
         places = {network.id: (network, site) for network, site in networks}
         self._networks = {id: network for id, (network, _) in places.items()}
-        self._residents = {(one.port.network, address_of(one.port)): one for one in residents}
+        self._residents = residents
         for id, (site, door) in list(self._doors.items()):
             if id not in places or places[id][1] != site:
                 door.close()

@@ -5,7 +5,7 @@ knows the names of the instances on its network; whatever else it is asked goes 
 """
 
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import msgspec
@@ -96,5 +96,5 @@ def _lease(resident: Resident) -> str:
     return f"{resident.port.mac.lower()},{_address(resident)},{label(resident.name[0])},{_LEASE}\n"
 
 
-def _address(resident: Resident) -> IPv4Address:
-    return IPv4Interface(resident.port.address).ip
+def _address(resident: Resident) -> str:
+    return resident.port.address.partition("/")[0]

@@ -14,14 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from lamella.host.compute.driver import Home
-from lamella.host.network import resolvers, state
+from lamella.host.network import resolvers
 from lamella.host.network.driver import DesiredNetwork, Resident
 from lamella.host.network.fabric import Fabric
-from lamella.host.network.namespace import Seat
-from lamella.host.network.nft import Nft
-from lamella.host.network.routers.ground import inside
 from lamella.host.network.services import plan, process, rules
 from lamella.host.network.services.asking import Metadata
+from lamella.host.network.services.enforcing import Rules
 from lamella.host.network.services.plan import Service, Site
 from lamella.host.network.services.process import Running
 from lamella.host.network.services.rules import Doors
@@ -30,9 +28,10 @@ from lamella.model.host import Capability
 
 log = logging.getLogger("lamella.host.network")
 
-# In seconds: what is asked in this time is done together; how often it looks again; after a failure it is tried again, later and later.
+# In seconds: what is asked in this time is done together; how often it looks again, and when something was refused; after a failure it
+# is tried again, later and later.
 _TOGETHER = 0.02
-_ROUND = 10.0
+_ROUND, _LATER = 10.0, 2.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 30.0
 # A process that lived this long did not fail.
 _GOOD = 10.0
@@ -69,12 +68,12 @@ class Services:
         self._networks = networks
         self._site = site
         self._upstream = upstream
-        self._table = f"{fabric.table}-s"
         self._directory = home.run / "network" / "services"
         self._residents: list[Resident] = []
         self._servers: dict[str, _Server] = {}
-        self._in_force: dict[Path | None, Doors] = {}
+        self._rules = Rules(fabric)
         self._metadata = Metadata(fabric)
+        self._looked = 0.0
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -93,7 +92,7 @@ class Services:
 
     def lost(self) -> None:
         """Nothing is known of the rules in force: they are made anew."""
-        self._in_force.clear()
+        self._rules.lost()
         self._wake.set()
 
     def nameservers(self, network: str) -> list[str]:
@@ -140,59 +139,36 @@ class Services:
         residents = self._residents
         here = [(network, self._site(network)) for network in self._networks()]
 
-        def compute() -> tuple[list[Service], dict[Path | None, Doors]]:
+        def compute() -> tuple[list[Service], dict[Path | None, Doors], dict[tuple[str, str], Resident]]:
             answered = here if found is not None else []
             made = [plan.service(network, site, residents, upstream) for network, site in answered]
-            return made, rules.doors([site for _, site in here], made, [one.port for one in residents])
+            doors = rules.doors([site for _, site in here], made, [one.port for one in residents])
+            return made, doors, {(one.port.network, one.port.address.partition("/")[0]): one for one in residents}
 
-        services, doors = await asyncio.to_thread(compute)
-        await self._metadata.tell(here, residents)
-        await self._let_in(doors)
+        services, doors, askers = await asyncio.to_thread(compute)
+        await self._metadata.tell(here, askers)
+        looked = asyncio.get_running_loop().time()
+        if looked - self._looked >= _ROUND:
+            # Seldom: reading thousands of elements takes longer than everything else.
+            self._looked = looked
+            await self._rules.compare()
+        refused = not await self._rules.put(doors)
         alive = await asyncio.to_thread(process.running, self._home)
         for id in self._servers.keys() - {service.network for service in services}:
             self._let_go(self._servers.pop(id))
-        pause = _ROUND
+        pause = _LATER if refused else _ROUND
         kept: set[int] = set()
         for service in services:
             server = self._servers.setdefault(service.network, _Server(self._directory / service.network))
-            pause = min(pause, await self._serve(server, service, alive))
+            try:
+                pause = min(pause, await self._serve(server, service, alive))
+            except (LamellaError, OSError) as error:
+                # Its router may not be there yet.
+                log.warning("network %s: %s", service.name, error)
+                pause = min(pause, _LATER)
             kept.add(server.pid)
         await asyncio.to_thread(self._sweep, [one.pid for one in alive if one.pid not in kept])
         return pause
-
-    async def _let_in(self, wanted: dict[Path | None, Doors]) -> None:
-        """Have exactly these rules in force, namespace by namespace; one that is not there is tried again later."""
-        for netns in self._in_force.keys() - wanted.keys():
-            self._in_force.pop(netns)
-        for netns, doors in wanted.items():
-            try:
-                await self._fabric.in_layer("let instances reach their network's services", self._putter(netns, doors))
-            except LamellaError as error:
-                self._in_force.pop(netns, None)
-                log.warning("%s", error)
-            else:
-                self._in_force[netns] = doors
-
-    def _putter(self, netns: Path | None, wanted: Doors) -> Callable[[Seat], None]:
-        def put(nft: Nft) -> None:
-            before = self._in_force.get(netns)
-            if before is not None and _read(nft, self._table) != before:
-                log.warning("the rules of networks' services were changed by somebody; they are made anew")
-                before = None
-            text = rules.change(self._table, before or Doors(), wanted)
-            if before is None:
-                text = rules.frame(self._table, netns) + text
-            if text:
-                nft.run(text)
-
-        def visit(seat: Seat) -> None:
-            if netns is None:
-                put(seat.nft)
-                return
-            with inside(seat, os.open(netns, os.O_RDONLY | os.O_CLOEXEC)) as there:
-                put(there.nft)
-
-        return visit
 
     async def _serve(self, server: _Server, service: Service, alive: list[Running]) -> float:
         """Have one network's process be as it is to be; returns after how many seconds to look again."""
@@ -283,7 +259,8 @@ class Services:
         for server in self._servers.values():
             self._let_go(server)
         self._metadata.close()
-        self._servers, self._residents, self._in_force = {}, [], {}
+        self._servers, self._residents = {}, []
+        self._rules.lost()
 
     async def teardown(self) -> None:
         """End every process of this layer, and forget what they were told."""
@@ -297,15 +274,3 @@ class Services:
             shutil.rmtree(self._directory, ignore_errors=True)
 
         await asyncio.to_thread(remove)
-
-
-def _read(nft: Nft, table: str) -> Doors:
-    containers = (("bridge", "set", "clients"), ("ip", "set", "resolvers"), ("ip", "map", "metadata"))
-    found = state.entries(nft, table, containers)
-    keys = {name: frozenset(_element(key, value) for _, key, value in entries) for name, entries in found.items()}
-    return Doors(clients=keys["clients"], resolvers=keys["resolvers"], metadata=keys["metadata"])
-
-
-def _element(key: list[str], value: list[str]) -> str:
-    text = f'"{key[0]}" . {key[1]}'
-    return f"{text} : {' . '.join(value)}" if value else text
