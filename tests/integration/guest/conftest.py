@@ -64,7 +64,7 @@ async def helper(agent: Path, tmp_path: Path) -> AsyncIterator[GuestClient]:
     client = await GuestClient.over(process.stdout, process.stdin, timeout=10)
     yield client
     await client.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert await process.wait() == 0
 
 

@@ -201,7 +201,7 @@ async def test_a_terminal_has_a_size_an_echo_and_an_interrupt(helper: GuestClien
 async def until(stream: ProcessStream, text: bytes) -> None:
     """Read output until it holds *text*."""
     seen = b""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while text not in seen:
             frame = await stream.receive()
             assert isinstance(frame, Stdout), (seen, frame)
@@ -209,7 +209,7 @@ async def until(stream: ProcessStream, text: bytes) -> None:
 
 
 async def test_a_background_child_does_not_hold_the_answer(helper: GuestClient, tmp_path: Path) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         said = await run(helper, "sh", "-c", f"sleep 600 & echo $! >{tmp_path}/pid; echo done")
     assert (said.out, said.code) == (b"done\n", 0)
     os.kill(int((tmp_path / "pid").read_text()), 9)
@@ -217,7 +217,7 @@ async def test_a_background_child_does_not_hold_the_answer(helper: GuestClient, 
 
 async def test_a_slow_reader_holds_its_own_process_and_nobody_else(helper: GuestClient) -> None:
     flood = await helper.exec(ExecSpec(command=["yes"]))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         for _ in range(20):
             assert (await run(helper, "echo", "hi")).out == b"hi\n"
     await flood.close()

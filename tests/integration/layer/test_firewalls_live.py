@@ -17,7 +17,7 @@ def reaches(layer: LayerUnderTest, name: str, address: str, port: int) -> bool:
     return bool(layer.lamella("exec", name, "--", "sh", "-c", command, check=False).stdout.strip())
 
 
-def until(check: Callable[[], bool], seconds: float = 20) -> None:
+def until(check: Callable[[], bool], seconds: float = 60) -> None:
     """Hosts hear of a change a moment later."""
     deadline = time.monotonic() + seconds
     while not check():

@@ -280,7 +280,7 @@ def test_what_has_ended_holds_no_rule_and_publishes_again_when_started(layer, le
     layer.lamella("run", "-d", "--isolation", level, "--name", name, "-p", "18099:80", "busybox", "--", "sleep", "1")
     for _ in range(2):
         layer.wait_phase(name, "stopped")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while layer.show(name)["status"]["published"]:
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 SERVER = "while :; do echo served | nc -l -p 80; done"
 
 
-def until(what: str, check, seconds: float = 20) -> None:
+def until(what: str, check, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not check():
         assert time.monotonic() < deadline, what

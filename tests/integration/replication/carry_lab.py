@@ -87,7 +87,7 @@ class CarryLab(VolumesLab):
         return found[replication.id]
 
     async def until(
-        self, replication: Replication, phase: str, *, cycles: int = 0, seconds: float = 30
+        self, replication: Replication, phase: str, *, cycles: int = 0, seconds: float = 60
     ) -> ReplicationStatus:
         deadline = time.monotonic() + seconds
         while True:
@@ -170,14 +170,14 @@ class Writer:
         done = self.acknowledged()
         return int(done[-1][0]) if done else 0
 
-    async def until(self, number: int, seconds: float = 20) -> None:
+    async def until(self, number: int, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while self.last < number:
             assert self.process.poll() is None, "the writer failed"
             assert time.monotonic() < deadline, f"the writer is at {self.last}, not at {number}"
             await asyncio.sleep(0.02)
 
-    async def more(self, count: int = 50, seconds: float = 20) -> None:
+    async def more(self, count: int = 50, seconds: float = 60) -> None:
         await self.until(self.last + count, seconds)
 
     async def stop(self) -> int:

@@ -151,7 +151,7 @@ async def test_a_database_that_crashes_under_an_open_store_is_found_again(
     await other.open()
     await other.write(lambda tx: tx.insert(instance("from-elsewhere")))
     await other.close()
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         await all_seen.wait()
     watching.cancel()
     assert seen == list(range(1, 42))

@@ -43,7 +43,7 @@ def _started(place: Path) -> tuple[subprocess.Popen[bytes], int]:
             *("--flags", "not-need-init,startup-clear"),
         ]
         daemon = subprocess.Popen(command, env=environment(MARK), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while daemon.poll() is None and time.monotonic() < deadline:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port + 1)) == 0:

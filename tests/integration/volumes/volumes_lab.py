@@ -151,7 +151,7 @@ class VolumesLab:
     def _clear(self) -> None:
         kill_marked(self.home.mark)
         mounts.release(self.home.path)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while self.processes() and time.monotonic() < deadline:
             time.sleep(0.02)
         with contextlib.suppress(LamellaError, OSError):
