@@ -13,6 +13,8 @@ from lamella.host.network.driver import DesiredNetwork, DesiredPort
 from lamella.host.network.names import bridge_name, gateway_name, router_name
 from lamella.host.network.routers.desired import DesiredRoute, DesiredRouter
 from lamella.host.network.routers.spaces import Spaces
+from lamella.model.firewall import FirewallSpec
+from lamella.model.firewall_text import parse
 from lamella.model.ids import new_id
 from lamella.model.instance import Publish
 
@@ -328,3 +330,34 @@ def test_no_instance_takes_what_the_host_has(world: World) -> None:
     world.serve("host", 80, "host")
     assert routed.ask("internet", "203.0.113.1")[:4] == "host" and routed.ask("host", "203.0.113.9")[:3] == "web"
     assert routed.ask("internet", FLOAT)[:2] == "db"
+
+
+def test_firewalls_know_their_members_across_a_router(world: World) -> None:
+    routed = two_networks(world)
+    app, web = new_id("firewall"), new_id("firewall")
+    specs = {app: FirewallSpec(), web: FirewallSpec(inbound=[parse(f"from=firewall:{app}:tcp:5432")])}
+    for name, firewall in (("w1", app), ("db", web)):
+        routed.ports[name] = replace(routed.ports[name], firewalls=[firewall])
+
+    async def guarded(driver: BridgeDriver) -> None:
+        await routed.settle(driver)
+        await driver.protect(specs, routed.ports.values())
+        assert reached()
+        # Apart, and joined again.
+        edge, networks = routed.routers, routed.networks
+        routed.routers, routed.networks = [], [replace(one, router="") for one in networks]
+        await routed.settle(driver)
+        await driver.protect(specs, routed.ports.values())
+        assert routed.ask("w1", "10.20.0.2", 5432) == ""
+        routed.routers, routed.networks = edge, networks
+        await driver.protect(specs, routed.ports.values())
+        for one in networks:
+            await driver.ensure_network(one)
+        await driver.route(edge)
+        assert reached()
+
+    def reached() -> bool:
+        in_and_out = routed.ask("w1", "10.20.0.2", 5432)[:2] == "db" and routed.ask("w1", "10.20.0.2") == ""
+        return in_and_out and routed.ask("w2", "10.20.0.2", 5432) == "" and routed.ask("db", "10.10.0.2") == ""
+
+    world.run(guarded, fresh=False)

@@ -163,6 +163,8 @@ class BridgeDriver:
         ports = {port.id: port for port in (*self._asked[1], *self.ports.values())}
         await self._publisher.lead({port.id: self._via(port) for port in ports.values()})
         await self._routing.permit(ports.values())
+        if self._guard.in_force is not None:
+            await self._guard.protect(self._asked[0], self._routing.beside(self._asked[1]))
 
     def _site(self, network: DesiredNetwork) -> Site:
         return self._routing.site(network) or Site(
@@ -182,7 +184,7 @@ class BridgeDriver:
         """
         self._asked = firewalls, list(ports)
         await self._routing.permit(self._asked[1])
-        await self._guard.protect(*self._asked)
+        await self._guard.protect(firewalls, self._routing.beside(self._asked[1]))
 
     async def balance(self, balancers: Iterable[DesiredBalancer], heard: Callable[[BalancerReport], None]) -> None:
         """Have exactly these, soon: a task of its own checks their backends, and tells *heard* what becomes of them."""
@@ -332,7 +334,7 @@ class BridgeDriver:
         await self._led()
         self._services.lost()
         self._guard.lost()
-        await self._guard.protect(*self._asked)
+        await self._guard.protect(self._asked[0], self._routing.beside(self._asked[1]))
         for port in list(self.ports.values()):
             if port.publish:
                 await self._publisher.publish(port, self._via(port))

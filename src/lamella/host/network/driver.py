@@ -51,6 +51,7 @@ class DesiredPort(msgspec.Struct, kw_only=True, frozen=True):
     mac: str
     publish: list[Publish]
     firewalls: list[str] = []
+    beside: list[str] = []
     rate_in: int | None = None
     rate_out: int | None = None
 

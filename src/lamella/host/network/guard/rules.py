@@ -57,6 +57,7 @@ def guarded(firewalls: Mapping[str, FirewallSpec], ports: Iterable[DesiredPort])
         for id in port.firewalls:
             if id in members:
                 members[id].add(place)
+                members[id].update(f'"{bridge_name(other)}" . {address_of(port)}' for other in port.beside)
         combination = tuple(sorted(port.firewalls))
         if combination not in ways:
             ways[combination] = _ways(chains, [firewalls.get(id, FirewallSpec()) for id in combination])

@@ -111,6 +111,15 @@ class Routing:
             await self._fabric.change_layer([text])
             self._texts["permitted"] = text
 
+    def beside(self, ports: Iterable[DesiredPort]) -> list[DesiredPort]:
+        """*ports* with the networks that theirs are joined to."""
+        others = {
+            id: [other for other in router.networks if other != id]
+            for router in self.asked.values()
+            for id in router.networks
+        }
+        return [replace(port, beside=others[port.network]) if others.get(port.network) else port for port in ports]
+
     async def repair(self, networks: Mapping[str, DesiredNetwork], forwards: list[Forward]) -> None:
         """Put all of it in force again, whatever somebody did to links and rules."""
         async with self._lock:
