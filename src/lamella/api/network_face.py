@@ -4,8 +4,15 @@ from typing import Protocol
 
 from lamella.model.balancer import Balancer
 from lamella.model.firewall import Firewall
-from lamella.model.network import Network
-from lamella.model.network_bodies import BalancerCreate, FirewallCreate, FirewallDefault, FirewallMember, NetworkCreate
+from lamella.model.network import Network, Port
+from lamella.model.network_bodies import (
+    BalancerCreate,
+    FirewallCreate,
+    FirewallDefault,
+    FirewallMember,
+    NetworkCreate,
+    PortMirror,
+)
 from lamella.model.operation import Project
 from lamella.model.requests import Principal
 
@@ -14,6 +21,10 @@ class NetworksFace(Protocol):
     """Listing, reading, changing and removing go through the verbs that every kind has."""
 
     async def create(self, who: Principal, project: str, body: NetworkCreate) -> Network: ...
+
+    async def mirror(self, who: Principal, project: str, name: str, body: PortMirror) -> Port:
+        """Have a copy of all that passes a NIC of instance *name* sent to another instance; the port that is mirrored."""
+        ...
 
 
 class BalancersFace(Protocol):

@@ -1,9 +1,10 @@
-"""``network capture``: what passes an instance's NIC, written down while it passes."""
+"""``network capture`` and ``network mirror``: what passes an instance's NIC, written down while it passes, or copied to another."""
 
 import os
 import sys
 
-from lamella.cli.output import clean
+from lamella.cli.document import render
+from lamella.cli.output import clean, line
 from lamella.cli.progress import Progress
 from lamella.cli.session import Session
 from lamella.client import network_routes
@@ -74,4 +75,21 @@ def _write(pieces: "Iterable[bytes]", path: "str | None", progress: Progress) ->
     return 0
 
 
-COMMANDS: "dict[str, Command]" = {"network capture": (_options, _capture)}
+def _mirror_options(parser: "Parser") -> None:
+    parser.positional("name", help="the instance whose packets are copied")
+    parser.option("--to", required=True, metavar="INSTANCE", help="who gets the copies; none ends it")
+    parser.option("--nic", metavar="NAME", help="as `lamella device ls` calls it (default: the first)")
+
+
+def _mirror(options: "Options") -> int:
+    session = Session(options)
+    body = render({"nic": options.nic, "to": None if options.to == "none" else options.to})
+    session.ask(network_routes.mirror(session.project, options.name, body))
+    line(clean(options.name))
+    return 0
+
+
+COMMANDS: "dict[str, Command]" = {
+    "network capture": (_options, _capture),
+    "network mirror": (_mirror_options, _mirror),
+}

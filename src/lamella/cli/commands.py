@@ -109,6 +109,7 @@ _SECTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("network rm", "network", "remove networks"),
         ("network trace", "network", "say what becomes of a packet, and why"),
         ("network capture", "network", "write what passes an instance's NIC to a file"),
+        ("network mirror", "network", "send a copy of what passes an instance's NIC to another"),
         ("balancer ls", "balancer", "list balancers"),
         ("balancer show", "balancer", "show where a balancer listens, and how its backends are"),
         ("balancer create", "balancer", "make one address stand for many instances"),

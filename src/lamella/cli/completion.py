@@ -13,7 +13,7 @@ _INSTANCE = [
     *("show", "exec", "shell", "logs", "cp", "top", "set", "contract", "explain"),
     *("start", "stop", "restart", "reset", "kill", "pause", "resume", "rm"),
     *("console", "desktop", "screenshot", "type", "dump", "device ls", "device attach", "device detach"),
-    "network capture",
+    *("network capture", "network mirror"),
 ]
 # What takes the name of another noun first.
 _NAMED = {

@@ -31,6 +31,11 @@ def member(project: str, name: str, verb: str, body: bytes) -> Request:
     return Request("POST", target("projects", project, "firewalls", name, verb), body=body, headers=_JSON)
 
 
+def mirror(project: str, name: str, body: bytes) -> Request:
+    """Mirror a NIC, or end that (``PortMirror``)."""
+    return Request("POST", target("projects", project, "instances", name, "mirror"), body=body, headers=_JSON)
+
+
 def capture(
     project: str,
     name: str,

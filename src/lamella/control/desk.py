@@ -11,6 +11,7 @@ from lamella.control.events import record
 from lamella.control.network import balancing
 from lamella.control.network.balancers import hear as hear_balancer
 from lamella.control.network import floating
+from lamella.control.network.mirrors import forget_mirrors
 from lamella.control.storage.attaching import let_go
 from lamella.control.storage.hearing import hear, measured
 from lamella.control.storage.parting import part_with_snapshots
@@ -282,6 +283,7 @@ def _part_with(tx: Transaction, instance: Instance, id: str) -> None:
             part_with_snapshots(tx, id)
         elif part.kind == "port":
             floating.let_go_of_port(tx, id)
+            forget_mirrors(tx, id)
         tx.delete(id)
 
 

@@ -68,6 +68,7 @@ def desired_port(port: Port) -> DesiredPort:
         firewalls=spec.firewalls,
         rate_in=spec.rate_in,
         rate_out=spec.rate_out,
+        mirror=spec.mirror,
     )
 
 

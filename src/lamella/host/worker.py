@@ -93,7 +93,7 @@ class Worker:
         self._told: bytes = b""
         self._events: list[tuple[str, str]] = []
         self._applied: Limits | None = None
-        self._rates: dict[str, tuple[int | None, int | None]] = {}
+        self._shaped: dict[str, tuple[int | None, int | None, str]] = {}
         self._assembly = Assembly(self.id, library=wings.library, network=wings.network, storage=wings.storage_wing)
         self._wake = asyncio.Event()
         self._plugged = True
@@ -113,6 +113,7 @@ class Worker:
             assignment.instance.generation == self.asked.instance.generation
             and not (assignment.retired_ports or assignment.retired_volumes)
             and assignment.instance.deleted_at == self.asked.instance.deleted_at
+            and [port.spec.mirror for port in _ports(assignment)] == [port.spec.mirror for port in _ports(self.asked)]
         )
         self.asked = assignment
         if not same:
@@ -266,12 +267,13 @@ class Worker:
         log.debug("%s prepared in %.1f ms", self.id, (time.perf_counter() - began) * 1e3)
 
     async def _shape(self, asked: Assignment) -> None:
-        """Ceilings of what runs: those that are asked for now, also when somebody took them away. Starting put them in force."""
+        """Ceilings and mirrors of what runs:
+        those that are asked for now, also when somebody took them away. Starting put them in force."""
         for port in _ports(asked):
-            rates = (port.spec.rate_in, port.spec.rate_out)
-            if rates != (None, None) or self._rates.get(port.id) != rates:
+            wants = (port.spec.rate_in, port.spec.rate_out, port.spec.mirror)
+            if any(wants) or self._shaped.get(port.id) != wants:
                 await self._wings.network.shape(desired_port(port))
-                self._rates[port.id] = rates
+                self._shaped[port.id] = wants
 
     async def _rewire(self, asked: Assignment) -> None:
         if not isinstance(self.driver, TakesDevices):

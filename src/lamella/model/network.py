@@ -34,7 +34,8 @@ class NetworkStatus(msgspec.Struct, kw_only=True):
 
 
 class PortSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """An instance's place on a network. ``address`` carries its prefix length (``10.83.0.2/16``); ``firewalls`` are ids."""
+    """An instance's place on a network. ``address`` carries its prefix length (``10.83.0.2/16``); ``firewalls`` are ids;
+    ``mirror`` is the id of the port that a copy of everything goes to."""
 
     network: str
     address: str
@@ -44,6 +45,7 @@ class PortSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     firewalls: list[str] = []
     rate_in: BitRate | None = None
     rate_out: BitRate | None = None
+    mirror: str = ""
 
 
 class PortStatus(msgspec.Struct, kw_only=True):

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from lamella.model.balancer import Check, Listener, Target
+from lamella.model.board import DeviceName
 from lamella.model.firewall import Rules
 from lamella.model.instance import Publish
 from lamella.model.network import Mtu
@@ -53,6 +54,13 @@ class BalancerCreate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     spread: Literal["turn", "source"] = "turn"
     publish: Annotated[list[Publish], Meta(max_length=32)] = []
     drain: Annotated[float, Meta(ge=0, le=3600)] = 30.0
+
+
+class PortMirror(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Mirror the NIC (``None``: the first) to the first NIC of the instance ``to``; ``None`` ends it."""
+
+    nic: DeviceName | None = None
+    to: Annotated[str, Meta(min_length=1, max_length=63)] | None = None
 
 
 class FirewallMember(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -6,9 +6,11 @@ from fake_part import Part
 from msgspec.structs import replace
 
 from lamella.control.network import subnets
+from lamella.model.errors import NotFound
 from lamella.model.firewall import FirewallSpec, FirewallStatus
 from lamella.model.ids import check_name
-from lamella.model.network import NetworkSpec, NetworkStatus
+from lamella.model.network import NetworkSpec, NetworkStatus, PortSpec, PortStatus
+from lamella.model.resource import new_resource
 
 
 class FakeNetworks(Part):
@@ -17,6 +19,15 @@ class FakeNetworks(Part):
         subnet = subnets.parse(body.subnet) if body.subnet else subnets.choose([])
         spec = NetworkSpec(subnet=str(subnet), mtu=body.mtu, isolated=body.isolated)
         return self.new("network", body.name, spec, NetworkStatus(), project, body.labels)
+
+
+    async def mirror(self, who: Any, project: str, name: str, body: Any) -> Any:
+        row = self.layer._find(project, "instance", name)
+        target = "" if body.to is None else self.layer._find(project, "instance", body.to).id
+        if body.nic is not None:
+            raise NotFound(f"{name} has no NIC {body.nic!r}")
+        spec = PortSpec(network="default", address="10.0.0.2/24", mac="02:00:00:00:00:01", owner=row.id, mirror=target)
+        return new_resource("port", "port", spec, PortStatus(), project=project)
 
 
 class FakeFirewalls(Part):

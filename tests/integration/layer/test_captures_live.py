@@ -1,5 +1,6 @@
-"""A capture as a person takes it: over the API, to a file, until enough has come or Ctrl-C."""
+"""Captures and mirrors as a person has them: to a file until enough has come or Ctrl-C, to another instance until either goes."""
 
+import json
 import os
 import signal
 import subprocess
@@ -77,3 +78,38 @@ def test_a_capture_is_a_file_that_tcpdump_reads(layer: LayerUnderTest, tmp_path:
     assert caller.wait(40) != 0
     layer.start()
     layer.lamella("rm", "--force", "w1")
+
+
+def copied_to(layer: LayerUnderTest, port: str) -> set[str]:
+    """The tails of the links that what passes *port* is copied to."""
+    holder = (layer.home / "run" / "room").read_text().split()[0]
+    found: set[str] = set()
+    for side in ("ingress", "egress"):
+        words = ["nsenter", f"--net=/proc/{holder}/ns/net", "tc", "filter", "show", "dev", f"lap{port[-12:]}", side]
+        shown = subprocess.run(words, capture_output=True, check=False).stdout.decode()
+        found |= {line.split("lap")[1].split(")")[0] for line in shown.splitlines() if "Mirror to device lap" in line}
+    return found
+
+
+def test_a_mirror_follows_both_ends(layer: LayerUnderTest) -> None:
+    for name in ("m1", "ids"):
+        layer.lamella("run", "-d", "--name", name, "busybox", "--", "sleep", "1000")
+    one, ids = (layer.show(name)["status"]["port"] for name in ("m1", "ids"))
+    refused = layer.lamella("network", "mirror", "m1", "--to", "m1", check=False)
+    assert refused.returncode and b"itself" in refused.stderr
+    layer.lamella("network", "mirror", "m1", "--to", "ids")
+    until(lambda: copied_to(layer, one) == {ids[-12:]})
+    layer.lamella("restart", "-t", "1s", "ids")
+    until(lambda: copied_to(layer, one) == {ids[-12:]})
+    layer.kill()
+    layer.start()
+    layer.lamella("restart", "-t", "1s", "m1")
+    until(lambda: copied_to(layer, one) == {ids[-12:]})
+    layer.lamella("network", "mirror", "m1", "--to", "none")
+    until(lambda: copied_to(layer, one) == set())
+    layer.lamella("network", "mirror", "m1", "--to", "ids")
+    until(lambda: copied_to(layer, one) == {ids[-12:]})
+    layer.lamella("rm", "--force", "ids")
+    until(lambda: json.loads(layer.out("port", "show", one, "-o", "json"))["spec"]["mirror"] == "")
+    until(lambda: copied_to(layer, one) == set())
+    layer.lamella("rm", "--force", "m1")

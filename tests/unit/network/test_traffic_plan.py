@@ -2,9 +2,10 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from lamella.host.network.driver import DesiredPort
-from lamella.host.network.names import shaper_name
+from lamella.host.network.names import port_name, shaper_name
 from lamella.host.network.traffic.plan import bucket, traffic
 from lamella.model.bit_rate import LARGEST, SMALLEST
 from lamella.model.ids import new_id
@@ -42,3 +43,14 @@ def test_only_what_is_asked_for_is_held_back(rate_in: int | None, rate_out: int 
     assert (made.into is None, made.out_of is None) == (rate_in is None, rate_out is None)
     assert [hook.to for hook in made.hooks] == ([] if rate_out is None else [shaper_name(one.id)])
     assert all(hook.inward and not hook.copies for hook in made.hooks)
+
+
+@given(st.none() | RATES, MTUS)
+def test_hooks_of_both_directions_have_priorities_of_their_own(rate_out: int | None, mtu: int) -> None:
+    one = replace(port(None, rate_out), mirror=new_id("port"))
+    hooks = traffic(one, mtu).hooks
+    assert len({hook.priority for hook in hooks}) == len(hooks) == (2 if rate_out is None else 3)
+    copies = [hook for hook in hooks if hook.copies]
+    assert {hook.inward for hook in copies} == {True, False} and {hook.to for hook in copies} == {port_name(one.mirror)}
+    # A copy is of what came, before a ceiling takes it away.
+    assert all(copy.priority < hook.priority for copy in copies for hook in hooks - {*copies})

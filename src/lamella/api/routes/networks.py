@@ -7,8 +7,8 @@ from lamella.api.access import Action
 from lamella.api.call import Call, NoQuery
 from lamella.api.queries import CaptureQuery, TraceQuery
 from lamella.api.route import PCAP, AnyRoute, Route, Success, change
-from lamella.model.network import Network
-from lamella.model.network_bodies import NetworkCreate
+from lamella.model.network import Network, Port
+from lamella.model.network_bodies import NetworkCreate, PortMirror
 from lamella.model.trace import Trace
 
 
@@ -24,6 +24,11 @@ async def trace(call: Call[TraceQuery]) -> answer.Answer:
             call.who, call.project, call.name, to=query.to, protocol=query.protocol, port=query.port, type=query.type
         )
     )
+
+
+async def mirror(call: Call[NoQuery]) -> answer.Answer:
+    body = await call.body(PortMirror)
+    return answer.resource(await call.layer.networks.mirror(call.who, call.project, call.name, body))
 
 
 async def capture(call: Call[CaptureQuery]) -> answer.Stream:
@@ -56,6 +61,17 @@ ROUTES: list[AnyRoute] = [
         query=TraceQuery,
         answers=Success(type=Trace),
         refuses=(404, 409, 422),
+    ),
+    change(
+        "instance",
+        "/v1/projects/{project:str}/instances/{name:str}/mirror",
+        "mirrorPort",
+        "Send a copy of all that passes a NIC of an instance to another instance, or end that",
+        mirror,
+        body=PortMirror,
+        answers=Success(type=Port, etag=True),
+        # Whoever reads what an instance says is inside.
+        action=Action.ENTER,
     ),
     change(
         "network",

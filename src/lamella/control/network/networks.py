@@ -10,11 +10,12 @@ from lamella.control.events import record
 from lamella.control.lookup import need_project
 from lamella.control.merging import merge_labels, merge_patch
 from lamella.control.network import joining, subnets
+from lamella.control.network.mirrors import mirror
 from lamella.control.network.routers import find_router
 from lamella.model.errors import Conflict, Invalid, NotFound, Unsupported
 from lamella.model.ids import check_name
-from lamella.model.network import Network, NetworkSpec, NetworkStatus
-from lamella.model.network_bodies import NetworkCreate
+from lamella.model.network import Network, NetworkSpec, NetworkStatus, Port
+from lamella.model.network_bodies import NetworkCreate, PortMirror
 from lamella.model.requests import Principal, ResourcePatch
 from lamella.model.resource import new_resource
 from lamella.model.validation import invalid
@@ -56,6 +57,10 @@ class Networks:
             return network
 
         return await self._store.write(write)
+
+    async def mirror(self, who: Principal, project: str, name: str, body: PortMirror) -> Port:
+        """As :func:`lamella.control.network.mirrors.mirror`; hosts hear of it at once."""
+        return await self._store.write(lambda tx: mirror(tx, who, project, name, body))
 
     async def patch(
         self, who: Principal, project: str, name: str, body: ResourcePatch, *, expected: int | None

@@ -232,6 +232,9 @@ class BridgeDriver:
                 seat.route.send(rtnetlink.set_bridge_filtered(bridge_name(port.network), True))
             make(seat)
             shaper.shape(seat, port, self._network(port).mtu)
+            for other in self.ports.values():
+                if other.mirror == port.id and other.network in self.networks:
+                    shaper.shape(seat, other, self.networks[other.network].mtu)
 
         try:
             await self._fabric.in_layer(f"attach port {port.id}", add)
@@ -275,7 +278,7 @@ class BridgeDriver:
         return await self._publisher.publish(port, self._via(port))
 
     async def shape(self, port: DesiredPort) -> None:
-        """Have exactly the ceilings of *port* in force on its link; without a link, none is.
+        """Have exactly the ceilings and the mirror of *port* in force on its link; without a link, none is.
 
         :raise Unsupported: when this kernel cannot keep them.
         """

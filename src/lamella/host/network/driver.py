@@ -43,7 +43,8 @@ class DesiredNetwork(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class DesiredPort(msgspec.Struct, kw_only=True, frozen=True):
-    """``rate_in`` and ``rate_out`` are ceilings in bits a second, of frames as they are on the link."""
+    """``rate_in`` and ``rate_out`` are ceilings in bits a second, of frames as they are on the link; ``mirror`` is the id of the port
+    that a copy of everything goes to, as far as that is attached."""
 
     id: str
     network: str
@@ -54,6 +55,7 @@ class DesiredPort(msgspec.Struct, kw_only=True, frozen=True):
     beside: list[str] = []
     rate_in: int | None = None
     rate_out: int | None = None
+    mirror: str = ""
 
 
 class Rate(msgspec.Struct, kw_only=True, frozen=True):
@@ -143,7 +145,7 @@ class NetworkDriver(Protocol):
         ...
 
     async def shape(self, port: DesiredPort) -> None:
-        """Have exactly the ceilings of *port* in force, if it is attached; attaching does the same.
+        """Have exactly the ceilings and the mirror of *port* in force, if it is attached; attaching does the same.
 
         :raise Unsupported: when this host cannot keep them.
         """

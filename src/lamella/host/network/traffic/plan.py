@@ -8,7 +8,7 @@ as if it had just arrived.
 import msgspec
 
 from lamella.host.network.driver import DesiredPort
-from lamella.host.network.names import shaper_name
+from lamella.host.network.names import port_name, shaper_name
 
 # An Ethernet header, and what a VLAN tag adds to it.
 _HEADER = 18
@@ -42,7 +42,8 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     hooks: frozenset[Hook] = frozenset()
 
 
-REDIRECT = 200
+# No two have one: the kernel keeps the filters of both directions in one place (tc-u32), and tells them apart by their priorities alone.
+COPY_IN, COPY_OUT, REDIRECT = 100, 101, 200
 
 
 def bucket(rate: int | None, mtu: int) -> Bucket | None:
@@ -60,4 +61,7 @@ def bucket(rate: int | None, mtu: int) -> Bucket | None:
 def traffic(port: DesiredPort, mtu: int) -> Traffic:
     """Everything that *port* asks for."""
     hooks = [Hook(True, REDIRECT, shaper_name(port.id), copies=False)] if port.rate_out is not None else []
+    if port.mirror:
+        to = port_name(port.mirror)
+        hooks += [Hook(True, COPY_IN, to, copies=True), Hook(False, COPY_OUT, to, copies=True)]
     return Traffic(into=bucket(port.rate_in, mtu), out_of=bucket(port.rate_out, mtu), hooks=frozenset(hooks))
