@@ -17,7 +17,7 @@ import msgspec
 from lamella.host.compute.driver import Home, Limits
 from lamella.host.linux import binaries
 from lamella.host.linux.cgroup import ROOT, Cgroup, Cgroups
-from lamella.host.linux.processes import bears_mark, command_line, environment, parent, spawn, start_time
+from lamella.host.linux.processes import Child, bears_mark, command_line, environment, parent, spawn, start_time
 from lamella.host.network.namespace import Seat
 from lamella.host.network.services.plan import FILES, PROGRAM, Service
 from lamella.model.errors import Unavailable
@@ -77,23 +77,18 @@ def namespace_of(seat: Seat, service: Service) -> int:
     return os.fstat(seat.home).st_ino if netns is None else netns.stat().st_ino
 
 
-def begin(seat: Seat, home: Home, directory: Path, service: Service) -> int:
-    """Start it in its namespace, from the thread of the layer's; returns its pid. Blocks for some 10 ms.
+class Begun(msgspec.Struct, frozen=True):
+    """The jailer that starts one, and the pipe in which it says how that went."""
 
-    :raise Unavailable: when it cannot be started; why is in the error.
+    jailer: Child
+    pipe: int
+
+
+def prepare(home: Home, directory: Path, service: Service) -> list[str]:
+    """What is to be run so that it starts. Blocks.
+
+    :raise Unavailable: when a program is missing.
     """
-    netns = service.site.netns
-    if netns is None:
-        return _launch(home, directory, service)
-    descriptor = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with seat.visit(descriptor):
-            return _launch(home, directory, service)
-    finally:
-        os.close(descriptor)
-
-
-def _launch(home: Home, directory: Path, service: Service) -> int:
     found = program()
     if found is None:
         raise Unavailable("dnsmasq is not installed", hint="apt install dnsmasq-base")
@@ -108,7 +103,26 @@ def _launch(home: Home, directory: Path, service: Service) -> int:
     options += [word for device in _DEVICES for word in ("--device", f"{device}:{device}")]
     shown = {found: Path(PROGRAM), _LIBRARIES: _LIBRARIES, _LOADER.resolve(): _LOADER, directory / "files": Path(FILES)}
     options += [word for source, target in shown.items() for word in ("--bind", f"{source}:{target}")]
-    argv = [str(binaries.own("lamella-jailer")), *options, "--", *service.arguments]
+    return [str(binaries.own("lamella-jailer")), *options, "--", *service.arguments]
+
+
+def begin(seat: Seat, argv: list[str], home: Home, directory: Path, service: Service) -> Begun:
+    """Start it in its namespace, from the thread of the layer's, which others wait for: it is not awaited here but by :func:`told`.
+
+    :raise OSError: when there is no such namespace, or nothing can be run.
+    """
+    netns = service.site.netns
+    if netns is None:
+        return _spawn(argv, home, directory)
+    descriptor = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with seat.visit(descriptor):
+            return _spawn(argv, home, directory)
+    finally:
+        os.close(descriptor)
+
+
+def _spawn(argv: list[str], home: Home, directory: Path) -> Begun:
     ours, theirs = os.pipe()
     log = os.open(directory / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
@@ -124,19 +138,27 @@ def _launch(home: Home, directory: Path, service: Service) -> int:
     finally:
         os.close(theirs)
         os.close(log)
+    return Begun(child, ours)
+
+
+def told(begun: Begun, directory: Path, service: Service) -> int:
+    """Wait until it has been executed; its pid. Blocks for some 10 ms.
+
+    :raise Unavailable: when it could not be; why is in the error.
+    """
     try:
         # Its pid comes when it has been executed, the end of the pipe when it could not be.
-        readable, _, _ = select.select([ours], [], [], _PATIENCE)
-        told = os.read(ours, 64) if readable else b""
-        if not told:
-            child.kill()
-        os.waitpid(child.pid, 0)
-        child.release()
+        readable, _, _ = select.select([begun.pipe], [], [], _PATIENCE)
+        said = os.read(begun.pipe, 64) if readable else b""
+        if not said:
+            begun.jailer.kill()
+        os.waitpid(begun.jailer.pid, 0)
+        begun.jailer.release()
     finally:
-        os.close(ours)
-    if not told.strip().isdigit():
+        os.close(begun.pipe)
+    if not said.strip().isdigit():
         raise Unavailable(f"dnsmasq of network {service.name} could not be started: {last_words(directory)}")
-    return int(told)
+    return int(said)
 
 
 def write(directory: Path, files: dict[str, str]) -> None:

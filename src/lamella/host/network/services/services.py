@@ -21,7 +21,7 @@ from lamella.host.network.services import plan, process, rules
 from lamella.host.network.services.asking import Metadata
 from lamella.host.network.services.enforcing import Rules
 from lamella.host.network.services.plan import Service, Site
-from lamella.host.network.services.process import Running
+from lamella.host.network.services.process import Begun, Running
 from lamella.host.network.services.rules import Doors
 from lamella.model.errors import LamellaError
 from lamella.model.host import Capability
@@ -200,14 +200,27 @@ class Services:
         others = [one.pid for one in alive if f"--interface={service.site.interface}" in one.arguments]
         await asyncio.to_thread(process.end, others)
         try:
-            pid = await self._fabric.in_layer(
-                f"start dnsmasq of network {service.name}",
-                lambda seat: process.begin(seat, self._home, server.directory, service),
-            )
+            pid = await self._start(server.directory, service)
             self._hold(server, pid)
         except (LamellaError, OSError) as error:
             return self._failed(server, str(error))
         return _ROUND
+
+    async def _start(self, directory: Path, service: Service) -> int:
+        argv = await asyncio.to_thread(process.prepare, self._home, directory, service)
+        begun: list[Begun] = []
+        try:
+            await self._fabric.in_layer(
+                f"start dnsmasq of network {service.name}",
+                lambda seat: begun.append(process.begin(seat, argv, self._home, directory, service)),
+            )
+        except asyncio.CancelledError:
+            # What was begun is found by the next one; the jailer is not left to itself.
+            for one in begun:
+                with suppress(LamellaError):
+                    await asyncio.to_thread(process.told, one, directory, service)
+            raise
+        return await asyncio.to_thread(process.told, begun[0], directory, service)
 
     def _hold(self, server: _Server, pid: int) -> None:
         """:raise ProcessLookupError: when it has ended meanwhile."""
