@@ -32,6 +32,8 @@ def traced(tx: Transaction, project: str, name: str, to: str, protocol: Protocol
         networks={network.id: network for network in tx.list("network")},
         ports=tx.list("port"),
         firewalls={firewall.id: firewall for firewall in tx.list("firewall")},
+        routers={router.id: router for router in tx.list("router")},
+        floating={IPv4Address(one.spec.address): one.spec.port for one in tx.list("address") if one.spec.port},
         names={one.id: one.name for one in (*tx.list("instance"), *tx.list("firewall")) if one.project == project},
     )
     return trace(ground, source, packet)

@@ -1,13 +1,16 @@
 """A packet walked through what is asked of networks and firewalls: what becomes of it, and which rule says so. Pure."""
 
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 import msgspec
+from msgspec.structs import replace
 
+from lamella.control.network.crossing import Crossed, Roads, address_of, beyond, met
 from lamella.model.firewall import FIREWALL, Firewall
 from lamella.model.firewall_text import format
 from lamella.model.network import Network, Port
+from lamella.model.router import Router
 from lamella.model.trace import Trace, TraceStep
 from lamella.model.verdict import Member, Packet, Side, Verdict, World, into, out_of
 
@@ -19,13 +22,19 @@ METADATA = IPv4Address("169.254.169.254")
 
 
 class Ground(msgspec.Struct, frozen=True, kw_only=True):
-    """All networks, ports and firewalls of the layer by id; ``names`` are those of the instances and
-    firewalls that whoever asks may know, by id."""
+    """All networks, ports, firewalls and routers of the layer by id; ``floating`` addresses have the id of the port that they lead to;
+    ``names`` are those of the instances and firewalls that whoever asks may know, by id."""
 
     networks: Mapping[str, Network]
     ports: Sequence[Port]
     firewalls: Mapping[str, Firewall]
     names: Mapping[str, str]
+    routers: Mapping[str, Router] = {}
+    floating: Mapping[IPv4Address, str] = {}
+
+    @property
+    def roads(self) -> Roads:
+        return Roads(networks=self.networks, ports=self.ports, routers=self.routers, floating=self.floating)
 
 
 def trace(ground: Ground, source: Port, packet: Packet) -> Trace:
@@ -37,8 +46,8 @@ def trace(ground: Ground, source: Port, packet: Packet) -> Trace:
             f"{_name(ground, source)} sends as {packet.source}; by another address it would be dropped",
         )
     ]
-    world = _world(ground)
-    receiver = next((port for port in ground.ports if _address(port) == packet.destination), None)
+    world = _world(ground, source)
+    receiver = next((port for port in met(ground.roads, source) if address_of(port) == packet.destination), None)
     own = _to_layer(ground, source, packet)
     if own is not None:
         # Firewalls are between instances and others, not between them and the services of their network.
@@ -46,9 +55,12 @@ def trace(ground: Ground, source: Port, packet: Packet) -> Trace:
     else:
         steps += _guarded(ground, source, out_of(world, packet), Side.OUT)
         if steps[-1].passes:
-            steps += _way(ground, source, receiver, packet)
-        if steps[-1].passes and receiver is not None:
-            steps += _guarded(ground, receiver, into(world, packet), Side.IN)
+            crossed = _way(ground, source, receiver, packet)
+            steps += crossed.steps
+            receiver = crossed.receiver
+            if steps[-1].passes and receiver is not None:
+                seen = replace(packet, source=crossed.source, destination=crossed.destination)
+                steps += _guarded(ground, receiver, into(_world(ground, receiver), seen), Side.IN)
     return Trace(
         source=str(packet.source),
         destination=str(packet.destination),
@@ -71,32 +83,29 @@ def _to_layer(ground: Ground, source: Port, packet: Packet) -> TraceStep | None:
     return None
 
 
-def _way(ground: Ground, source: Port, receiver: Port | None, packet: Packet) -> list[TraceStep]:
+def _way(ground: Ground, source: Port, receiver: Port | None, packet: Packet) -> Crossed:
     """From the source's network to wherever the destination is."""
     network = ground.networks[source.spec.network]
-    subnet, name = IPv4Network(network.spec.subnet), f"network {network.name}"
-    if packet.destination in subnet:
+    name = f"network {network.name}"
+    if packet.destination in IPv4Network(network.spec.subnet):
         if receiver is None or receiver.spec.network != network.id:
-            return [_step("network", False, f"nobody has {packet.destination} on {name}")]
-        return [_step("network", True, f"the switch of {name} carries it to {_name(ground, receiver)}")]
+            return _ended(source, packet, False, f"nobody has {packet.destination} on {name}")
+        text = f"the switch of {name} carries it to {_name(ground, receiver)}"
+        return _ended(source, packet, True, text, receiver)
     if packet.destination in LINK_LOCAL:
-        return [
-            _step(
-                "network", False, "link-local addresses are not forwarded: a cloud gives out its host's secrets there"
-            )
-        ]
-    if network.spec.isolated:
-        return [_step("network", False, f"{name} is isolated: nothing goes out of it")]
-    other = next((one for one in ground.networks.values() if packet.destination in IPv4Network(one.spec.subnet)), None)
-    if other is not None:
-        return [
-            _step(
-                "network",
-                False,
-                f"{packet.destination} is in the subnet of another network, and networks do not reach each other",
-            )
-        ]
-    return [_step("uplink", True, "it goes out through the host, under the host's address; what is beyond decides")]
+        text = "link-local addresses are not forwarded: a cloud gives out its host's secrets there"
+        return _ended(source, packet, False, text)
+    echo = packet.protocol == "icmp" and packet.type == ECHO
+    return beyond(ground.roads, source, packet.destination, echo=echo)
+
+
+def _ended(source: Port, packet: Packet, passes: bool, text: str, receiver: Port | None = None) -> Crossed:
+    return Crossed(
+        steps=[_step("network", passes, text)],
+        source=address_of(source),
+        destination=packet.destination,
+        receiver=receiver,
+    )
 
 
 def _guarded(ground: Ground, port: Port, verdict: Verdict | None, side: Side) -> list[TraceStep]:
@@ -116,13 +125,10 @@ def _guarded(ground: Ground, port: Port, verdict: Verdict | None, side: Side) ->
     return [_step(where, True, f"{_firewall(ground, verdict.firewall)} of {name} allows {text}")]
 
 
-def _world(ground: Ground) -> World:
-    members = {_address(port): Member(port.id, port.spec.firewalls) for port in ground.ports}
+def _world(ground: Ground, around: Port) -> World:
+    """What firewalls on the network of *around* tell by addresses."""
+    members = {address_of(port): Member(port.id, port.spec.firewalls) for port in met(ground.roads, around)}
     return World({id: firewall.spec for id, firewall in ground.firewalls.items()}, members)
-
-
-def _address(port: Port) -> IPv4Address:
-    return IPv4Interface(port.spec.address).ip
 
 
 def _firewall(ground: Ground, id: str) -> str:
