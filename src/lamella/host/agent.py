@@ -396,7 +396,7 @@ class Agent:
                 yield piece
 
     async def capture(self, id: str, wish: CaptureSpec) -> AsyncIterator[bytes]:
-        port = port_of((await self._worker(id)).asked, wish.nic)
+        port = port_of((await self._worker(id)).asked, wish.nic or None)
         async with aclosing(_generator(self.network.capture(port.id, wish))) as pieces:
             async for piece in pieces:
                 yield piece

@@ -290,7 +290,7 @@ class FakeLayer:
 
     async def capture(self, who: Any, project: str, name: str, wish: Any) -> AsyncIterator[bytes]:
         self._find(project, "instance", name)
-        if wish.nic is not None:
+        if wish.nic:
             raise NotFound(f"{name} has no NIC {wish.nic!r}")
         yield bytes.fromhex("d4c3b2a1020004000000000000000000")
         yield bytes.fromhex("0000040001000000")

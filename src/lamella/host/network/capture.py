@@ -26,7 +26,7 @@ _NOBODY = "65534"
 
 def command(link: str, wish: CaptureSpec) -> list[str]:
     """The words of tcpdump for *wish* on *link*; every packet is written as soon as it came."""
-    counted = [] if wish.packets is None else ["-c", str(wish.packets)]
+    counted = ["-c", str(wish.packets)] if wish.packets else []
     chosen = ["--", wish.filter] if wish.filter.strip() else []
     return ["-i", link, "-n", "-p", "-U", "-s", str(wish.snapshot), *counted, "-w", "-", *chosen]
 
@@ -101,7 +101,7 @@ def _confined() -> list[str]:
     ]
 
 
-async def _pieces(reading: int, child: Child, duration: float | None, said: int) -> AsyncGenerator[bytes]:
+async def _pieces(reading: int, child: Child, duration: float, said: int) -> AsyncGenerator[bytes]:
     """What *child* writes. The file's header comes at once, and is what says that it listens."""
     loop = asyncio.get_running_loop()
     ends, begun, ended = loop.time() + _BEGIN, False, False
@@ -120,7 +120,7 @@ async def _pieces(reading: int, child: Child, duration: float | None, said: int)
         if not piece:
             break
         if not begun:
-            begun, ends = True, None if duration is None else loop.time() + duration
+            begun, ends = True, loop.time() + duration if duration else None
         yield piece
     await child.wait()
     if not begun:
