@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     Json = dict[str, object]
 
 _TO = "whom it leads to: label:role=web:8080, w1:8080; without a port, the listener's (repeat)"
-_LISTEN = "what it listens to: tcp:80, udp:53 (repeat)"
+_LISTEN = "what it listens to: tcp:80, udp:53, http:80, https:443 (repeat)"
+_ROUTE = "whom requests lead to: /api=label:role=api:8080, www.example=w1 (repeat)"
 _CHECK = "how it is told that a backend lives: tcp (the default), http:/healthz, none"
 
 
@@ -53,6 +54,10 @@ COLUMNS: "list[Column]" = [
 def _options(parser: "Parser") -> None:
     parser.option("--listen", action="append", metavar="WHAT", help=_LISTEN)
     parser.option("--to", action="append", metavar="WHOM", help=_TO)
+    parser.option("--route", action="append", metavar="WHERE=WHOM", help=_ROUTE)
+    parser.option(
+        "--certificate", metavar="FILE", help="certificate and private key in PEM, a file of the host, for https"
+    )
     parser.option("--check", metavar="HOW", help=_CHECK)
     parser.option("--check-port", type=int, metavar="PORT", help="where to check (default: where the backend serves)")
     parser.option(
@@ -73,9 +78,14 @@ def _asked(options: "Options", check: "Json | None" = None) -> "Json":
     found: Json = {}
     if options.listen is not None:
         found["listeners"] = [msgspec.to_builtins(balancer_text.listener(text)) for text in options.listen]
-    if options.to is not None:
-        wanted: list[str] = [text for text in options.to if text != "none"]
-        found["targets"] = [msgspec.to_builtins(balancer_text.target(text)) for text in wanted]
+    if options.to is not None or options.route is not None:
+        given: list[str] = options.to or []
+        ways: list[str] = options.route or []
+        wanted = [text for text in given if text != "none"]
+        targets = [*map(balancer_text.route, ways), *map(balancer_text.target, wanted)]
+        found["targets"] = [msgspec.to_builtins(target) for target in targets]
+    if options.certificate is not None:
+        found["certificate"] = options.certificate
     changed: Json = {}
     if options.check is not None:
         how = balancer_text.check(options.check)

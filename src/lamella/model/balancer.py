@@ -1,4 +1,4 @@
-"""Balancers: one address before many instances, at the level of connections."""
+"""Balancers: one address before many instances, at the level of connections or of HTTP."""
 
 from typing import Annotated, Literal
 
@@ -13,19 +13,33 @@ Seconds = Annotated[float, Meta(ge=0.1, le=60)]
 
 
 class Listener(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
-    """A port of the balancer's address: connections are spread as they are."""
+    """A port of the balancer's address. Of ``tcp`` and ``udp`` connections are spread as they are; ``http`` and ``https`` are read, and
+    their requests spread."""
 
-    protocol: Literal["tcp", "udp"] = "tcp"
+    protocol: Literal["tcp", "udp", "http", "https"] = "tcp"
     port: PortNumber
+
+    @property
+    def transport(self) -> str:
+        """``tcp`` or ``udp``."""
+        return "udp" if self.protocol == "udp" else "tcp"
+
+    @property
+    def reads(self) -> bool:
+        """Whether it is about requests rather than connections."""
+        return self.protocol in ("http", "https")
 
 
 class Target(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
     """Who answers: every running instance of the project and the balancer's network that bears all ``labels``, or the one called
-    ``instance``. ``port`` 0 is the listener's."""
+    ``instance``. ``port`` 0 is the listener's. With a ``host`` or a ``path`` it gets the requests for that host, or for that path and
+    what is below it; of several that fit, the most particular one does."""
 
     labels: Annotated[Labels, Meta(max_length=16)] = {}
     instance: Annotated[str, Meta(max_length=63)] = ""
     port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    host: Annotated[str, Meta(max_length=253, pattern=r"^([a-z0-9-]+(\.[a-z0-9-]+)*)?$(?!\n)")] = ""
+    path: Annotated[str, Meta(max_length=200, pattern=r"^(/[A-Za-z0-9._~%/-]*)?$(?!\n)")] = ""
 
 
 class Check(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
@@ -46,7 +60,8 @@ class Check(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=Tru
 class BalancerSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """``network`` is an id and ``address`` one of it, which nobody else has. ``spread`` says where a connection goes: to each backend in
     turn, or by the client's address, always to the same one while the backends stay. ``draining`` are names of instances that get no new
-    connection. A connection to a backend that leaves has ``drain`` seconds to end."""
+    connection. A connection to a backend that leaves has ``drain`` seconds to end. ``certificate`` is a file of the hosts that root
+    reads: the certificate and private key of ``https``, in PEM."""
 
     network: str
     address: str
@@ -57,6 +72,7 @@ class BalancerSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     publish: Annotated[list[Publish], Meta(max_length=32)] = []
     draining: Annotated[list[Annotated[str, Meta(max_length=63)]], Meta(max_length=64)] = []
     drain: Annotated[float, Meta(ge=0, le=3600)] = 30.0
+    certificate: Annotated[str, Meta(max_length=1000, pattern=r"^(/[A-Za-z0-9._/-]+)?$(?!\n)")] = ""
 
 
 class BackendState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):

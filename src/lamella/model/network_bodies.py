@@ -54,6 +54,7 @@ class BalancerCreate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     spread: Literal["turn", "source"] = "turn"
     publish: Annotated[list[Publish], Meta(max_length=32)] = []
     drain: Annotated[float, Meta(ge=0, le=3600)] = 30.0
+    certificate: Annotated[str, Meta(max_length=1000, pattern=r"^(/[A-Za-z0-9._/-]+)?$(?!\n)")] = ""
 
 
 class PortMirror(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

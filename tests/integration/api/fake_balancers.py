@@ -21,6 +21,7 @@ class FakeBalancers(Part):
             spread=body.spread,
             publish=body.publish,
             drain=body.drain,
+            certificate=body.certificate,
         )
         check_spec(spec)
         return self.new("balancer", body.name, spec, BalancerStatus(), project, body.labels)

@@ -8,10 +8,10 @@ from test_device_changes import ROOT, create, layer  # noqa: F401  (layer is a f
 from lamella.control.layer import Layer
 from lamella.model.assignment import Assignments, InstanceReport
 from lamella.model.balancer import BackendState, Balancer, BalancerReport, BalancerTask, Check, Listener, Target
-from lamella.model.errors import Conflict, Invalid, LamellaError, NotFound, Unsupported
+from lamella.model.errors import Conflict, Forbidden, Invalid, LamellaError, NotFound, Unsupported
 from lamella.model.instance import Instance, Nic, Phase, Publish
 from lamella.model.network_bodies import BalancerCreate
-from lamella.model.requests import ResourcePatch
+from lamella.model.requests import Principal, ResourcePatch
 
 WEB = Target(labels={"role": "web"}, port=8080)
 
@@ -73,6 +73,9 @@ async def test_its_address_is_nobody_elses(layer: Layer) -> None:  # noqa: F811
         ({"targets": [Target()]}, Invalid, "targets"),
         ({"targets": [Target(labels={"a": "b"}, instance="w1")]}, Invalid, "targets"),
         ({"listeners": [Listener(protocol="udp", port=53)]}, Invalid, "check"),
+        ({"targets": [Target(instance="w1", path="/api")]}, Invalid, "targets"),
+        ({"listeners": [Listener(protocol="https", port=443)]}, Invalid, "certificate"),
+        ({"listeners": [Listener(port=80), Listener(protocol="http", port=80)]}, Conflict, "listeners"),
         ({"publish": [Publish(port=80)]}, Invalid, "publish"),
         ({"publish": [Publish(host_port=8080, port=81)]}, Invalid, "publish"),
         ({"publish": [Publish(host_port=8080, port=80), Publish(host_port=8080, port=80)]}, Conflict, "publish"),
@@ -90,6 +93,15 @@ async def test_one_that_contradicts_itself_leaves_nothing(
     assert (await layer.store.list("balancer", project="default")).items == []
     # A UDP port whose health something else tells is fine.
     await made(layer, listeners=[Listener(protocol="udp", port=53)], check=Check(port=8053))
+
+
+async def test_files_of_the_hosts_are_for_administrators(layer: Layer) -> None:  # noqa: F811
+    body = BalancerCreate(
+        name="www", listeners=[Listener(protocol="https", port=443)], certificate="/etc/ssl/private/www.pem"
+    )
+    with pytest.raises(Forbidden, match="administrators"):
+        await layer.balancers.create(Principal(name="unix:ann"), "default", body)
+    await layer.balancers.create(ROOT, "default", body)
 
 
 async def test_backends_come_and_go_with_their_labels(layer: Layer) -> None:  # noqa: F811

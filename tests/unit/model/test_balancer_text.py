@@ -45,3 +45,13 @@ def test_nobody_to_lead_to(text: str) -> None:
 def test_no_check(text: str) -> None:
     with pytest.raises(Invalid):
         balancer_text.check(text)
+
+
+def test_requests_by_host_and_path() -> None:
+    assert balancer_text.route("/api=label:role=api:8080") == Target(labels={"role": "api"}, port=8080, path="/api")
+    assert balancer_text.route("www.example/api=w1") == Target(instance="w1", host="www.example", path="/api")
+    for text in ("www.example=w1:80", "/=w1", "a.example/b=label:c=d"):
+        assert balancer_text.format_target(balancer_text.route(text)) == text
+    for text in ("w1", "=w1", "WWW=w1", "/a b=w1", '/"=w1', "/api="):
+        with pytest.raises(Invalid):
+            balancer_text.route(text)

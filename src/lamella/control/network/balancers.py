@@ -12,7 +12,7 @@ from lamella.control.lookup import need_project
 from lamella.control.merging import merge_labels, merge_patch
 from lamella.control.network.balancing import check_spec, holder_name
 from lamella.model.balancer import Balancer, BalancerReport, BalancerSpec, BalancerStatus
-from lamella.model.errors import Conflict, NotFound, Unsupported
+from lamella.model.errors import Conflict, Forbidden, NotFound, Unsupported
 from lamella.model.ids import check_name
 from lamella.model.instance import Publish
 from lamella.model.network_bodies import BalancerCreate
@@ -47,12 +47,14 @@ class Balancers:
                     spread=body.spread,
                     publish=body.publish,
                     drain=body.drain,
+                    certificate=body.certificate,
                 ),
                 BalancerStatus(),
                 project=project,
                 labels=body.labels,
             )
             check_spec(balancer.spec)
+            _check_certificate(who, "", balancer.spec.certificate)
             subnet, taken = IPv4Network(network.spec.subnet), tx.claims(f"address:{network.id}")
             if body.address:
                 found = static_address(subnet, body.address, taken, field="address")
@@ -88,6 +90,7 @@ class Balancers:
                         "network and address of a balancer stay", hint="make another balancer", field="spec.address"
                     )
                 check_spec(wanted)
+                _check_certificate(who, before.certificate, wanted.certificate)
                 balancer.spec = wanted
                 _claim_published(tx, balancer, before.publish)
                 record(tx, balancer, "balancer.changed", f"{who.name} changed balancer {balancer.name}")
@@ -128,6 +131,12 @@ def hear(tx: Transaction, host: str, report: BalancerReport) -> None:
     for type, message in report.events:
         record(tx, balancer, type, message)
     tx.update(balancer)
+
+
+def _check_certificate(who: Principal, before: str, wanted: str) -> None:
+    """:raise Forbidden: when somebody names a file of the hosts who may not."""
+    if wanted and wanted != before and not who.admin:
+        raise Forbidden("files of the hosts are for administrators", hint="ask one to set the certificate")
 
 
 def _claim_published(tx: Transaction, balancer: Balancer, before: list[Publish]) -> None:

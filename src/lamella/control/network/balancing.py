@@ -11,7 +11,7 @@ from lamella.store.store import Transaction
 
 def check_spec(spec: BalancerSpec) -> None:
     """:raise Invalid: when it contradicts itself. :raise Conflict: when two listeners, or two published ports, are the same."""
-    listeners = Counter((listener.protocol, listener.port) for listener in spec.listeners)
+    listeners = Counter((listener.transport, listener.port) for listener in spec.listeners)
     for (protocol, port), count in listeners.items():
         if count > 1:
             raise Conflict(f"{protocol}:{port} is listened to twice", hint="once is enough", field="listeners")
@@ -20,6 +20,14 @@ def check_spec(spec: BalancerSpec) -> None:
             raise Invalid(
                 "a target is an instance, or all that bear some labels", hint="say one of them", field="targets"
             )
+        if (target.host or target.path) and not any(listener.reads for listener in spec.listeners):
+            raise Invalid("hosts and paths are told apart in HTTP alone", hint="--listen http:80", field="targets")
+    if any(listener.protocol == "https" for listener in spec.listeners) and not spec.certificate:
+        raise Invalid(
+            "https needs a certificate",
+            hint="--certificate FILE: certificate and private key, in PEM, where the host can read it",
+            field="certificate",
+        )
     if spec.check.kind != "none" and not spec.check.port and any(one.protocol == "udp" for one in spec.listeners):
         raise Invalid(
             "nobody can tell whether a UDP port is served",

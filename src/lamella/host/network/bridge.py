@@ -60,7 +60,7 @@ class BridgeDriver:
         self._described: dict[str, list[Element]] = {}
         self._guard = Guard(self._fabric)
         self._captures = Captures(self._fabric, home.mark)
-        self._balancers = Balancers(self._fabric, self._publisher, self.publish)
+        self._balancers = Balancers(home, self._fabric, self._publisher, self.publish)
         self._asked: tuple[Mapping[str, FirewallSpec], list[DesiredPort]] = {}, []
         self._services = Services(home, self._fabric, lambda: list(self.networks.values()), self._site, upstream)
 
@@ -88,7 +88,7 @@ class BridgeDriver:
         rates = await self._fabric.in_layer("look for queues", shaper.finding)
         return [
             *await self._fabric.findings(self.networks.values()),
-            self._guard.finding(),
+            self._guard.finding(), self._balancers.finding(),
             self._services.finding(),
             rates,
             capture.finding(),
@@ -357,7 +357,7 @@ class BridgeDriver:
     async def teardown(self) -> None:
         """Remove everything that bears the mark, the uplink too; works without :meth:`open`."""
         await self._services.teardown()
-        await self._balancers.close()
+        await self._balancers.teardown()
         await self._fabric.teardown()
         self._publisher.close()
         self._publisher.forwards = []

@@ -8,6 +8,9 @@ ASKS_FOR_ADDRESS = 0x64686370
 # Where instances ask for what is known of them, and the port of their gateway that answers.
 METADATA, METADATA_PORT = "169.254.169.254", 9254
 
+# What comes to a balancer that reads HTTP bears this mark in the layer, and is let in.
+BALANCED = 0x62616C37
+
 
 def host_rules(table: str, uplink: str, between: Transfer) -> str:
     """The host's table, whole but for elements; running it again changes nothing that is in force.
@@ -78,6 +81,7 @@ add rule ip {table} postrouting oifname "{uplink}" masquerade
 add rule ip {table} input iifname "lo" accept
 add rule ip {table} input ct state established,related accept
 add rule ip {table} input icmp type echo-request accept
+add rule ip {table} input meta mark {BALANCED} accept
 add rule ip {table} input iifname {bridges} udp dport {{ 53, 67 }} accept
 add rule ip {table} input iifname {bridges} tcp dport 53 accept
 add rule ip {table} input iifname {bridges} tcp dport {METADATA_PORT} ct original ip daddr {METADATA} accept

@@ -10,10 +10,12 @@ from contextlib import suppress
 from ipaddress import IPv4Address
 from typing import Any
 
+from lamella.host.compute.driver import Home
 from lamella.host.network.balance import addresses, flows, plan
 from lamella.host.network.balance.desired import Backend, DesiredBalancer
 from lamella.host.network.balance.flows import Leaving, Place
 from lamella.host.network.balance.health import Health, Probe, Seen
+from lamella.host.network.balance.http.proxy import Proxy
 from lamella.host.network.balance.plan import Balanced
 from lamella.host.network.balance.telling import Teller
 from lamella.host.network.driver import DesiredPort
@@ -24,6 +26,7 @@ from lamella.host.network.nft import NftError
 from lamella.host.network.publishing import Publisher
 from lamella.model.balancer import BalancerReport
 from lamella.model.errors import LamellaError
+from lamella.model.host import Capability
 from lamella.model.ids import PREFIXES
 from lamella.model.instance import Publish
 
@@ -44,11 +47,12 @@ def is_balancer(owner: str) -> bool:
 class Balancers:
     """*publish* is the driver's, which restores the rules when somebody took them away."""
 
-    def __init__(self, fabric: Fabric, publisher: Publisher, publish: Publishing) -> None:
+    def __init__(self, home: Home, fabric: Fabric, publisher: Publisher, publish: Publishing) -> None:
         self._fabric = fabric
         self._publisher = publisher
         self._publish = publish
         self._health = Health(fabric, self._kick)
+        self._proxy = Proxy(home, fabric, self._kick)
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._asked: dict[str, DesiredBalancer] = {}
@@ -84,6 +88,16 @@ class Balancers:
             with suppress(asyncio.CancelledError):
                 await task
         await self._health.close()
+        self._proxy.close()
+
+    async def teardown(self) -> None:
+        """End what serves; rules and addresses go with the rest of the layer's network."""
+        await self.close()
+        await asyncio.to_thread(self._proxy.teardown)
+
+    def finding(self) -> Capability:
+        """Whether this host can read HTTP."""
+        return self._proxy.finding()
 
     def _kick(self) -> None:
         self._wake.set()
@@ -115,14 +129,19 @@ class Balancers:
         failures = await self._place(asked)
         here = [balancer for balancer in asked if balancer.id not in failures]
         failures |= await self._publish_all(here)
-        seen = {
+        seen: dict[tuple[str, Backend], Seen] = {
             (balancer.id, backend): self._seen(balancer, backend) for balancer in asked for backend in balancer.backends
         }
         forwards = {
             balancer.id: [one for one in self._publisher.forwards if one.owner == balancer.id] for balancer in here
         }
-        wanted = plan.balanced(here, forwards, lambda id, backend: seen[id, backend].up is True)
+
+        def up(id: str, backend: Backend) -> bool:
+            return seen[id, backend].up is True
+
+        wanted = plan.balanced(here, forwards, up)
         await self._fabric.in_layer("put balancers in force", lambda seat: self._change(seat, wanted))
+        failures |= await self._proxy.serve(here, up)
         await self._leave(here, seen)
         self._teller.tell(asked, seen, failures)
 

@@ -6,6 +6,13 @@ from lamella.model.balancer import BalancerTask, Check, Listener
 from lamella.model.instance import Publish
 
 
+class Rule(msgspec.Struct, kw_only=True, frozen=True):
+    """Which requests: for a host, for a path and what is below; empty is any."""
+
+    host: str = ""
+    path: str = ""
+
+
 class Backend(msgspec.Struct, kw_only=True, frozen=True):
     """One instance behind the listener at the place ``listener``; ``port`` is its own. ``draining``: no new connection."""
 
@@ -15,6 +22,7 @@ class Backend(msgspec.Struct, kw_only=True, frozen=True):
     address: str
     port: int
     draining: bool = False
+    rule: Rule = Rule()
 
 
 class DesiredBalancer(msgspec.Struct, kw_only=True, frozen=True):
@@ -30,23 +38,28 @@ class DesiredBalancer(msgspec.Struct, kw_only=True, frozen=True):
     source: bool = False
     publish: list[Publish] = []
     drain: float = 30.0
+    certificate: str = ""
 
 
 def desired(task: BalancerTask) -> DesiredBalancer:
     """What control tells, as a driver wants it: each listener with its backends. One that several targets mean is one backend."""
     spec = task.balancer.spec
-    backends: dict[tuple[int, str, int], Backend] = {}
+    backends: dict[tuple[int, str, int, Rule], Backend] = {}
     for place, listener in enumerate(spec.listeners):
         for target, members in zip(spec.targets, task.members, strict=True):
+            rule = Rule(host=target.host, path=target.path.rstrip("/"))
+            if rule != Rule() and not listener.reads:
+                continue
             for member in members:
                 port = target.port or listener.port
-                backends[place, member.address, port] = Backend(
+                backends[place, member.address, port, rule] = Backend(
                     listener=place,
                     instance=member.instance,
                     name=member.name,
                     address=member.address,
                     port=port,
                     draining=member.draining,
+                    rule=rule,
                 )
     return DesiredBalancer(
         id=task.balancer.id,
@@ -59,4 +72,5 @@ def desired(task: BalancerTask) -> DesiredBalancer:
         source=spec.spread == "source",
         publish=spec.publish,
         drain=spec.drain,
+        certificate=spec.certificate,
     )

@@ -29,6 +29,8 @@ def places_of(
     for forward in forwards:
         if (forward.protocol, forward.port) == (listener.protocol, listener.port):
             fronts.add((between.layer.ip, forward.uplink_port))
+    if listener.reads:
+        return frozenset()  # haproxy's own connections: it ends them
     address = IPv4Address(backend.address)
     return frozenset(Place(listener.protocol, address, backend.port, front, port) for front, port in fronts)
 

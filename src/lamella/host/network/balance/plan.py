@@ -6,7 +6,8 @@ In a table of the layer's namespace of their own:
     map published    protocol . port of the uplink of a listener that is published -> its chain
     map own          address of a balancer -> itself: what comes by it goes on under it, so that the answer comes back by the layer, also
                      when client and backend are on one network. What is published keeps the client's address
-    set fronts       every listener: a connection that no chain has led on has no backend, and is refused at once
+    set heads        listeners of HTTP, which haproxy serves: what comes to them is marked, and let in
+    set fronts       every other listener: a connection that no chain has led on has no backend, and is refused at once
     chain s_…        one listener: a map of slots, one for each backend that takes connections
 
 A listener's chain is replaced in one transaction, so no connection meets half of a change; those that are there already stay with
@@ -21,6 +22,7 @@ import msgspec
 
 from lamella.host.network.balance.desired import Backend, DesiredBalancer
 from lamella.host.network.plan import PROTOCOLS, Forward
+from lamella.host.network.rules import BALANCED
 from lamella.model.balancer import Listener
 
 # Before the maps of published ports, which lead to one instance each, and before the uplink's masquerade.
@@ -35,6 +37,7 @@ class Balanced(msgspec.Struct, kw_only=True, frozen=True):
     published: dict[str, str] = {}
     own: frozenset[str] = frozenset()
     fronts: frozenset[str] = frozenset()
+    heads: frozenset[str] = frozenset()
 
 
 def balanced(
@@ -48,9 +51,13 @@ def balanced(
     services: dict[str, str] = {}
     published: dict[str, str] = {}
     own: set[str] = set()
+    heads: set[str] = set()
     for balancer in balancers:
         own.add(balancer.address)
         for place, listener in enumerate(balancer.listeners):
+            if listener.reads:
+                heads.add(f"{balancer.address} . {PROTOCOLS[listener.transport]} . {listener.port}")
+                continue
             takers = [
                 backend
                 for backend in balancer.backends
@@ -64,7 +71,12 @@ def balanced(
                 if (forward.protocol, forward.port) == (listener.protocol, listener.port):
                     published[f"{number} . {forward.uplink_port}"] = name
     return Balanced(
-        chains=chains, services=services, published=published, own=frozenset(own), fronts=frozenset(services)
+        chains=chains,
+        services=services,
+        published=published,
+        own=frozenset(own),
+        fronts=frozenset(services),
+        heads=frozenset(heads),
     )
 
 
@@ -96,12 +108,14 @@ add map ip {table} services {{ type ipv4_addr . inet_proto . inet_service : verd
 add map ip {table} published {{ type inet_proto . inet_service : verdict; }}
 add map ip {table} own {{ type ipv4_addr : ipv4_addr; }}
 add set ip {table} fronts {{ type ipv4_addr . inet_proto . inet_service; }}
+add set ip {table} heads {{ type ipv4_addr . inet_proto . inet_service; }}
 add chain ip {table} prerouting {{ type nat hook prerouting priority {DESTINATION_PRIORITY}; policy accept; }}
 add chain ip {table} postrouting {{ type nat hook postrouting priority {SOURCE_PRIORITY}; policy accept; }}
 add chain ip {table} input {{ type filter hook input priority {INPUT_PRIORITY}; policy accept; }}
 add rule ip {table} prerouting ip daddr . meta l4proto . th dport vmap @services
 add rule ip {table} prerouting iifname "{uplink}" meta l4proto . th dport vmap @published
 add rule ip {table} postrouting ct status dnat snat ip to ct original ip daddr map @own
+add rule ip {table} input ip daddr . meta l4proto . th dport @heads meta mark set {BALANCED}
 add rule ip {table} input ip daddr . meta l4proto . th dport @fronts meta l4proto tcp reject with tcp reset
 add rule ip {table} input ip daddr . meta l4proto . th dport @fronts reject
 """
@@ -123,6 +137,7 @@ def change(table: str, before: Balanced, after: Balanced) -> str:
         ("published", _jumps(before.published), _jumps(after.published)),
         ("own", _selves(before.own), _selves(after.own)),
         ("fronts", before.fronts, after.fronts),
+        ("heads", before.heads, after.heads),
     ):
         for verb, found in (("delete", old - new), ("add", new - old)):
             if found:
