@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.measure import Row, Series
-from benchmarks.network import SPECS, guarded, ratio
+from benchmarks.network import SPECS, clear, guarded, ratio
 from tests.integration.network.network_world import NETWORK, World
 
 from lamella.host.linux.syscalls import CLONE_NEWNET, unshare
@@ -110,7 +110,7 @@ def _world() -> Iterator[World]:
         try:
             yield world
         finally:
-            world.close()
+            clear(world)
 
 
 @contextmanager
