@@ -5,10 +5,11 @@ from test_device_changes import ROOT, create, layer  # noqa: F401  (layer is a f
 
 from lamella.control.layer import Layer
 from lamella.model.assignment import Assignments
+from lamella.model.balancer import Listener
 from lamella.model.errors import Conflict, Invalid, LamellaError, NotFound
 from lamella.model.instance import Nic
 from lamella.model.network import Network
-from lamella.model.network_bodies import NetworkCreate
+from lamella.model.network_bodies import BalancerCreate, NetworkCreate
 from lamella.model.requests import ResourcePatch
 from lamella.model.router import FloatingAddress, Router, StaticRoute
 from lamella.model.router_bodies import AddressAttach, AddressCreate, RouterCreate
@@ -125,6 +126,20 @@ async def test_routes_hold_their_network(layer: Layer) -> None:  # noqa: F811
         await changed(layer, "router", "edge", routes=twice)
     await changed(layer, "router", "edge", networks=[], routes=[])
     await removed(layer, "network", "front")
+
+
+async def test_balancers_and_routers_keep_apart(layer: Layer) -> None:  # noqa: F811
+    await network(layer, "front", "10.10.0.0/24")
+    await router(layer, "edge")
+    listener = Listener(port=80)
+    body = BalancerCreate(name="www", network="front", listeners=[listener])
+    await layer.balancers.create(ROOT, "default", body)
+    with pytest.raises(Conflict, match="balancer www has an address of network front"):
+        await changed(layer, "router", "edge", networks=["front"])
+    await removed(layer, "balancer", "www")
+    await changed(layer, "router", "edge", networks=["front"])
+    with pytest.raises(Conflict, match="front is behind a router"):
+        await layer.balancers.create(ROOT, "default", body)
 
 
 async def test_an_external_network_is_nothing_but_addresses(layer: Layer) -> None:  # noqa: F811

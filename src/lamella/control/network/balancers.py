@@ -11,6 +11,7 @@ from lamella.control.events import record
 from lamella.control.lookup import need_project
 from lamella.control.merging import merge_labels, merge_patch
 from lamella.control.network.balancing import check_spec, holder_name
+from lamella.control.network.joining import check_unrouted
 from lamella.model.balancer import Balancer, BalancerReport, BalancerSpec, BalancerStatus
 from lamella.model.errors import Conflict, Forbidden, NotFound, Unsupported
 from lamella.model.ids import check_name
@@ -35,6 +36,7 @@ class Balancers:
         def write(tx: Transaction) -> Balancer:
             need_project(tx, project)
             network = network_named(tx, project, body.network, field="network")
+            check_unrouted(network)
             balancer: Balancer = new_resource(
                 "balancer",
                 body.name,

@@ -42,6 +42,16 @@ def begin(tx: Transaction, router: Router, network: Network) -> Network:
     return tx.by_id(network.id) or network
 
 
+def check_unrouted(network: Network) -> None:
+    """:raise Conflict: when a router has its gateway: balancers act where the layer has it."""
+    if network.status.router:
+        raise Conflict(
+            f"network {network.name} is behind a router, and balancers have addresses of networks without one",
+            hint="name another network: --network default",
+            field="network",
+        )
+
+
 def forget(tx: Transaction, network: Network) -> None:
     """*network* is about to go: its router knows it no more. :raise Conflict: when a route of the router goes by it."""
     router: Router | None = tx.by_id(network.status.router) if network.status.router else None
@@ -71,6 +81,13 @@ def _find(tx: Transaction, router: Router, name: str) -> Network:
         raise Conflict(
             f"network {network.name} is outside: routers lead to it by their uplink",
             hint="lamella router create NAME --network FRONT --uplink",
+            field=_NETWORKS,
+        )
+    balancer = next((one for one in tx.list("balancer") if one.spec.network == network.id), None)
+    if balancer is not None:
+        raise Conflict(
+            f"balancer {balancer.name} has an address of network {network.name}, and no router may have that",
+            hint=f"lamella balancer rm {balancer.name}, or give it another network",
             field=_NETWORKS,
         )
     other = tx.by_id(network.status.router) if network.status.router not in ("", router.id) else None
