@@ -193,7 +193,12 @@ def test_requests_go_where_their_host_and_path_say(world: World) -> None:
     rules = {2: Rule(), 3: Rule(path="/api"), 4: Rule(host="www.example", path="/api")}
     balancer = web(backends=backends(rules), publish=[Publish(host_port=8080, port=80)])
 
+    elsewhere = replace(NETWORK, id=new_id("network"), name="back", subnet="10.84.0.0/24", gateway="10.84.0.1")
+    stranger = replace(port(9), network=elsewhere.id, address="10.84.0.9/24")
+
     async def use(driver: BridgeDriver) -> None:
+        await driver.ensure_network(elsewhere)
+        await driver.attach_namespace(stranger, world.add("i9", loopback=False))
         await asked(driver, balancer, i2="up", i3="up", i4="up")
         try:
             await asyncio.to_thread(check)
@@ -208,6 +213,9 @@ def test_requests_go_where_their_host_and_path_say(world: World) -> None:
         assert get(world, "i5") == (200, "i2 / 10.83.0.5 http")
         said = get(world, "internet", address="203.0.113.1", number=8080)
         assert said == (200, "i2 / 203.0.113.9 http")
+        # Networks do not reach each other, by a balancer neither.
+        with pytest.raises(OSError, match="timed out"):
+            world.ask("i9", VIP, 80)
 
     try:
         world.run(use)

@@ -6,7 +6,7 @@ In a table of the layer's namespace of their own:
     map published    protocol . port of the uplink of a listener that is published -> its chain
     map own          address of a balancer -> itself: what comes by it goes on under it, so that the answer comes back by the layer, also
                      when client and backend are on one network. What is published keeps the client's address
-    set heads        listeners of HTTP, which haproxy serves: what comes to them is marked, and let in
+    set heads        bridge . listener of HTTP, which haproxy serves: what comes to it from there, or is published, is marked and let in
     set fronts       every other listener: a connection that no chain has led on has no backend, and is refused at once
     chain s_…        one listener: a map of slots, one for each backend that takes connections
 
@@ -21,6 +21,7 @@ from ipaddress import IPv4Address
 import msgspec
 
 from lamella.host.network.balance.desired import Backend, DesiredBalancer
+from lamella.host.network.names import bridge_name
 from lamella.host.network.plan import PROTOCOLS, Forward
 from lamella.host.network.rules import BALANCED
 from lamella.model.balancer import Listener
@@ -56,7 +57,8 @@ def balanced(
         own.add(balancer.address)
         for place, listener in enumerate(balancer.listeners):
             if listener.reads:
-                heads.add(f"{balancer.address} . {PROTOCOLS[listener.transport]} . {listener.port}")
+                front = f"{balancer.address} . {PROTOCOLS[listener.transport]} . {listener.port}"
+                heads.add(f'"{bridge_name(balancer.network)}" . {front}')
                 continue
             takers = [
                 backend
@@ -108,14 +110,15 @@ add map ip {table} services {{ type ipv4_addr . inet_proto . inet_service : verd
 add map ip {table} published {{ type inet_proto . inet_service : verdict; }}
 add map ip {table} own {{ type ipv4_addr : ipv4_addr; }}
 add set ip {table} fronts {{ type ipv4_addr . inet_proto . inet_service; }}
-add set ip {table} heads {{ type ipv4_addr . inet_proto . inet_service; }}
+add set ip {table} heads {{ type ifname . ipv4_addr . inet_proto . inet_service; }}
 add chain ip {table} prerouting {{ type nat hook prerouting priority {DESTINATION_PRIORITY}; policy accept; }}
 add chain ip {table} postrouting {{ type nat hook postrouting priority {SOURCE_PRIORITY}; policy accept; }}
 add chain ip {table} input {{ type filter hook input priority {INPUT_PRIORITY}; policy accept; }}
 add rule ip {table} prerouting ip daddr . meta l4proto . th dport vmap @services
 add rule ip {table} prerouting iifname "{uplink}" meta l4proto . th dport vmap @published
 add rule ip {table} postrouting ct status dnat snat ip to ct original ip daddr map @own
-add rule ip {table} input ip daddr . meta l4proto . th dport @heads meta mark set {BALANCED}
+add rule ip {table} input iifname . ip daddr . meta l4proto . th dport @heads meta mark set {BALANCED}
+add rule ip {table} input iifname "{uplink}" ct status dnat meta mark set {BALANCED}
 add rule ip {table} input ip daddr . meta l4proto . th dport @fronts meta l4proto tcp reject with tcp reset
 add rule ip {table} input ip daddr . meta l4proto . th dport @fronts reject
 """
