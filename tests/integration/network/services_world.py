@@ -100,7 +100,7 @@ def lease(world: World, where: str, *, options: tuple[str, ...] = ("mtu", "stati
     busybox = shutil.which("busybox")
     assert busybox is not None
     wanted = [word for option in options for word in ("-O", option)]
-    client = [busybox, "udhcpc", "-f", "-n", "-q", "-i", "eth0", "-t", "3", "-T", "1", *wanted, "-s", str(script)]
+    client = [busybox, "udhcpc", "-f", "-n", "-q", "-i", "eth0", "-t", "2", "-T", "1", *wanted, "-s", str(script)]
     words = ["ip", "netns", "exec", world.full(where), *client]
     subprocess.run(words, capture_output=True, timeout=60, check=False)
     if not told.exists():

@@ -99,6 +99,8 @@ def test_other_names_are_asked_of_the_hosts_resolvers(served: World) -> None:
         await driver.serve([Resident(port=one, name=("w1",))])
         await until(lambda: refuses(served, "i0", GATEWAY, "www.example.org"))
         (served.home.path / "resolv.conf").write_text("nameserver 203.0.113.9\n")
+        # Read again with whatever else is asked.
+        await driver.serve([Resident(port=one, name=("w2",))])
         await until(lambda: resolve(served, "i0", GATEWAY, "www.example.org") == ["192.0.2.7"])
         assert refuses(served, "i0", GATEWAY, "nobody.default.internal")
 
