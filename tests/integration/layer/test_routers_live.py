@@ -57,6 +57,9 @@ def test_a_router_joins_what_it_says(layer: LayerUnderTest) -> None:
     address = layer.out("address", "create", "--attach", "w1").strip()
     until(lambda: outside(layer, address) == "w1")
     until(lambda: reaches(layer, "w2", address) == "w1" and reaches(layer, "w1", address) == "w1")
+    # What is said of packets is what has become of them.
+    for sender, to, where in (("w1", db, "router edge carries it"), ("w2", address, "lead floating address")):
+        assert where in layer.out("network", "trace", sender, to, "tcp:80")
     layer.kill()
     layer.start()
     assert outside(layer, address) == "w1"
