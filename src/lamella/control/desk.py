@@ -8,9 +8,8 @@ import msgspec
 
 from lamella.control.bulletin import Bulletin
 from lamella.control.events import record
-from lamella.control.network import balancing
+from lamella.control.network import balancing, floating
 from lamella.control.network.balancers import hear as hear_balancer
-from lamella.control.network import floating
 from lamella.control.network.mirrors import forget_mirrors
 from lamella.control.storage.attaching import let_go
 from lamella.control.storage.hearing import hear, measured

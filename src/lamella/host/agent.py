@@ -166,7 +166,9 @@ class Agent:
         await self._use_routers(news.routers)
         await self._use_firewalls(news)
         if news.balancers is not None:
-            await self.network.balance([desired_balancer(task) for task in news.balancers], self._reporter.tell_balancer)
+            await self.network.balance(
+                [desired_balancer(task) for task in news.balancers], self._reporter.tell_balancer
+            )
         await self._use_residents(news)
         for assignment in news.instances:
             self._assign(assignment, self._reporter)

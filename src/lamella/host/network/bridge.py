@@ -88,7 +88,8 @@ class BridgeDriver:
         rates = await self._fabric.in_layer("look for queues", shaper.finding)
         return [
             *await self._fabric.findings(self.networks.values()),
-            self._guard.finding(), self._balancers.finding(),
+            self._guard.finding(),
+            self._balancers.finding(),
             self._services.finding(),
             rates,
             capture.finding(),
