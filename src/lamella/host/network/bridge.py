@@ -224,6 +224,12 @@ class BridgeDriver:
         element, old = plan.known(port), self._known.get(port.id)
         table = self._fabric.table
         self.ports[port.id] = port
+        # Looked for here: the thread would meet ports that come meanwhile.
+        mirrored = [
+            (other, self.networks[other.network].mtu)
+            for other in self.ports.values()
+            if other.mirror == port.id and other.network in self.networks
+        ]
 
         def add(seat: Seat) -> None:
             if element != old:
@@ -233,9 +239,8 @@ class BridgeDriver:
                 seat.route.send(rtnetlink.set_bridge_filtered(bridge_name(port.network), True))
             make(seat)
             shaper.shape(seat, port, self._network(port).mtu)
-            for other in self.ports.values():
-                if other.mirror == port.id and other.network in self.networks:
-                    shaper.shape(seat, other, self.networks[other.network].mtu)
+            for other, mtu in mirrored:
+                shaper.shape(seat, other, mtu)
 
         try:
             await self._fabric.in_layer(f"attach port {port.id}", add)
@@ -345,15 +350,17 @@ class BridgeDriver:
         self._balancers.lost()
 
     def _relink(self, seat: Seat) -> None:
-        bridges = {network.id: attach.ensure_bridge(seat, network) for network in self.networks.values()}
+        # Copies: others come and go meanwhile.
+        networks, ports = dict(self.networks), list(self.ports.values())
+        bridges = {network.id: attach.ensure_bridge(seat, network) for network in networks.values()}
         links = {link.name: link for link in seat.route.links()}
-        for port in self.ports.values():
+        for port in ports:
             link, bridge = links.get(port_name(port.id)), bridges.get(port.network)
             if link is not None and bridge is not None and (link.master != bridge or not link.up):
                 seat.route.send(rtnetlink.set_link(link.name, master=bridge))
-        for port in self.ports.values():
-            if port_name(port.id) in links and port.network in self.networks:
-                shaper.shape(seat, port, self.networks[port.network].mtu)
+        for port in ports:
+            if port_name(port.id) in links and port.network in networks:
+                shaper.shape(seat, port, networks[port.network].mtu)
 
     async def teardown(self) -> None:
         """Remove everything that bears the mark, the uplink too; works without :meth:`open`."""
