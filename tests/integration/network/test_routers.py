@@ -1,6 +1,7 @@
 """Routers against real packets: between networks, out by the uplink, routes, what is published, and what is left when they go."""
 
 import subprocess
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -74,11 +75,23 @@ class Routed:
 
         self.world.run(use, fresh=False)
 
-    def ask(self, name: str, address: str, port: int = 80) -> str:
+    def ask(self, name: str, address: str, port: int = 80, bind: str = "") -> str:
+        """What is answered there; on a busy machine the first packet of many may be late."""
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                return self.world.ask(name, address, port, bind=bind)
+            except OSError:
+                if time.monotonic() > deadline:
+                    return ""
+
+    def silent(self, name: str, address: str, port: int = 80) -> bool:
+        """Whether nobody answers there."""
         try:
-            return self.world.ask(name, address, port)
+            self.world.ask(name, address, port)
         except OSError:
-            return ""
+            return True
+        return False
 
 
 def two_networks(world: World, **router: object) -> Routed:
@@ -100,24 +113,24 @@ def test_a_router_joins_networks_and_leads_out(world: World) -> None:
     assert routed.ask("w1", "10.10.0.3") == "w2 10.10.0.2"
     # Outside it has the host's address, as everybody here; an isolated network stays in.
     assert routed.ask("w1", "203.0.113.9") == "web 203.0.113.1"
-    assert routed.ask("db", "203.0.113.9") == ""
+    assert routed.silent("db", "203.0.113.9")
     for name, gateway in (("w1", "10.10.0.1"), ("db", "10.20.0.1")):
-        assert "1 received" in world.in_(name, "ping", "-c1", "-W1", gateway)
+        assert "1 received" in world.in_(name, "ping", "-c1", "-W15", gateway)
     # Nobody borrows another's address, nor asks what the layer or the host have of their own.
     world.in_("w1", "ip", "addr", "add", "10.20.0.9/32", "dev", "lo")
     with pytest.raises(OSError):
         world.ask("w1", "10.20.0.2", 80, bind="10.20.0.9")
     world.serve("layer", 8081, "layer")
-    assert routed.ask("w1", "10.10.0.1", 8081) == ""
+    assert routed.silent("w1", "10.10.0.1", 8081)
     # To the bridge itself, a frame is nothing.
     mac = world.in_("layer", "cat", f"/sys/class/net/{bridge_name(routed.networks[1].id)}/address").strip()
     world.in_("db", "ip", "neigh", "replace", "10.20.0.1", "lladdr", mac, "dev", "eth0", "nud", "permanent")
-    assert routed.ask("db", "203.0.113.9") == ""
+    assert routed.silent("db", "203.0.113.9")
 
 
 def test_what_a_router_does_follows_what_is_asked(world: World) -> None:
     routed = two_networks(world, uplink=False)
-    assert routed.ask("w1", "203.0.113.9") == "" and routed.ask("w1", "10.20.0.2") == "db 10.10.0.2"
+    assert routed.silent("w1", "203.0.113.9") and routed.ask("w1", "10.20.0.2") == "db 10.10.0.2"
     before = routed.world.in_("w1", "ip", "neigh", "show", "10.10.0.1")
     edge, (front, back) = routed.routers[0], routed.networks
     # One network leaves it while instances are on it: its gateway is the layer's again, and has the same MAC.
@@ -126,7 +139,7 @@ def test_what_a_router_does_follows_what_is_asked(world: World) -> None:
         [replace(front, router=""), back],
     )
     routed.life()
-    assert routed.ask("w1", "203.0.113.9") == "web 203.0.113.1" and routed.ask("w1", "10.20.0.2") == ""
+    assert routed.ask("w1", "203.0.113.9") == "web 203.0.113.1" and routed.silent("w1", "10.20.0.2")
     assert before.split()[4] == routed.world.in_("w1", "ip", "neigh", "show", "10.10.0.1").split()[4]
     # And comes back.
     routed.routers, routed.networks = [replace(edge, uplink=True)], [front, back]
@@ -142,7 +155,7 @@ def test_networks_go_from_one_router_to_another(world: World) -> None:
     for order in (1, -1):
         routed.routers = [replace(edge, networks=[front.id]), replace(other, networks=[back.id])][::order]
         routed.life()
-        assert routed.ask("db", "203.0.113.9") == "web 203.0.113.1" and routed.ask("w1", "10.20.0.2") == ""
+        assert routed.ask("db", "203.0.113.9") == "web 203.0.113.1" and routed.silent("w1", "10.20.0.2")
     routed.networks, routed.routers = [front, back], [edge]
     routed.life()
     assert routed.ask("w1", "10.20.0.2") == "db 10.10.0.2"
@@ -156,13 +169,13 @@ def test_a_static_route_leads_behind_an_instance(world: World) -> None:
     world.in_("w2", "sh", "-c", "echo 2 > /proc/sys/net/ipv4/conf/all/arp_announce")
     assert routed.ask("db", "10.99.0.1") == "w2 10.20.0.2" and routed.ask("w1", "10.99.0.1") == "w2 10.10.0.2"
     # It may send as what lies behind it, and as nothing else.
-    assert world.ask("w2", "10.20.0.2", 80, bind="10.99.0.1") == "db 10.99.0.1"
+    assert routed.ask("w2", "10.20.0.2", 80, bind="10.99.0.1") == "db 10.99.0.1"
     world.in_("w2", "ip", "addr", "add", "10.98.0.1/32", "dev", "lo")
     with pytest.raises(OSError):
         world.ask("w2", "10.20.0.2", 80, bind="10.98.0.1")
     routed.routers = [replace(routed.routers[0], routes=[])]
     routed.life()
-    assert routed.ask("db", "10.99.0.1") == ""
+    assert routed.silent("db", "10.99.0.1")
     with pytest.raises(OSError):
         world.ask("w2", "10.20.0.2", 80, bind="10.99.0.1")
 
@@ -183,7 +196,7 @@ def test_published_ports_come_through(world: World) -> None:
         world.run(use, fresh=False)
 
     def reached() -> bool:
-        outside = world.ask("internet", "203.0.113.1", 8080), world.ask("internet", "203.0.113.1", chosen[1])
+        outside = routed.ask("internet", "203.0.113.1", 8080), routed.ask("internet", "203.0.113.1", chosen[1])
         return outside == ("w1 203.0.113.9", "db 203.0.113.9") and routed.ask("host", "127.0.0.1", 8080)[:2] == "w1"
 
     again()
@@ -205,7 +218,7 @@ def test_published_ports_come_through(world: World) -> None:
             await driver.detach(port.id)
 
     world.run(let_go, fresh=False)
-    assert routed.ask("internet", "203.0.113.1", 8080) == ""
+    assert routed.silent("internet", "203.0.113.1", 8080)
 
 
 def test_what_somebody_breaks_is_repaired(world: World) -> None:
@@ -289,7 +302,7 @@ def test_a_floating_address_leads_to_a_port_and_back(world: World) -> None:
     # From behind the same router, from the same network, and from itself.
     assert routed.ask("db", FLOAT)[:2] == routed.ask("w2", FLOAT)[:2] == routed.ask("w1", FLOAT)[:2] == "w1"
     # What nobody has is nobody's; what is published beside is still.
-    assert routed.ask("internet", OTHER) == ""
+    assert routed.silent("internet", OTHER)
 
     routed.routers = [replace(routed.routers[0], floating={FLOAT: "10.20.0.2", OTHER: "10.10.0.2"})]
     routed.life()
@@ -297,7 +310,7 @@ def test_a_floating_address_leads_to_a_port_and_back(world: World) -> None:
     assert routed.ask("w1", FLOAT) == f"db {OTHER}", "it is known by its own address"
     routed.routers = [replace(routed.routers[0], floating={})]
     routed.life()
-    assert routed.ask("internet", FLOAT) == "" and routed.ask("w1", "203.0.113.9") == "web 203.0.113.1"
+    assert routed.silent("internet", FLOAT) and routed.ask("w1", "203.0.113.9") == "web 203.0.113.1"
     assert FLOAT not in world.in_("host", "ip", "route") + world.in_("layer", "ip", "route")
 
 
@@ -316,11 +329,11 @@ def test_floating_addresses_are_reached_from_every_network(world: World) -> None
     # Both have the same address inside.
     assert routed.ask("w1", OTHER) == f"t1 {FLOAT}" and routed.ask("t1", FLOAT) == f"w1 {OTHER}"
     assert routed.ask("p1", FLOAT)[:2] == "w1" and routed.ask("p1", OTHER)[:2] == "t1"
-    assert routed.ask("p1", "10.10.0.2") == "" and routed.ask("w1", "10.30.0.2") == ""
+    assert routed.silent("p1", "10.10.0.2") and routed.silent("w1", "10.30.0.2")
     # A network that is kept in does not get out by that way either.
     routed.networks[-1] = replace(plain, isolated=True)
     routed.life()
-    assert routed.ask("p1", FLOAT) == "" and routed.ask("internet", FLOAT)[:2] == "w1"
+    assert routed.silent("p1", FLOAT) and routed.ask("internet", FLOAT)[:2] == "w1"
 
 
 def test_no_instance_takes_what_the_host_has(world: World) -> None:
@@ -348,7 +361,7 @@ def test_firewalls_know_their_members_across_a_router(world: World) -> None:
         routed.routers, routed.networks = [], [replace(one, router="") for one in networks]
         await routed.settle(driver)
         await driver.protect(specs, routed.ports.values())
-        assert routed.ask("w1", "10.20.0.2", 5432) == ""
+        assert routed.silent("w1", "10.20.0.2", 5432)
         routed.routers, routed.networks = edge, networks
         await driver.protect(specs, routed.ports.values())
         for one in networks:
@@ -357,7 +370,7 @@ def test_firewalls_know_their_members_across_a_router(world: World) -> None:
         assert reached()
 
     def reached() -> bool:
-        in_and_out = routed.ask("w1", "10.20.0.2", 5432)[:2] == "db" and routed.ask("w1", "10.20.0.2") == ""
-        return in_and_out and routed.ask("w2", "10.20.0.2", 5432) == "" and routed.ask("db", "10.10.0.2") == ""
+        in_and_out = routed.ask("w1", "10.20.0.2", 5432)[:2] == "db" and routed.silent("w1", "10.20.0.2")
+        return in_and_out and routed.silent("w2", "10.20.0.2", 5432) and routed.silent("db", "10.10.0.2")
 
     world.run(guarded, fresh=False)
