@@ -104,7 +104,7 @@ class World:
 
     def endpoint(self, name: str | Path, kind: int = socket.SOCK_STREAM) -> socket.socket:
         made = self.inside(name, lambda: socket.socket(socket.AF_INET, kind))
-        made.settimeout(1.0)
+        made.settimeout(3.0)
         self.sockets.append(made)
         return made
 
@@ -133,7 +133,7 @@ class World:
         threading.Thread(target=body, daemon=True).start()
 
     def ask(self, name: str | Path, address: str, port: int, kind: int = socket.SOCK_STREAM, bind: str = "") -> str:
-        """What a server there answers. :raise OSError: when nobody does within a second."""
+        """What a server there answers. :raise OSError: when nobody does within three seconds: a lost packet is sent again after one."""
         client = self.endpoint(name, kind)
         if bind:
             client.bind((bind, 0))
