@@ -43,7 +43,7 @@ def test_a_balancer_follows_labels_health_and_intent(layer: LayerUnderTest) -> N
     layer.lamella("run", "-d", "--name", "client", "busybox", "--", "sleep", "1000")
     layer.lamella(
         *("balancer", "create", "www", "--listen", "tcp:80", "--to", "label:role=web:8080"),
-        *("--check", "http:/healthz", "--publish", "18080:80"),
+        *("--check", "http:/healthz", "--publish", "18080:80", "--interval", "2"),
     )
     until(lambda: states(layer) == {"w1": "up", "w2": "up"})
     address = json.loads(layer.out("balancer", "show", "www", "-o", "json"))["spec"]["address"]
