@@ -1,7 +1,7 @@
 """Balancers as people write them."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamella.model import balancer_text
@@ -21,6 +21,7 @@ def test_what_people_write() -> None:
     assert balancer_text.check("none").kind == "none"
 
 
+@settings(deadline=None)
 @given(
     st.builds(Target, instance=WORDS)
     | st.builds(Target, labels=st.dictionaries(WORDS, WORDS, min_size=1), port=st.integers(0, 65535))

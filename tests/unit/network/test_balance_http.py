@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamella.host.network.balance.desired import Backend, DesiredBalancer, Rule
@@ -67,6 +67,7 @@ def expected(rules: list[Rule], host: str, path: str) -> str:
     return f"10.0.0.{rules.index(best) + 2}"
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(RULES), unique=True),
     st.sampled_from(["a.example", "b.example"]),

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from ipaddress import IPv4Address
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamella.host.network.balance import plan
@@ -114,6 +114,7 @@ def _key(element: str) -> str:
     return element.partition(" : ")[0]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(balancers(), st.sets(st.sampled_from(["10.0.0.2", "10.0.0.3"]))), min_size=1, max_size=4))
 def test_changes_lead_to_what_is_asked_and_no_further(steps: list[tuple[list[DesiredBalancer], set[str]]]) -> None:
     kernel, before = Kernel(), Balanced()
@@ -128,6 +129,7 @@ def test_changes_lead_to_what_is_asked_and_no_further(steps: list[tuple[list[Des
     assert kernel.chains == {} and not any(kernel.elements.values())
 
 
+@settings(deadline=None)
 @given(balancers(), st.sets(st.sampled_from(["10.0.0.2", "10.0.0.3", "10.0.0.4"])))
 def test_only_those_that_live_and_stay_get_connections_an_equal_share_each(
     some: list[DesiredBalancer], dead: set[str]
