@@ -32,7 +32,9 @@ def _create_options(parser: "Parser") -> None:
     parser.option("--subnet", default="", metavar="SUBNET", help="10.10.0.0/24 (default: a free one)")
     parser.option("--isolated", action="store_true", help="its instances reach each other and nothing else")
     parser.option("--external", action="store_true", help="a subnet that comes to the hosts, for floating addresses")
-    parser.option("--router", default="", metavar="NAME", help="behind this router: it may overlap networks that are not")
+    parser.option(
+        "--router", default="", metavar="NAME", help="behind this router: it may overlap networks that are not"
+    )
     parser.option("--mtu", type=int, default=1500, metavar="BYTES", help="largest packet (default: 1500)")
     parser.option("-l", "--label", action="append", default=[], metavar="KEY=VALUE", help="set a label")
 

@@ -16,14 +16,14 @@ def create_firewall(project: str, body: bytes) -> Request:
     return Request("POST", target("projects", project, "firewalls"), body=body, headers=_JSON)
 
 
-def default_firewall(project: str, body: bytes) -> Request:
-    """Choose the project's default firewall (``FirewallDefault``)."""
-    return Request("POST", target("projects", project, "default-firewall"), body=body, headers=_JSON)
-
-
 def create_balancer(project: str, body: bytes) -> Request:
     """Make a balancer (``BalancerCreate``)."""
     return Request("POST", target("projects", project, "balancers"), body=body, headers=_JSON)
+
+
+def default_firewall(project: str, body: bytes) -> Request:
+    """Choose the project's default firewall (``FirewallDefault``)."""
+    return Request("POST", target("projects", project, "default-firewall"), body=body, headers=_JSON)
 
 
 def member(project: str, name: str, verb: str, body: bytes) -> Request:

@@ -35,12 +35,6 @@ class FirewallCreate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     outbound: Rules | None = None
 
 
-class FirewallDefault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The firewall, by name or id, of every new NIC in the project that names none itself; empty: none."""
-
-    firewall: Annotated[str, Meta(max_length=63)]
-
-
 class BalancerCreate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """``network`` is a name. Without an ``address`` it gets a free one of the network's subnet."""
 
@@ -55,6 +49,12 @@ class BalancerCreate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     publish: Annotated[list[Publish], Meta(max_length=32)] = []
     drain: Annotated[float, Meta(ge=0, le=3600)] = 30.0
     certificate: Annotated[str, Meta(max_length=1000, pattern=r"^(/[A-Za-z0-9._/-]+)?$(?!\n)")] = ""
+
+
+class FirewallDefault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The firewall, by name or id, of every new NIC in the project that names none itself; empty: none."""
+
+    firewall: Annotated[str, Meta(max_length=63)]
 
 
 class PortMirror(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -24,8 +24,8 @@ _BY_PROTOCOL_AND_DESTINATION = 1 << 3 | 1 << 5
 
 
 class Flow(msgspec.Struct, frozen=True, kw_only=True):
-    """An IPv4 flow by its first packet, which went to ``port`` of ``destination``. ``answers`` and ``answering_port`` are who answers: not the
-    destination's when that was translated. ``original`` is the kernel's own description of it."""
+    """An IPv4 flow by its first packet, which went to ``port`` of ``destination``. ``answers`` and ``answering_port`` are who answers: not
+    the destination's when that was translated. ``original`` is the kernel's own description of it."""
 
     source: IPv4Address
     destination: IPv4Address

@@ -44,7 +44,8 @@ class DesiredNetwork(msgspec.Struct, kw_only=True, frozen=True):
 
 class DesiredPort(msgspec.Struct, kw_only=True, frozen=True):
     """``rate_in`` and ``rate_out`` are ceilings in bits a second, of frames as they are on the link; ``mirror`` is the id of the port
-    that a copy of everything goes to, as far as that is attached."""
+    that a copy of everything goes to, as far as that is attached. ``beside`` are ids of the networks
+    that its own is joined to by a router: what it sends is seen there, too."""
 
     id: str
     network: str
