@@ -20,7 +20,6 @@ class FakeNetworks(Part):
         spec = NetworkSpec(subnet=str(subnet), mtu=body.mtu, isolated=body.isolated)
         return self.new("network", body.name, spec, NetworkStatus(), project, body.labels)
 
-
     async def mirror(self, who: Any, project: str, name: str, body: Any) -> Any:
         row = self.layer._find(project, "instance", name)
         target = "" if body.to is None else self.layer._find(project, "instance", body.to).id
