@@ -20,12 +20,13 @@ _ERROR, _DONE = 2, 3
 _NESTED = 0x8000
 _TUPLE_ORIGINAL, _FILTER = 1 | _NESTED, 25 | _NESTED
 _TUPLE_ADDRESSES, _TUPLE_PROTOCOL, _PROTOCOL_NUMBER, _DESTINATION_PORT = 1 | _NESTED, 2 | _NESTED, 1, 3
+_ZONE = 18
 _BY_PROTOCOL_AND_DESTINATION = 1 << 3 | 1 << 5
 
 
 class Flow(msgspec.Struct, frozen=True, kw_only=True):
     """An IPv4 flow by its first packet, which went to ``port`` of ``destination``. ``answers`` and ``answering_port`` are who answers: not
-    the destination's when that was translated. ``original`` is the kernel's own description of it."""
+    the destination's when that was translated. ``original`` is the kernel's own description of it, in its ``zone``."""
 
     source: IPv4Address
     destination: IPv4Address
@@ -35,6 +36,7 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 0
     type: int = 0
     original: bytes = b""
+    zone: int = 0
 
 
 def flows() -> list[Flow]:
@@ -57,7 +59,8 @@ def forget(flows: Iterable[Flow]) -> None:
     """Forget these; one that has ended meanwhile is fine. :raise OSError: when the kernel refuses."""
     with _channel() as channel:
         for flow in flows:
-            channel.send(_message(_DELETE, _REQUEST_ACK, _attribute(_TUPLE_ORIGINAL, flow.original)))
+            zone = _attribute(_ZONE, flow.zone.to_bytes(2, "big"))
+            channel.send(_message(_DELETE, _REQUEST_ACK, _attribute(_TUPLE_ORIGINAL, flow.original) + zone))
             _acknowledged(channel, allowed=(2,))
 
 
@@ -143,4 +146,5 @@ def _flow(body: bytes) -> Flow | None:
         port=int.from_bytes(protocol.get(3, b""), "big"),
         type=int.from_bytes(protocol.get(5, b""), "big"),
         original=attributes[1],
+        zone=int.from_bytes(attributes.get(_ZONE, b""), "big"),
     )

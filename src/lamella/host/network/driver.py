@@ -45,7 +45,8 @@ class DesiredNetwork(msgspec.Struct, kw_only=True, frozen=True):
 class DesiredPort(msgspec.Struct, kw_only=True, frozen=True):
     """``rate_in`` and ``rate_out`` are ceilings in bits a second, of frames as they are on the link; ``mirror`` is the id of the port
     that a copy of everything goes to, as far as that is attached. ``beside`` are ids of the networks
-    that its own is joined to by a router: what it sends is seen there, too."""
+    that its own is joined to by a router: what it sends is seen there, too; ``zone`` is the one of connection tracking that its network
+    has there, 0 for the common one."""
 
     id: str
     network: str
@@ -54,6 +55,7 @@ class DesiredPort(msgspec.Struct, kw_only=True, frozen=True):
     publish: list[Publish]
     firewalls: list[str] = []
     beside: list[str] = []
+    zone: int = 0
     rate_in: int | None = None
     rate_out: int | None = None
     mirror: str = ""

@@ -3,6 +3,8 @@
 Ids end in 80 random bits; the last 12 characters carry 60 of them.
 """
 
+import zlib
+
 _TAIL = 12
 
 BRIDGE_PREFIX = "lam"
@@ -43,3 +45,8 @@ def uplink_names(mark: str) -> tuple[str, str]:
     """(the host's end, the layer's end) of the uplink; of ``lamella-1a2b3c4d`` they are ``la1a2b3c4d-h`` and ``la1a2b3c4d-u``."""
     short = "la" + mark.rpartition("-")[2][:9]
     return short + "-h", short + "-u"
+
+
+def zone_of(network: str) -> int:
+    """The zone of connection tracking of the network with this id, 1 to 65535: the same for every daemon."""
+    return zlib.crc32(network.encode()) % 65535 + 1

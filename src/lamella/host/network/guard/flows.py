@@ -10,6 +10,7 @@ from lamella.host.network import conntrack
 from lamella.host.network.conntrack import Flow
 from lamella.host.network.driver import DesiredPort
 from lamella.host.network.guard.rules import Guarded
+from lamella.host.network.names import zone_of
 from lamella.model.firewall import FirewallSpec
 from lamella.model.verdict import Member, Packet, World, decide
 
@@ -44,10 +45,16 @@ def forget_forbidden(
     touched = [flow for flow in conntrack.flows() if not addresses.isdisjoint(_ends(flow))]
     if not touched:
         return 0
-    asked = world(firewalls, ports)
-    forbidden = [flow for flow in touched if not decide(asked, packet_of(flow)).passes]
+    every = list(ports)
+    worlds = {zone: world(firewalls, _within(every, zone)) for zone in {flow.zone for flow in touched}}
+    forbidden = [flow for flow in touched if not decide(worlds[flow.zone], packet_of(flow)).passes]
     conntrack.forget(forbidden)
     return len(forbidden)
+
+
+def _within(ports: Iterable[DesiredPort], zone: int) -> list[DesiredPort]:
+    """Those whose packets are seen in *zone*."""
+    return [port for port in ports if port.zone == zone or (zone and zone in map(zone_of, port.beside))]
 
 
 def _ends(flow: Flow) -> set[IPv4Address]:

@@ -5,6 +5,7 @@ In the layer's namespace, in tables of their own:
     ip      chain forward   answers pass; what a guarded port sends goes through the rules of its way out, what one is sent through
                             those of its way in: one lookup each, however many ports there are
             map out, in     bridge . address of a guarded port -> the chain of its firewalls
+            map zones       bridge -> zone of connection tracking: behind different routers the same addresses may be
             set m_…         bridge . address of every member of a firewall that a rule names
             chain o_…, i_…  of one combination of firewalls; ports with the same firewalls share it
     bridge  set links       links of guarded ports
@@ -29,7 +30,8 @@ FORWARD_PRIORITY = -10
 
 
 class Guarded(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that is in force for one layer. Elements are as nft writes them; ``bridges`` are the names of those with guarded ports."""
+    """Everything that is in force for one layer. Elements are as nft writes them; ``bridges`` are the names of those with guarded ports,
+    ``zones`` the numbers of those that have one."""
 
     chains: dict[str, tuple[str, ...]] = {}
     members: dict[str, set[str]] = {}
@@ -38,6 +40,7 @@ class Guarded(msgspec.Struct, frozen=True, kw_only=True):
     links: set[str] = set()
     places: set[str] = set()
     bridges: set[str] = set()
+    zones: dict[str, int] = {}
 
 
 def guarded(firewalls: Mapping[str, FirewallSpec], ports: Iterable[DesiredPort]) -> Guarded:
@@ -49,6 +52,7 @@ def guarded(firewalls: Mapping[str, FirewallSpec], ports: Iterable[DesiredPort])
     links: set[str] = set()
     places: set[str] = set()
     bridges: set[str] = set()
+    zones: dict[str, int] = {}
     ways: dict[tuple[str, ...], tuple[str, str]] = {}
     for port in ports:
         if not port.firewalls:
@@ -65,6 +69,8 @@ def guarded(firewalls: Mapping[str, FirewallSpec], ports: Iterable[DesiredPort])
         if out:
             outward[place] = out
         bridges.add(bridge_name(port.network))
+        if port.zone:
+            zones[bridge_name(port.network)] = port.zone
         links.add(f'"{link}"')
         places.add(f'"{link}" . {port.mac.lower()} . {address_of(port)}')
     return Guarded(
@@ -75,6 +81,7 @@ def guarded(firewalls: Mapping[str, FirewallSpec], ports: Iterable[DesiredPort])
         links=links,
         places=places,
         bridges=bridges,
+        zones=zones,
     )
 
 
@@ -96,8 +103,9 @@ def step(
         else:
             del chains[name]
     left = {name for name in minus.bridges if not _stays(f'"{name}" ', before, minus)}
+    zones = {name: zone for name, zone in minus.zones.items() if name in left}
     replace = msgspec.structs.replace
-    return replace(minus, chains={**before.chains}, bridges=left), replace(plus, chains=chains)
+    return replace(minus, chains={**before.chains}, bridges=left, zones=zones), replace(plus, chains=chains)
 
 
 def _stays(prefix: str, before: Guarded, minus: Guarded) -> bool:
@@ -115,6 +123,9 @@ def take(all: Guarded, minus: Guarded, plus: Guarded) -> None:
         for place in old:
             del map[place]
         map.update(new)
+    for name in minus.zones:
+        del all.zones[name]
+    all.zones.update(plus.zones)
     for found, old, new in (
         (all.links, minus.links, plus.links),
         (all.places, minus.places, plus.places),
@@ -208,6 +219,7 @@ delete table ip {table}
 add table ip {table}
 add map ip {table} in {{ type ifname . ipv4_addr : verdict; }}
 add map ip {table} out {{ type ifname . ipv4_addr : verdict; }}
+add map ip {table} zones {{ typeof iifname : ct zone; }}
 add chain ip {table} forward {{ type filter hook forward priority {FORWARD_PRIORITY}; policy accept; }}
 add rule ip {table} forward ct state established,related accept
 add rule ip {table} forward iifname . ip saddr vmap @out
@@ -227,6 +239,12 @@ def change(table: str, before: Guarded, after: Guarded) -> str:
     """The transaction that leads from *before* to *after*; empty when they are the same. At no moment is a port less guarded than by one
     of the two."""
     lines: list[str] = []
+    zones = [{f'"{name}" : {zone}' for name, zone in part.zones.items()} for part in (before, after)]
+    if zones[1] - zones[0]:
+        # Only now: every packet of every network goes through such a chain.
+        lines.append(f"add chain ip {table} apart {{ type filter hook prerouting priority raw; policy accept; }}")
+        lines += [f"flush chain ip {table} apart", f"add rule ip {table} apart ct zone set iifname map @zones"]
+    lines += _elements("ip", table, "zones", *zones)
     for name in sorted(after.members.keys() - before.members.keys()):
         lines.append(f"add set ip {table} {name} {{ type ifname . ipv4_addr; }}")
     for name in sorted(after.members):

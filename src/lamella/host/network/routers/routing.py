@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from lamella.host.network import rtnetlink, state
 from lamella.host.network.driver import DesiredNetwork, DesiredPort
 from lamella.host.network.fabric import Fabric
-from lamella.host.network.names import gateway_name, router_name
+from lamella.host.network.names import gateway_name, router_name, zone_of
 from lamella.host.network.namespace import Seat
 from lamella.host.network.plan import PROTOCOLS, Forward, Transfer
 from lamella.host.network.routers import ground, rules
@@ -112,13 +112,16 @@ class Routing:
             self._texts["permitted"] = text
 
     def beside(self, ports: Iterable[DesiredPort]) -> list[DesiredPort]:
-        """*ports* with the networks that theirs are joined to."""
+        """*ports* with the networks that theirs are joined to, each in a zone of its own: behind routers addresses overlap."""
         others = {
-            id: [other for other in router.networks if other != id]
+            id: ([other for other in router.networks if other != id], zone_of(id))
             for router in self.asked.values()
             for id in router.networks
         }
-        return [replace(port, beside=others[port.network]) if others.get(port.network) else port for port in ports]
+        return [
+            port if (known := others.get(port.network)) is None else replace(port, beside=known[0], zone=known[1])
+            for port in ports
+        ]
 
     async def repair(self, networks: Mapping[str, DesiredNetwork], forwards: list[Forward]) -> None:
         """Put all of it in force again, whatever somebody did to links and rules."""
@@ -213,7 +216,8 @@ class Routing:
         uplink = self._fabric.uplink
 
         def in_layer(seat: Seat) -> None:
-            self._run(seat, "layer", rules.layer_rules(self.table, uplink, floating))
+            text = rules.layer_rules(self.table, uplink, floating) if self.asked else rules.no_layer_rules(self.table)
+            self._run(seat, "layer", text)
             links = {link.name: link.index for link in seat.route.links()}
             wanted = {(network, links[name], gateway) for network, (name, gateway) in places.items() if name in links}
             _route(seat, wanted, {links[name] for name in map(router_name, self._between) if name in links})

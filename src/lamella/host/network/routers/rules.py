@@ -79,6 +79,11 @@ add rule ip {table} forward iifname {_LEGS} oifname {_LEGS} accept
 """
 
 
+def no_layer_rules(table: str) -> str:
+    """While there are no routers: what every packet goes through costs every packet."""
+    return f"add table ip {table}\ndelete table ip {table}\n"
+
+
 def layer_rules(table: str, uplink: str, floating: Iterable[str]) -> str:
     """All of the layer's table for routers: what leaves by a *floating* address keeps it, and who comes from a network without a router
     is answered whatever its address is to the router."""
