@@ -17,7 +17,7 @@ from lamella.host.images.library import Credentials, ImageLibrary, Progress
 from lamella.host.journal import Journal
 from lamella.host.machine import desired_network, desired_port, desired_router, residents_of
 from lamella.host.network.balance.desired import desired as desired_balancer
-from lamella.host.network.driver import DesiredPort, NetworkDriver, Resident
+from lamella.host.network.driver import DesiredPort, NetworkDriver, Resident, Watches
 from lamella.host.reporter import Reporter
 from lamella.host.storage.wing import Storage
 from lamella.host.worker import Worker
@@ -44,6 +44,8 @@ T = TypeVar("T")
 
 POLL = 25.0
 TICK = 60.0
+# How often the network is looked at, for what others undid.
+WATCH = 10.0
 ADOPTION = 30.0
 
 
@@ -121,6 +123,7 @@ class Agent:
         self._tasks = [
             asyncio.create_task(self._follow(), name="assignments"),
             asyncio.create_task(self._tick(), name="tick"),
+            asyncio.create_task(self._watch(), name="network watch"),
         ]
         return self.host_id
 
@@ -158,6 +161,18 @@ class Agent:
             for worker in tuple(self._workers.values()):
                 if not worker.resting_after_failure:
                     worker.wake()
+
+    async def _watch(self) -> None:
+        """What somebody undid of the network is done again."""
+        while isinstance(self.network, Watches):
+            await asyncio.sleep(WATCH)
+            try:
+                found = await self.network.look()
+            except LamellaError as error:
+                log.warning("the network is not looked at: %s", error)
+            else:
+                if found:
+                    log.warning("somebody changed the layer's network; put right: %s", ", ".join(found[:10]))
 
     async def _sync(self, news: Assignments) -> None:
         assert self._reporter is not None

@@ -22,12 +22,16 @@ def listed(layer: LayerUnderTest, *words: str) -> list[dict[str, Any]]:
     return json.loads(layer.out(*words, "-o", "json"))
 
 
-def bridges(layer: LayerUnderTest) -> set[str]:
+def inside(layer: LayerUnderTest, *words: str) -> bytes:
+    """What a program says in the layer's network namespace."""
     holder = (layer.home / "run" / "room").read_text().split()[0]
-    words = ["nsenter", f"--net=/proc/{holder}/ns/net", "ip", "-j", "link", "show", "type", "bridge"]
-    return {
-        link["ifname"] for link in json.loads(subprocess.run(words, capture_output=True, check=True).stdout) if link
-    }
+    return subprocess.run(
+        ["nsenter", f"--net=/proc/{holder}/ns/net", *words], capture_output=True, check=True, timeout=60
+    ).stdout
+
+
+def bridges(layer: LayerUnderTest) -> set[str]:
+    return {link["ifname"] for link in json.loads(inside(layer, "ip", "-j", "link", "show", "type", "bridge")) if link}
 
 
 def test_a_network_of_ones_own(layer: LayerUnderTest) -> None:
@@ -51,6 +55,14 @@ def test_a_network_of_ones_own(layer: LayerUnderTest) -> None:
     # A daemon that starts again finds it all, and what changed meanwhile comes into force.
     layer.kill()
     layer.start()
+    assert reaches(layer, "w2", "10.10.0.7") == "w1" and reaches(layer, "w2", db) == ""
+
+    # Somebody flushes all rules: that is noticed, and mended.
+    inside(layer, "nft", "flush", "ruleset")
+    deadline = time.monotonic() + 60
+    while "somebody changed the layer's network" not in layer.log():
+        assert time.monotonic() < deadline, layer.log()
+        time.sleep(0.2)
     assert reaches(layer, "w2", "10.10.0.7") == "w1" and reaches(layer, "w2", db) == ""
 
     layer.lamella("rm", "--force", "w1", "w2", "db")

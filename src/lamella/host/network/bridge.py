@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from pathlib import Path
 
 from lamella.host.compute.driver import Home
-from lamella.host.network import attach, capture, plan, resolvers, rtnetlink, state
+from lamella.host.network import attach, capture, plan, resolvers, rtnetlink, state, watching
 from lamella.host.network.balance.balancers import Balancers, is_balancer
 from lamella.host.network.balance.desired import DesiredBalancer
 from lamella.host.network.capture import Captures
@@ -62,6 +62,9 @@ class BridgeDriver:
         self._captures = Captures(self._fabric, home.mark)
         self._balancers = Balancers(home, self._fabric, self._publisher, self.publish)
         self._asked: tuple[Mapping[str, FirewallSpec], list[DesiredPort]] = {}, []
+        self._watch = watching.Watch(
+            self._fabric, self._routing, self._wanted, lambda ports: self.repair(self.networks.values(), ports)
+        )
         self._services = Services(home, self._fabric, lambda: list(self.networks.values()), self._site, upstream)
 
     async def open(self) -> list[Capability]:
@@ -110,6 +113,7 @@ class BridgeDriver:
 
         :raise Conflict: when its subnet overlaps another network's or the uplink's.
         """
+        self._watch.changes += 1
         if self.networks.get(network.id) != network:
             plan.check_subnet(network, self.networks.values(), self._fabric.transfer)
         await self._describe(network.id, plan.of_network(network))
@@ -137,6 +141,8 @@ class BridgeDriver:
     async def keep_networks(self, ids: set[str]) -> None:
         """Remove every network of ours but those with these *ids*, and those that ports are on; what somebody else named so stays."""
 
+        self._watch.changes += 1
+
         def look(seat: Seat) -> set[str]:
             links = list(seat.route.links())
             used = {link.master for link in links if not link.name.startswith(GATEWAY_PREFIX)}
@@ -154,6 +160,7 @@ class BridgeDriver:
 
         :raise Unavailable: when one cannot be made; the others are.
         """
+        self._watch.changes += 1
         try:
             await self._routing.apply(routers, self.networks)
         finally:
@@ -183,6 +190,7 @@ class BridgeDriver:
 
         :raise Unsupported: when the host cannot. :raise Unavailable: when its kernel refuses; then what was before stays in force.
         """
+        self._watch.changes += 1
         self._asked = firewalls, list(ports)
         await self._routing.permit(self._asked[1])
         await self._guard.protect(firewalls, self._routing.beside(self._asked[1]))
@@ -219,6 +227,7 @@ class BridgeDriver:
 
     async def _link(self, port: DesiredPort, make: Callable[[Seat], None]) -> None:
         """Let the port's packets in and make its link, in one visit of the layer's thread."""
+        self._watch.changes += 1
         if not self._guard.guards(port):
             raise Unavailable(f"the firewalls of port {port.id} are not in force", hint="the host's log says why")
         element, old = plan.known(port), self._known.get(port.id)
@@ -254,6 +263,7 @@ class BridgeDriver:
 
     async def detach(self, port: str) -> None:
         """Remove the port's published ports, its element and its link; gone already is fine."""
+        self._watch.changes += 1
         known = self._known.pop(port, None)
         gone = [] if known is None else [known]
         try:
@@ -275,6 +285,7 @@ class BridgeDriver:
         :raise Conflict: when a host port is in use; nothing is changed then.
         :raise Unsupported: when a host address is not IPv4.
         """
+        self._watch.changes += 1
         try:
             return await self._publisher.publish(port, self._via(port))
         except Unavailable as error:
@@ -328,6 +339,21 @@ class BridgeDriver:
         return link.sent, link.received
 
     # --- repair and end
+
+    async def look(self) -> list[str]:
+        """What was not in force although it ought to be, and was put right."""
+        return await self._watch.look()
+
+    def _wanted(self) -> watching.Wanted:
+        ports = {port.id: port for port in (*self._asked[1], *self.ports.values())}
+        in_force = self._guard.in_force
+        return watching.Wanted(
+            table=self._fabric.table,
+            uplink=self._fabric.uplink,
+            networks=list(self.networks.values()),
+            ports=[port for port in ports.values() if port.network in self.networks],
+            guarded=len(in_force.inward) if in_force is not None else 0,
+        )
 
     async def repair(self, networks: Iterable[DesiredNetwork], ports: Iterable[DesiredPort]) -> None:
         """Put everything in force again, whatever somebody did to links and rules; other ports go from the rules."""

@@ -6,7 +6,7 @@ for one uplink and one nft table that bear the mark.
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -187,4 +187,13 @@ class NetworkDriver(Protocol):
 
     async def teardown(self) -> None:
         """Remove everything that bears the mark, the uplink too."""
+        ...
+
+
+@runtime_checkable
+class Watches(Protocol):
+    """A driver whose work others may undo: it is asked to look now and then."""
+
+    async def look(self) -> list[str]:
+        """What was not in force although it ought to be, in words, and was put right."""
         ...

@@ -1,7 +1,7 @@
 """One router in the kernel: its namespace, its legs, its routes and its rules, made as they are asked. In the layer's thread."""
 
 import os
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Set
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
@@ -156,3 +156,18 @@ def remove(seat: Seat, spaces: Spaces, router: str) -> None:
                     there.route.send(rtnetlink.delete_link(link.name))
     seat.route.send(rtnetlink.delete_link(router_name(router)))
     spaces.remove(router)
+
+
+def whole(seat: Seat, spaces: Spaces, router: DesiredRouter, table: str, networks: Set[str]) -> bool:
+    """Whether its namespace, its rules, and its legs to the layer and to those *networks* that are here are there."""
+    space = spaces.open(router.id)
+    if space is None:
+        return False
+    with inside(seat, space) as there:
+        ruled = any(item.get("table", {}).get("name") == table for item in there.nft.listing("list tables"))
+        legs = {link.name for link in there.route.links() if link.up}
+    outer = {link.name for link in seat.route.links() if link.up and link.master}
+    wanted = {gateway_name(network) for network in router.networks if network in networks}
+    return (
+        ruled and legs >= {UPLINK, *wanted} and outer >= wanted and seat.route.link(router_name(router.id)) is not None
+    )

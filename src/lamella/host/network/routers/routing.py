@@ -123,6 +123,19 @@ class Routing:
             for port in ports
         ]
 
+    async def missing(self) -> list[str]:
+        """What of the routers that are asked for is not there, in words."""
+        routers, networks = list(self.asked.values()), set(self._networks)
+
+        def look(seat: Seat) -> list[str]:
+            return [
+                f"router {router.name}"
+                for router in routers
+                if not ground.whole(seat, self._spaces, router, self.table, networks)
+            ]
+
+        return await self._fabric.in_layer("look at routers", look) if routers else []
+
     async def repair(self, networks: Mapping[str, DesiredNetwork], forwards: list[Forward]) -> None:
         """Put all of it in force again, whatever somebody did to links and rules."""
         async with self._lock:

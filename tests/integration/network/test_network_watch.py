@@ -1,0 +1,107 @@
+"""What others undo of the layer's network is noticed and done again, and nothing else is touched."""
+
+import asyncio
+
+import pytest
+from msgspec.structs import replace
+from network_world import World, port
+from test_routers import two_networks
+
+from lamella.host.network.bridge import BridgeDriver
+from lamella.host.network.names import gateway_name
+from lamella.model.firewall import FirewallSpec
+from lamella.model.firewall_text import parse
+from lamella.model.ids import new_id
+from lamella.model.instance import Publish
+
+pytestmark = pytest.mark.root
+
+WEB = new_id("firewall")
+SPECS = {WEB: FirewallSpec(inbound=[parse("tcp:80")])}
+
+
+def test_what_somebody_undid_is_done_again(world: World) -> None:
+    one, two = replace(port(2, Publish(host_port=8080, port=80)), firewalls=[WEB]), port(3)
+    for name in ("i0", "i1"):
+        world.add(name)
+        for number in (80, 5432):
+            world.serve(name, number, name)
+    world.serve("internet", 80, "out")
+
+    def answers(name: str, address: str, number: int) -> bool:
+        """Once in a few tries: the first packet may meet a bridge that is being made."""
+        for _ in range(5):
+            try:
+                return bool(world.ask(name, address, number))
+            except OSError:
+                continue
+        return False
+
+    def whole() -> None:
+        assert answers("i1", "10.83.0.2", 80) and answers("i1", "203.0.113.9", 80)
+        assert answers("internet", "203.0.113.1", 8080)
+
+    async def use(driver: BridgeDriver) -> None:
+        await driver.protect(SPECS, [one, two])
+        await driver.attach_namespace(one, world.path("i0"))
+        await driver.attach_namespace(two, world.path("i1"))
+        await driver.publish(one)
+        assert await driver.look() == []
+        await asyncio.to_thread(whole)
+        bridge = next(link for link in world.links("layer") if link.startswith("lam"))
+        for namespace, *words in (
+            ("layer", "nft", "flush", "ruleset"),
+            ("host", "nft", "flush", "ruleset"),
+            ("layer", "nft", "flush", "set", "bridge", world.home.mark, "known"),
+            ("layer", "nft", "flush", "map", "ip", f"{world.home.mark}-g", "in"),
+            ("layer", "ip", "link", "set", bridge, "down"),
+            ("layer", "ip", "link", "del", bridge),
+        ):
+            world.in_(namespace, *words)
+            assert await driver.look(), words
+            await asyncio.to_thread(whole)
+            assert await driver.look() == []
+            if f"{world.home.mark}-g" in words or "ruleset" in words:
+                with pytest.raises(OSError):
+                    world.ask("i1", "10.83.0.2", 5432)
+
+    world.run(use)
+
+
+def test_what_goes_on_is_not_taken_for_damage(world: World) -> None:
+    """Instances come and go while it looks: nothing is repaired under them."""
+    ports = [port(number) for number in range(2, 10)]
+    for number in range(8):
+        world.add(f"i{number}")
+
+    async def use(driver: BridgeDriver) -> None:
+        async def come_and_go() -> None:
+            for _ in range(6):
+                for number, one in enumerate(ports):
+                    await driver.attach_namespace(one, world.path(f"i{number}"))
+                for one in ports:
+                    await driver.detach(one.id)
+
+        coming = asyncio.create_task(come_and_go())
+        while not coming.done():
+            assert await driver.look() == []
+            await asyncio.sleep(0)
+        await coming
+        assert await driver.look() == []
+
+    world.run(use)
+
+
+def test_routers_are_looked_at_too(world: World) -> None:
+    routed = two_networks(world)
+    front = routed.networks[0]
+
+    async def use(driver: BridgeDriver) -> None:
+        await routed.settle(driver)
+        assert await driver.look() == []
+        world.in_("layer", "ip", "link", "del", gateway_name(front.id))
+        assert "router edge" in await driver.look()
+        assert await driver.look() == []
+
+    world.run(use, fresh=False)
+    assert routed.ask("w1", "10.20.0.2", 5432) == "db 10.10.0.2"
