@@ -11,7 +11,7 @@ from lamella.model import bit_rate
 from lamella.model.errors import Invalid
 from lamella.model.instance import Nic, Power, Publish, RestartMode, RestartPolicy
 from lamella.model.quantity import parse_cpu, parse_duration, parse_size
-from lamella.model.requests import InstanceCreate, ResourcePatch
+from lamella.model.requests import InstanceCreate
 
 Size = int | str
 Cores = float | str
@@ -135,7 +135,7 @@ def instance(image: str, wishes: Wishes, *, power: Power = Power.RUNNING) -> Ins
             spec[name] = size(given[name], field=name)
     for name in ("stop_timeout", "deadline"):
         if name in given:
-            spec[name] = _seconds(given[name], field=name)
+            spec[name] = seconds(given[name], field=name)
     if "restart" in given:
         spec["restart"] = restart(given["restart"])
     spec |= _machine(wishes)
@@ -148,8 +148,8 @@ def instance(image: str, wishes: Wishes, *, power: Power = Power.RUNNING) -> Ins
                 network=network,
                 address=wishes.get("address", ""),
                 publish=[publish(text) for text in wishes.get("publish", ())],
-                rate_in=_rate(wishes.get("rate_in"), field="rate_in"),
-                rate_out=_rate(wishes.get("rate_out"), field="rate_out"),
+                rate_in=rate(wishes.get("rate_in"), field="rate_in"),
+                rate_out=rate(wishes.get("rate_out"), field="rate_out"),
             )
         ]
     )
@@ -201,35 +201,6 @@ def _volumes(wanted: Mapping[str, str] | Sequence[str]) -> list[dict[str, object
     return [machine.volume(text) for text in texts]
 
 
-class Changes(TypedDict, total=False):
-    """What may be changed of an instance. ``None`` takes a limit away, or a label."""
-
-    cpu: Cores | None
-    memory: Size | None
-    pids: int
-    restart: str
-    stop_timeout: float | str
-    labels: Mapping[str, str | None]
-
-
-def patch(changes: Changes) -> ResourcePatch:
-    """The merge patch that *changes* are. :raise Invalid: when one of them is not understood."""
-    spec: dict[str, Any] = {}
-    if "cpu" in changes:
-        spec["cpu"] = None if changes["cpu"] is None else cores(changes["cpu"])
-    if "memory" in changes:
-        spec["memory"] = None if changes["memory"] is None else size(changes["memory"], field="memory")
-    if "pids" in changes:
-        spec["pids"] = changes["pids"]
-    if "restart" in changes:
-        spec["restart"] = msgspec.to_builtins(restart(changes["restart"]))
-    if "stop_timeout" in changes:
-        spec["stop_timeout"] = _seconds(changes["stop_timeout"], field="stop_timeout")
-    return ResourcePatch(
-        spec=spec or msgspec.UNSET, labels=dict(changes["labels"]) if "labels" in changes else msgspec.UNSET
-    )
-
-
 def restart(text: str) -> RestartPolicy:
     """``no``, ``always``, ``unless-stopped``, ``on-failure`` or ``on-failure:N``. :raise Invalid: when *text* is none."""
     mode, _, count = text.partition(":")
@@ -251,9 +222,11 @@ def publish(text: str) -> Publish:
     return made
 
 
-def _rate(value: int | str | None, *, field: str) -> int | None:
+def rate(value: int | str | None, *, field: str) -> int | None:
+    """Bits a second. :raise Invalid: when *value* is no rate."""
     return bit_rate.parse(value, field=field) if isinstance(value, str) else value
 
 
-def _seconds(value: float | str, *, field: str) -> float:
+def seconds(value: float | str, *, field: str) -> float:
+    """Seconds. :raise Invalid: when *value* is no duration."""
     return parse_duration(value, field=field) if isinstance(value, str) else float(value)

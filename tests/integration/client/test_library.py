@@ -10,14 +10,29 @@ import pytest
 import lamella
 from conftest import Served
 from lamella.client.aio import backups as aio_backups
+from lamella.client.aio import balancers as aio_balancers
 from lamella.client.aio import box as aio_box
 from lamella.client.aio import firewalls as aio_firewalls
 from lamella.client.aio import images as aio_images
 from lamella.client.aio import instances as aio_instances
 from lamella.client.aio import layer as aio_layer
 from lamella.client.aio import machine as aio_machine
+from lamella.client.aio import networks as aio_networks
+from lamella.client.aio import routers as aio_routers
 from lamella.client.aio import storage as aio_storage
-from lamella.client.blocking import backups, box, firewalls, images, instances, layer, machine, storage
+from lamella.client.blocking import (
+    backups,
+    balancers,
+    box,
+    firewalls,
+    images,
+    instances,
+    layer,
+    machine,
+    networks,
+    routers,
+    storage,
+)
 from lamella.client.result import CommandFailed
 from lamella.model.board import Input, Pointer
 from lamella.model.errors import (
@@ -321,6 +336,9 @@ def test_both_faces_have_the_same_shape() -> None:
         (aio_instances.Instances, instances.Instances),
         (aio_images.Images, images.Images),
         (aio_firewalls.Firewalls, firewalls.Firewalls),
+        (aio_networks.Networks, networks.Networks),
+        (aio_balancers.Balancers, balancers.Balancers),
+        *((getattr(aio_routers, name), getattr(routers, name)) for name in ("Routers", "Addresses")),
         *((getattr(aio_storage, name), getattr(storage, name)) for name in ("Pools", "Volumes", "Snapshots")),
         *((getattr(aio_backups, name), getattr(backups, name)) for name in ("Repositories", "Backups", "Policies")),
     ]

@@ -1,14 +1,18 @@
 """What people write in Python, as specs."""
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.client import wish
-from lamella.model.errors import Invalid
-from lamella.model.instance import Isolation, RestartMode
+from lamella.client.changes import Changes, of_a_nic, patch, to_instance
+from lamella.model.errors import Conflict, Invalid, NotFound
+from lamella.model.instance import InstanceStatus, Isolation, RestartMode
 from lamella.model.quantity import format_cpu, format_size
+from lamella.model.resource import new_resource
 
 
 def test_units_as_people_type_them() -> None:
@@ -75,8 +79,42 @@ def test_restart_policies() -> None:
 
 
 def test_a_patch_holds_only_what_was_said() -> None:
-    assert msgspec.to_builtins(wish.patch({"memory": None})) == {"spec": {"memory": None}}
-    assert msgspec.to_builtins(wish.patch({"labels": {"a": None}})) == {"labels": {"a": None}}
+    assert msgspec.to_builtins(patch({"memory": None})) == {"spec": {"memory": None}}
+    assert msgspec.to_builtins(patch({"labels": {"a": None}})) == {"labels": {"a": None}}
+    assert msgspec.to_builtins(patch({"rate_in": "10Mbit"})) == {}
+
+
+def test_rates_are_of_a_nic_and_leave_the_others() -> None:
+    spec = wish.instance(
+        "x", {"isolation": "vm", "address": "10.0.0.7", "rate_out": "1Mbit", "networks": ["back"]}
+    ).spec
+    spec.nics[1].name = "nic1"
+    instance = new_resource("instance", "db", spec, InstanceStatus(), project="team")
+
+    def asked(changes: Changes) -> dict[str, Any]:
+        assert of_a_nic(changes)
+        call = to_instance(instance, changes)
+        assert call.request.target.startswith(f"/v1/projects/team/instances/{instance.id}?")
+        assert call.request.headers["If-Match"] == f'"{instance.revision}"'
+        return msgspec.json.decode(bytes(call.request.body or b""))  # type: ignore[arg-type]
+
+    first, second = asked({"rate_in": "100Mbit", "rate_out": None, "pids": 77, "labels": {"a": None}})["spec"]["nics"]
+    assert (first["rate_in"], first["rate_out"], first["address"]) == (100_000_000, None, "10.0.0.7")
+    assert (second["name"], second["network"], second["rate_in"]) == ("nic1", "back", None)
+    assert asked({"rate_in": 64_000, "pids": 77, "labels": {"a": None}})["labels"] == {"a": None}
+    first, second = asked({"rate_in": 64_000, "nic": "nic1"})["spec"]["nics"]
+    assert (first["rate_in"], first["rate_out"], second["rate_in"]) == (None, 1_000_000, 64_000)
+    assert asked({"rate_in": None, "nic": "nic", "memory": None})["spec"]["memory"] is None
+    with pytest.raises(NotFound, match="no NIC 'nic2'") as absent:
+        to_instance(instance, {"rate_in": 64_000, "nic": "nic2"})
+    assert absent.value.hint == "it has nic, nic1"
+    with pytest.raises(Invalid, match="rate_in 'much'"):
+        to_instance(instance, {"rate_in": "much"})
+    with pytest.raises(Invalid, match="nothing of the NIC"):
+        of_a_nic({"nic": "nic1", "pids": 1})
+    instance.spec.nics = []
+    with pytest.raises(Conflict, match="no network"):
+        to_instance(instance, {"rate_in": 64_000})
 
 
 def test_a_machine_as_people_wish_it() -> None:

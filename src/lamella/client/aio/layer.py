@@ -8,11 +8,13 @@ from typing import Unpack
 
 from lamella.client import address, calls, wish
 from lamella.client.aio.backups import Backups, Policies, Repositories
+from lamella.client.aio.balancers import Balancers
 from lamella.client.aio.box import Box
 from lamella.client.aio.firewalls import Firewalls
 from lamella.client.aio.images import Images
 from lamella.client.aio.instances import Instances
 from lamella.client.aio.networks import Networks
+from lamella.client.aio.routers import Addresses, Routers
 from lamella.client.aio.storage import Pools, Snapshots, Volumes
 from lamella.client.aio.talk import Progress, Talk
 from lamella.client.aio.wire import Wire
@@ -33,6 +35,7 @@ class Layer:
         self.instances = Instances(self._talk)
         self.images = Images(self._talk)
         self.networks, self.firewalls = Networks(self._talk), Firewalls(self._talk)
+        self.routers, self.addresses, self.balancers = Routers(self._talk), Addresses(self._talk), Balancers(self._talk)
         self.pools, self.volumes, self.snapshots = Pools(self._talk), Volumes(self._talk), Snapshots(self._talk)
         self.repositories, self.backups = Repositories(self._talk), Backups(self._talk)
         self.policies = Policies(self._talk)

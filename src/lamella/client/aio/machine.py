@@ -12,7 +12,7 @@ from lamella.model.board import DesktopTicket, Input, Pointer
 from lamella.model.errors import StaleRevision
 from lamella.model.instance import Instance
 
-_TRIES = 5
+TRIES = 5  # when somebody else changes the instance between looking and asking
 
 
 class Machine:
@@ -101,14 +101,14 @@ class Machine:
 
         :raise Conflict: when it is a disk and *force* is not set: its content goes with it.
         """
-        for left in reversed(range(_TRIES)):
+        for left in reversed(range(TRIES)):
             await self._look()
             if await self._patched(calls.unplug(self.instance, name, force=force), last=not left):
                 return
 
     async def _attach(self, kind: str, description: dict[str, object], name: str | None) -> str:
         made = ""
-        for left in reversed(range(_TRIES)):
+        for left in reversed(range(TRIES)):
             await self._look()
             made, call = calls.plug(self.instance, kind, description, name)
             if await self._patched(call, last=not left):

@@ -29,14 +29,28 @@ class Networks:
         subnet: str = "",
         isolated: bool = False,
         mtu: int = 1500,
+        external: bool = False,
+        router: str = "",
         labels: Mapping[str, str] | None = None,
     ) -> Network:
-        """Make one on *subnet* (``10.10.0.0/24``), or on a free one. Nothing goes out of an *isolated* one.
+        """Make one on *subnet* (``10.10.0.0/24``), or on a free one, with packets of at most *mtu* bytes. Nothing goes out of an *isolated*
+        one. Behind the router called *router* it may overlap networks that are not. An *external* one is for floating addresses, on
+        a *subnet* that comes to the hosts from outside.
 
-        :raise Conflict: when the name is taken, or *subnet* overlaps another network's.
+        :raise Conflict: when the name is taken, or *subnet* overlaps another network's. :raise Invalid: when there can be no such network.
+        :raise NotFound: when there is no such router.
         """
         return await self._talk.ask(
-            network_calls.create(self._talk.project, name, subnet=subnet, isolated=isolated, mtu=mtu, labels=labels)
+            network_calls.create(
+                self._talk.project,
+                name,
+                subnet=subnet,
+                isolated=isolated,
+                mtu=mtu,
+                external=external,
+                router=router,
+                labels=labels,
+            )
         )
 
     async def remove(self, name: str) -> None:

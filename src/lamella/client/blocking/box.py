@@ -6,15 +6,17 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Unpack
 
-from lamella.client import calls, routes, wish
-from lamella.client.blocking.machine import Machine
+from lamella.client import calls, network_calls, routes
+from lamella.client.blocking.machine import TRIES, Machine
 from lamella.client.blocking.streams import Stream, communicate
+from lamella.client.changes import Changes, of_a_nic, patch, to_instance
 from lamella.client.lines import LineReader
 from lamella.client.result import Result
 from lamella.model.contract import Contract
 from lamella.model.errors import Unavailable
 from lamella.model.files import FileInfo
 from lamella.model.instance import Instance, Phase
+from lamella.model.network import Port
 from lamella.model.requests import Explanation
 from lamella.model.stream import ExecSpec
 from lamella.model.usage import LogEntry, Usage
@@ -131,10 +133,48 @@ class Box(Machine):
         """Remove it, and wait until nothing is left of it. *force* stops it first."""
         self._talk.ask(calls.remove(self._project, "instance", self.id, force=force, wait=calls.SETTLE))
 
-    def set(self, **changes: Unpack[wish.Changes]) -> Instance:
-        """Change what it was asked to be: ``box.set(memory="1GiB")``."""
-        self.instance = self._talk.ask(calls.patch_instance(self._project, self.id, wish.patch(changes)))
+    def set(self, **changes: Unpack[Changes]) -> Instance:
+        """Change what it was asked to be: ``box.set(memory="1GiB", rate_in="100Mbit")``; what it can take while it runs is in
+        force then.
+
+        :raise Invalid: when a change is not understood. :raise NotFound: when it has no such NIC. :raise Conflict: when it has none.
+        """
+        if not of_a_nic(changes):
+            self.instance = self._talk.ask(calls.patch_instance(self._project, self.id, patch(changes)))
+            return self.instance
+        for left in reversed(range(TRIES)):
+            self._look()
+            if self._patched(to_instance(self.instance, changes), last=not left):
+                break
         return self.instance
+
+    def capture(
+        self,
+        *,
+        nic: str | None = None,
+        filter: str = "",
+        duration: float | str | None = None,
+        packets: int | None = None,
+    ) -> Iterator[bytes]:
+        """What passes a NIC (left out: the first), as a capture file (pcap), piece by piece as it comes: those packets that *filter* lets
+        through, as tcpdump has it, for *duration* (seconds, or ``"10s"``), so many *packets*, or as long as somebody reads.
+
+        :raise Invalid: when *filter* or *duration* is none. :raise NotFound: when there is no such NIC.
+        :raise Conflict: when it does not run. :raise NoRoom: when too many captures go on.
+        """
+        request = network_calls.capture(
+            self._project, self.id, nic=nic, filter=filter, duration=duration, packets=packets
+        )
+        with self._talk.wire.stream(request) as pieces:
+            yield from pieces
+
+    def mirror(self, to: str | None, *, nic: str | None = None) -> Port:
+        """Send a copy of all that passes a NIC (left out: the first) to the first NIC of the instance *to*; ``None`` ends it.
+
+        :raise NotFound: when there is no such instance or NIC. :raise Conflict: when copies would come back to where they came from.
+        :raise Unsupported: when the two are on different hosts.
+        """
+        return self._talk.ask(network_calls.mirror(self._project, self.id, to, nic))
 
     def contract(self) -> Contract:
         """What isolates it, what it is guaranteed, what limits it."""

@@ -7,11 +7,13 @@ from typing import Unpack
 
 from lamella.client import address, calls, wish
 from lamella.client.blocking.backups import Backups, Policies, Repositories
+from lamella.client.blocking.balancers import Balancers
 from lamella.client.blocking.box import Box
 from lamella.client.blocking.firewalls import Firewalls
 from lamella.client.blocking.images import Images
 from lamella.client.blocking.instances import Instances
 from lamella.client.blocking.networks import Networks
+from lamella.client.blocking.routers import Addresses, Routers
 from lamella.client.blocking.storage import Pools, Snapshots, Volumes
 from lamella.client.blocking.talk import Progress, Talk
 from lamella.client.blocking.wire import Wire
@@ -32,6 +34,7 @@ class Layer:
         self.instances = Instances(self._talk)
         self.images = Images(self._talk)
         self.networks, self.firewalls = Networks(self._talk), Firewalls(self._talk)
+        self.routers, self.addresses, self.balancers = Routers(self._talk), Addresses(self._talk), Balancers(self._talk)
         self.pools, self.volumes, self.snapshots = Pools(self._talk), Volumes(self._talk), Snapshots(self._talk)
         self.repositories, self.backups = Repositories(self._talk), Backups(self._talk)
         self.policies = Policies(self._talk)
