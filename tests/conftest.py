@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from tests import ceph as ceph_of_tests
 from tests.ceph import Ceph, small_ceph
 from tests.debian import Built, build
@@ -16,6 +17,10 @@ from lamella.host.linux.processes import all_pids
 
 PREFIX = "lamella-"
 GRACE = 10.0
+
+# A busy machine is no reason for a property to fail: no timed assertions.
+settings.register_profile("lamella", deadline=None)
+settings.load_profile("lamella")
 
 # A run in the background of a shell was told to ignore Ctrl-C, and so would be everything that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

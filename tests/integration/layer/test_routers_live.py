@@ -62,7 +62,7 @@ def test_a_router_joins_what_it_says(layer: LayerUnderTest) -> None:
         assert where in layer.out("network", "trace", sender, to, "tcp:80")
     layer.kill()
     layer.start()
-    assert outside(layer, address) == "w1"
+    until(lambda: outside(layer, address) == "w1")
     layer.lamella("address", "detach", address)
     layer.lamella("address", "attach", address, "w2")
     until(lambda: outside(layer, address) == "w2")

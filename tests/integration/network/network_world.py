@@ -12,6 +12,7 @@ import secrets
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -141,6 +142,15 @@ class World:
         if kind == socket.SOCK_DGRAM:
             client.send(b"?")
         return client.recv(100).decode()
+
+    def pings(self, name: str, address: str, *, patience: float = 30.0) -> bool:
+        """Whether an echo comes back, tried again until *patience* ends: a first packet may be lost."""
+        deadline = time.monotonic() + patience
+        while True:
+            with contextlib.suppress(subprocess.CalledProcessError):
+                return "1 received" in self.in_(name, "ping", "-c1", "-W1", address)
+            if time.monotonic() >= deadline:
+                return False
 
     def links(self, name: str) -> set[str]:
         return self.inside(name, lambda: {link for _, link in socket.if_nameindex()})

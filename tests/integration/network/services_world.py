@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import pytest
 from name_questions import Refused, resolve
@@ -23,6 +24,7 @@ BACK = DesiredNetwork(
     id=new_id("network"), name="back", subnet="10.85.0.0/24", gateway="10.85.0.1", mtu=1400, isolated=True
 )
 
+T = TypeVar("T")
 Use = Callable[[BridgeDriver], Awaitable[None]]
 
 
@@ -64,13 +66,13 @@ def life(world: World, use: Use) -> None:
     world.inside("host", lambda: asyncio.run(run()))
 
 
-async def until(check: Callable[[], object], why: str = "") -> None:
-    """*check* is asked in a thread until what it returns is true; errors of sockets count as no."""
+async def until(check: Callable[[], T], why: str = "") -> T:
+    """*check* is asked in a thread until what it returns is true, which is returned; errors of sockets count as no."""
     deadline = time.monotonic() + 40
     while True:
         try:
-            if await asyncio.to_thread(check):
-                return
+            if found := await asyncio.to_thread(check):
+                return found
         except (OSError, Refused):
             pass
         assert time.monotonic() < deadline, why

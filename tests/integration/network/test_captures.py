@@ -129,15 +129,20 @@ def test_it_ends_with_the_instance(world: World) -> None:
     one, _ = plug(world)
 
     async def use(driver: BridgeDriver) -> bytes:
-        data = b""
-        async with asyncio.timeout(PATIENCE), aclosing(_generator(driver, one.id, CaptureSpec())) as pieces:
+        data, gone = b"", False
+        wish = CaptureSpec(filter="udp port 53")
+        async with asyncio.timeout(PATIENCE), aclosing(_generator(driver, one.id, wish)) as pieces:
             async for piece in pieces:
                 if not data:
-                    await driver.detach(one.id)
+                    await asyncio.to_thread(world.ask, "i0", "10.83.0.3", 53, UDP)
                 data += piece
+                if len(packets(data)) == 2 and not gone:
+                    gone = True
+                    await driver.detach(one.id)
         return data
 
-    assert packets(world.run(use)) is not None
+    # What passed before it went is in the file.
+    assert len(packets(world.run(use))) == 2
     assert not listening(world)
 
 

@@ -1,5 +1,6 @@
 """Mirrors of real packets: both directions once, through restarts of either end, and nothing left when it is over."""
 
+import json
 import socket
 import time
 from collections.abc import Callable
@@ -57,10 +58,10 @@ def plug(world: World, *ports: DesiredPort) -> None:
     world.run(use)
 
 
-def ask(world: World) -> None:
-    """A question from i0 to i1 with words of its own, and the answer."""
+def ask(world: World, size: int = 10) -> None:
+    """A question from i0 to i1 with words of its own, of *size* bytes, and the answer."""
     client = world.endpoint("i0", UDP)
-    client.sendto(b"a question", ("10.83.0.3", 53))
+    client.sendto(b"a question".ljust(size), ("10.83.0.3", 53))
     assert client.recv(100).startswith(b"an answer")
 
 
@@ -145,6 +146,10 @@ def test_a_mirror_stops_nobody(world: World) -> None:
     plug(world, one, two, ids)
     shape(world, one)
     world.serve("i1", 53, "an answer", UDP)
+    ear = Ear(world, "i2")
     # Far more than the one that listens may be brought: what is too much of the copies is lost, not of the packets.
     for _ in range(200):
-        ask(world)
+        ask(world, 1400)
+    shown = json.loads(world.in_("layer", "tc", "-s", "-j", "qdisc", "show", "dev", port_name(ids.id)))
+    assert sum(each["drops"] for each in shown if each["kind"] == "tbf") > 0
+    assert ear.counts(b"a question") >= [1]

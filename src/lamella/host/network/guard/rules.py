@@ -104,8 +104,9 @@ def step(
             del chains[name]
     left = {name for name in minus.bridges if not _stays(f'"{name}" ', before, minus)}
     zones = {name: zone for name, zone in minus.zones.items() if name in left}
+    new = {name: zone for name, zone in plus.zones.items() if name in zones or before.zones.get(name) != zone}
     replace = msgspec.structs.replace
-    return replace(minus, chains={**before.chains}, bridges=left, zones=zones), replace(plus, chains=chains)
+    return replace(minus, chains={**before.chains}, bridges=left, zones=zones), replace(plus, chains=chains, zones=new)
 
 
 def _stays(prefix: str, before: Guarded, minus: Guarded) -> bool:
