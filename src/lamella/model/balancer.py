@@ -38,7 +38,7 @@ class Target(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=Tr
     labels: Annotated[Labels, Meta(max_length=16)] = {}
     instance: Annotated[str, Meta(max_length=63)] = ""
     port: Annotated[int, Meta(ge=0, le=65535)] = 0
-    host: Annotated[str, Meta(max_length=253, pattern=r"^([a-z0-9-]+(\.[a-z0-9-]+)*)?$(?!\n)")] = ""
+    host: Annotated[str, Meta(max_length=253, pattern=r"^([a-z0-9][a-z0-9-]*(\.[a-z0-9][a-z0-9-]*)*)?$(?!\n)")] = ""
     path: Annotated[str, Meta(max_length=200, pattern=r"^(/[A-Za-z0-9._~%/-]*)?$(?!\n)")] = ""
 
 

@@ -37,7 +37,8 @@ class Answer(http.server.BaseHTTPRequestHandler):
     name = ""
 
     def do_GET(self) -> None:
-        said = f"{self.name} {self.path} {self.headers['X-Forwarded-For']} {self.headers['X-Forwarded-Proto']}".encode()
+        who = ",".join(self.headers.get_all("X-Forwarded-For", []) + self.headers.get_all("Forwarded", []))
+        said = f"{self.name} {self.path} {who} {self.headers['X-Forwarded-Proto']}".encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(said)))
         self.end_headers()
@@ -109,8 +110,9 @@ def get(
     wire: socket.socket = tls.wrap_socket(made, server_hostname=host) if tls is not None else made
     connection = http.client.HTTPConnection(host or address, number)
     connection.sock = wire
+    forged = {"X-Forwarded-For": "192.0.2.1", "Forwarded": "for=192.0.2.1"}
     try:
-        connection.request("GET", path, headers={"Host": host or address})
+        connection.request("GET", path, headers={"Host": host or address, **forged})
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
     finally:

@@ -73,6 +73,7 @@ async def test_its_address_is_nobody_elses(layer: Layer) -> None:  # noqa: F811
         ({"targets": [Target()]}, Invalid, "targets"),
         ({"targets": [Target(labels={"a": "b"}, instance="w1")]}, Invalid, "targets"),
         ({"listeners": [Listener(protocol="udp", port=53)]}, Invalid, "check"),
+        ({"listeners": [Listener(protocol="http", port=53)]}, Invalid, "listeners"),
         ({"targets": [Target(instance="w1", path="/api")]}, Invalid, "targets"),
         ({"listeners": [Listener(protocol="https", port=443)]}, Invalid, "certificate"),
         ({"listeners": [Listener(port=80), Listener(protocol="http", port=80)]}, Conflict, "listeners"),

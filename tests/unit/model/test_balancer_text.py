@@ -53,6 +53,6 @@ def test_requests_by_host_and_path() -> None:
     assert balancer_text.route("www.example/api=w1") == Target(instance="w1", host="www.example", path="/api")
     for text in ("www.example=w1:80", "/=w1", "a.example/b=label:c=d"):
         assert balancer_text.format_target(balancer_text.route(text)) == text
-    for text in ("w1", "=w1", "WWW=w1", "/a b=w1", '/"=w1', "/api="):
+    for text in ("w1", "=w1", "WWW=w1", "/a b=w1", '/"=w1', "/api=", "-f=w1", "a.-f=w1"):
         with pytest.raises(Invalid):
             balancer_text.route(text)

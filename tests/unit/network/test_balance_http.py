@@ -10,7 +10,7 @@ from lamella.host.network.balance.desired import Backend, DesiredBalancer, Rule
 from lamella.host.network.balance.http.plan import Place, configuration
 from lamella.model.balancer import Listener
 
-PLACE = Place(room=Path("/run/room"), pidfile=Path("/run/pid"))
+PLACE = Place(room=Path("/run/room"), pidfile=Path("/run/pid"), connections=8000)
 RULES = [
     Rule(),
     Rule(path="/api"),
@@ -42,7 +42,7 @@ def decided(text: str, host: str, path: str) -> str:
         if words[:1] != ["use_backend"] or chosen:
             continue
         for all_of in line.partition(" if ")[2].split(" or "):
-            tests = re.findall(r"\{ (\S+) (?:-i )?(\S+) \}", all_of)
+            tests = re.findall(r"\{ (\S+) (?:-i -- )?(\S+) \}", all_of)
             fits = {
                 "hdr(host),host_only": lambda value: host == value,
                 "path": lambda value: path == value,
@@ -88,3 +88,17 @@ def test_only_http_is_its_and_only_who_lives_is_in_it() -> None:
     for each, up in ((balancer([Rule()], http), False), (balancer([Rule()], http, draining=True), True)):
         text = configuration([each], lambda *_, up=up: up, {}, PLACE)
         assert "bind 10.0.0.100:80\n" in text and "server 10" not in text
+
+
+def test_what_a_client_says_of_itself_is_forgotten_first() -> None:
+    text = configuration([balancer([Rule()], Listener(protocol="http", port=80))], lambda *_: True, {}, PLACE)
+    first = text.index("bind 10.0.0.100:80\n")
+    for name in ("X-Forwarded-For", "Forwarded"):
+        assert first < text.index(f"http-request del-header {name}\n") < text.index("set-header X-Forwarded-Proto")
+
+
+def test_a_host_is_no_option_and_nobody_has_all_connections() -> None:
+    text = configuration([balancer([Rule(host="-f")], Listener(protocol="http", port=80))], lambda *_: True, {}, PLACE)
+    assert "-i -- -f }" in text
+    frame, _, defaults = text.partition("defaults\n")
+    assert "maxconn 8000\n" in frame and "maxconn 2000\n" in defaults

@@ -15,6 +15,12 @@ def check_spec(spec: BalancerSpec) -> None:
     for (protocol, port), count in listeners.items():
         if count > 1:
             raise Conflict(f"{protocol}:{port} is listened to twice", hint="once is enough", field="listeners")
+    if any(listener.reads and listener.port == 53 for listener in spec.listeners):
+        raise Invalid(
+            "HTTP cannot be read on port 53, where the network's own DNS listens",
+            hint="name another port: --listen http:80",
+            field="listeners",
+        )
     for target in spec.targets:
         if bool(target.labels) == bool(target.instance):
             raise Invalid(

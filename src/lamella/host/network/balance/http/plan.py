@@ -10,13 +10,18 @@ from lamella.model.balancer import Listener
 
 # Its user and group while it serves. No instance has this id: their ranges begin above it (control/addressing.py).
 USER = 0x6FFF_FF02
+# No listener takes more of all connections than one in so many.
+_SHARES = 4
+# Who asked is what haproxy saw, not what a client says.
+_FORGED = ("X-Forwarded-For", "Forwarded")
 
 
 class Place(msgspec.Struct, kw_only=True, frozen=True):
-    """Where haproxy lives on this host: *room* is an empty directory that it cannot leave."""
+    """Where haproxy lives on this host: *room* is an empty directory that it cannot leave; how many connections it may have at once."""
 
     room: Path
     pidfile: Path
+    connections: int
 
 
 def speaks_http(listener: Listener) -> bool:
@@ -54,10 +59,12 @@ def _frame(place: Place, patience: int) -> str:
     uid {USER}
     gid {USER}
     pidfile {place.pidfile}
+    maxconn {place.connections}
     hard-stop-after {max(patience, 1)}ms
     ssl-default-bind-options ssl-min-ver TLSv1.2
 defaults
     mode http
+    maxconn {max(place.connections // _SHARES, 1)}
     option forwardfor
     option redispatch
     retries 2
@@ -78,6 +85,7 @@ def _listener(
 ) -> str:
     secure = f" ssl crt {certificates[balancer.id]} alpn h2,http/1.1" if listener.protocol == "https" else ""
     lines = [f"frontend {name}", f"    bind {balancer.address}:{listener.port}{secure}"]
+    lines += [f"    http-request del-header {name}" for name in _FORGED]
     lines.append(f"    http-request set-header X-Forwarded-Proto {listener.protocol}")
     rules = sorted({backend.rule for backend in balancer.backends}, key=_first)
     names = {rule: f"{name}_{number}" for number, rule in enumerate(rules)}
@@ -102,7 +110,7 @@ def _condition(rule: Rule) -> str:
     """All that it says has to be; a path is one and all below it."""
     words: list[str] = []
     if rule.host:
-        words.append(f"{{ hdr(host),host_only -i {rule.host} }}")
+        words.append(f"{{ hdr(host),host_only -i -- {rule.host} }}")
     if not rule.path:
         return " ".join(words)
     return " or ".join(" ".join([*words, f"{{ path{kind} }}"]) for kind in (f" {rule.path}", f"_beg {rule.path}/"))

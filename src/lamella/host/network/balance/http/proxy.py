@@ -10,10 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from lamella.host.compute.driver import Home
+from lamella.host.linux.processes import Child
 from lamella.host.network.balance.desired import Backend, DesiredBalancer
 from lamella.host.network.balance.http import plan, process
 from lamella.host.network.fabric import Fabric
-from lamella.model.errors import LamellaError
+from lamella.model.errors import LamellaError, Unavailable
 from lamella.model.host import Capability
 
 log = logging.getLogger("lamella.host.network")
@@ -34,13 +35,17 @@ class Proxy:
         self._pid = 0
         self._pause = _FIRST_PAUSE
         self._not_before = 0.0
-        self.failure = ""
+        # The configuration that it did not start with last, and why.
+        self._refused: Path | None = None
+        self._failure = ""
 
     async def serve(self, balancers: Iterable[DesiredBalancer], up: Callable[[str, Backend], bool]) -> dict[str, str]:
         """Have haproxy serve exactly these. Why not, by the id of those that it does not serve."""
         wanted = [one for one in balancers if any(map(plan.speaks_http, one.listeners))]
         failures, certificates = await asyncio.to_thread(_certificates, wanted)
-        place = plan.Place(room=self._directory / "room", pidfile=self._directory / "pid")
+        place = plan.Place(
+            room=self._directory / "room", pidfile=self._directory / "pid", connections=process.connections()
+        )
         text = plan.configuration(wanted, up, certificates, place)
         try:
             await self._keep(text)
@@ -52,30 +57,43 @@ class Proxy:
         found = await asyncio.to_thread(process.running, self._home)
         if not text:
             self._let_go()
-            if found:
-                process.retire(one.pid for one in found)
+            process.retire_all(self._directory, found)
             return
         file = await asyncio.to_thread(process.write, self._directory, text)
-        serving = [one for one in found if one.file == file]
-        if serving:
-            # Of two that a daemon left when it was killed between the steps, the newer serves.
-            newest = max(serving, key=lambda one: one.pid if self._pid != one.pid else 1 << 62)
-            process.retire(one.pid for one in found if one.pid != newest.pid)
-            self._watch(newest.pid)
+        serving = process.serving(self._directory, found)
+        if serving is not None and serving.file == file:
+            process.retire(one for one in found if one != serving)
+            self._watch(serving.pid)
             return
         clock = asyncio.get_running_loop().time()
-        if clock < self._not_before:
-            return
+        if file != self._refused:
+            self._pause = _FIRST_PAUSE
+        elif clock < self._not_before:
+            raise Unavailable(self._failure)
         try:
-            pid = await self._fabric.in_layer(
-                "start haproxy", lambda _: process.begin(self._home, self._directory, file)
-            )
-        except LamellaError:
+            pid = await self._start(file)
+        except LamellaError as error:
+            self._refused, self._failure = file, error.message
             self._not_before, self._pause = clock + self._pause, min(2 * self._pause, _LONGEST_PAUSE)
             raise
-        self._pause = _FIRST_PAUSE
-        process.retire(one.pid for one in found)
+        self._refused = None
+        process.retire(found)
         self._watch(pid)
+
+    async def _start(self, file: Path) -> int:
+        argv = await asyncio.to_thread(process.prepare, self._home, self._directory, file)
+        begun: list[Child] = []
+        try:
+            await self._fabric.in_layer(
+                "start haproxy", lambda _: begun.append(process.begin(argv, self._home, self._directory))
+            )
+        except asyncio.CancelledError:
+            # What was begun is found by the next one; what started it is not left to itself.
+            for one in begun:
+                with suppress(LamellaError):
+                    await asyncio.to_thread(process.told, one, self._home, self._directory)
+            raise
+        return await asyncio.to_thread(process.told, begun[0], self._home, self._directory)
 
     def _watch(self, pid: int) -> None:
         if pid == self._pid:
