@@ -84,7 +84,8 @@ class Desk:
         stop = self._bulletin.listen(look)
         try:
             answer = await self._collect(host, since)
-            if answer.complete or answer.instances or answer.gone or answer.networks or wait <= 0:
+            told = answer.complete or answer.instances or answer.gone or answer.networks
+            if told or answer.balancers is not None or wait <= 0:
                 return answer
             try:
                 async with asyncio.timeout(wait):
@@ -110,7 +111,8 @@ class Desk:
         users = {id for c in changes for id in _users(c)} - touched
         wider = any(c.kind in ("network", "pool", "firewall", "router", "address") for c in changes)
         # Whoever begins to run, ends, or gets another label may come to be behind a balancer, or be there no more.
-        balanced = any(c.kind in ("balancer", "instance") for c in changes)
+        rebalanced = any(c.kind == "balancer" for c in changes)
+        balanced = rebalanced or any(c.kind == "instance" for c in changes)
         if not touched and not users and not wider and not balanced:
             return Assignments(revision=revision, complete=False)
 
@@ -129,7 +131,7 @@ class Desk:
             if wider:
                 answer.networks, answer.pools, answer.firewalls = _networks(tx), _pools(tx), tx.list("firewall")
                 answer.routers = floating.tasks(tx)
-            if balanced:
+            if rebalanced or (balanced and tx.list("balancer")):
                 answer.balancers = balancing.tasks(tx, host)
             return answer
 

@@ -66,6 +66,10 @@ class Agent:
         self.home = home
         self.name = name
         self.network = network
+        # What the network could not be made of yet; it is tried again with the next news.
+        self._unmade: list[Network] = []
+        self._routers: list[RouterTask] = []
+        self._route_again = False
         self._firewalls: dict[str, FirewallSpec] = {}
         self._residents: dict[str, list[Resident]] = {}
         # Of every instance, whether it runs or not.
@@ -170,6 +174,8 @@ class Agent:
                 found = await self.network.look()
             except LamellaError as error:
                 log.warning("the network is not looked at: %s", error)
+            except Exception:
+                log.exception("the network is not looked at")
             else:
                 if found:
                     log.warning("somebody changed the layer's network; put right: %s", ", ".join(found[:10]))
@@ -198,30 +204,47 @@ class Agent:
             self._synced.notify_all()
 
     async def _use_networks(self, networks: list[Network]) -> None:
-        """*networks* are all that there are; when none are told, nothing is new."""
-        for network in networks:
+        """*networks* are all that there are; when none are told, nothing is new, but for what could not be made yet."""
+        if networks:
+            # What was told of an instance is older: it starts again on the networks of now.
+            known = {network.id: network for network in networks}
+            for worker in self._workers.values():
+                worker.asked.networks.update({id: known[id] for id in worker.asked.networks if id in known})
+            try:
+                await self.network.keep_networks(set(known))
+            except LamellaError as error:
+                log.error("networks that are gone: %s", error)
+        failed: list[Network] = []
+        for network in networks or self._unmade:
             try:
                 await self.network.ensure_network(desired_network(network))
             except LamellaError as error:
                 log.error("network %s: %s", network.name, error)
-        if networks:
-            try:
-                await self.network.keep_networks({network.id for network in networks})
-            except LamellaError as error:
-                log.error("networks that are gone: %s", error)
+                failed.append(network)
+        # A router has no leg yet on one that is made only now.
+        self._route_again = self._route_again or (not networks and len(failed) < len(self._unmade))
+        self._unmade = failed
 
     async def _use_routers(self, routers: list[RouterTask] | None) -> None:
-        """*routers* are all that there are; ``None`` is no change."""
+        """*routers* are all that there are; ``None`` is no change, but for what could not be made yet."""
         if routers is not None:
-            try:
-                await self.network.route([desired_router(task) for task in routers])
-            except LamellaError as error:
-                log.error("routers: %s", error)
+            self._routers = routers
+        elif not self._route_again:
+            return
+        try:
+            await self.network.route([desired_router(task) for task in self._routers])
+        except LamellaError as error:
+            log.error("routers: %s", error)
+            self._route_again = True
+        else:
+            self._route_again = False
 
     async def _use_firewalls(self, news: Assignments) -> None:
         """Before the news' instances are begun: none is on the network before what guards it."""
         if news.firewalls is not None:
             self._firewalls = {firewall.id: firewall.spec for firewall in news.firewalls}
+        if news.complete:
+            self._ports = {}
         for id in news.gone:
             self._ports.pop(id, None)
         for one in news.instances:

@@ -180,6 +180,23 @@ def test_a_static_route_leads_behind_an_instance(world: World) -> None:
         world.ask("w2", "10.20.0.2", 80, bind="10.99.0.1")
 
 
+def test_what_is_published_for_the_host_alone_is_for_no_instance(world: World) -> None:
+    """By the address that the layer knows the router by, where the host's ports are led to."""
+    routed = two_networks(world)
+    plain = network("plain", "10.30.0")
+    routed.networks.append(plain)
+    routed.add("p1", on(plain, 2))
+    publish = Publish(host_address="127.0.0.1", host_port=8080, port=80)
+    routed.ports["w1"] = replace(routed.ports["w1"], publish=[publish])
+    routed.life("p1")
+    told = world.in_("layer", "ip", "-4", "-o", "addr", "show", "dev", router_name(routed.routers[0].id))
+    # The layer's end is the first address of the two, the router's the second.
+    layer = told.split("inet ")[1].split("/")[0]
+    router = layer.rpartition(".")[0] + f".{int(layer.rpartition('.')[2]) + 1}"
+    assert routed.ask("host", "127.0.0.1", 8080).startswith("w1 ")
+    assert routed.ask("p1", "10.30.0.2") == "p1 10.30.0.2" and routed.silent("p1", router, 8080)
+
+
 def test_published_ports_come_through(world: World) -> None:
     routed = two_networks(world)
     front, back = routed.networks

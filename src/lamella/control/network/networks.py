@@ -12,7 +12,7 @@ from lamella.control.merging import merge_labels, merge_patch
 from lamella.control.network import joining, subnets
 from lamella.control.network.mirrors import mirror
 from lamella.control.network.routers import find_router
-from lamella.model.errors import Conflict, Invalid, NotFound, Unsupported
+from lamella.model.errors import Conflict, Forbidden, Invalid, NotFound, Unsupported
 from lamella.model.ids import check_name
 from lamella.model.network import Network, NetworkSpec, NetworkStatus, Port
 from lamella.model.network_bodies import NetworkCreate, PortMirror
@@ -34,7 +34,7 @@ class Networks:
         """:raise Conflict: when its name is taken, or its subnet overlaps another network's of the layer."""
         check_name(body.name)
         wanted = subnets.parse(body.subnet) if body.subnet else None
-        _check_external(body)
+        _check_external(who, body)
 
         def write(tx: Transaction) -> Network:
             need_project(tx, project)
@@ -113,7 +113,12 @@ class Networks:
         await self._store.write(write)
 
 
-def _check_external(body: NetworkCreate) -> None:
+def _check_external(who: Principal, body: NetworkCreate) -> None:
+    """:raise Forbidden: unless *who* is an administrator: hosts lead its addresses in, whoever has them outside."""
+    if body.external and not who.admin:
+        raise Forbidden(
+            "external networks are for administrators of the layer", hint="addresses of one are for everybody"
+        )
     if body.external and (body.router or body.isolated or not body.subnet):
         raise Invalid(
             "an external network is a subnet that comes to the hosts from outside, and nothing else",

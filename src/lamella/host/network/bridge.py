@@ -169,10 +169,12 @@ class BridgeDriver:
 
     async def _led(self) -> None:
         ports = {port.id: port for port in (*self._asked[1], *self.ports.values())}
-        await self._publisher.lead({port.id: self._via(port) for port in ports.values()})
-        await self._routing.permit(ports.values())
-        if self._guard.in_force is not None:
-            await self._guard.protect(self._asked[0], self._routing.beside(self._asked[1]))
+        try:
+            if self._guard.in_force is not None:
+                await self._guard.protect(self._asked[0], self._routing.beside(self._asked[1]))
+        finally:
+            await self._publisher.lead({port.id: self._via(port) for port in ports.values()})
+            await self._routing.permit(ports.values())
 
     def _site(self, network: DesiredNetwork) -> Site:
         return self._routing.site(network) or Site(
@@ -192,8 +194,10 @@ class BridgeDriver:
         """
         self._watch.changes += 1
         self._asked = firewalls, list(ports)
-        await self._routing.permit(self._asked[1])
-        await self._guard.protect(firewalls, self._routing.beside(self._asked[1]))
+        try:
+            await self._guard.protect(firewalls, self._routing.beside(self._asked[1]))
+        finally:
+            await self._routing.permit(self._asked[1])
 
     async def balance(self, balancers: Iterable[DesiredBalancer], heard: Callable[[BalancerReport], None]) -> None:
         """Have exactly these, soon: a task of its own checks their backends, and tells *heard* what becomes of them."""
@@ -256,9 +260,12 @@ class BridgeDriver:
         except Unavailable as error:
             if not rules_refused(error):
                 raise
-            self._known[port.id] = element
+            self._known[port.id] = old = element
             await self._restore()
-            await self._fabric.in_layer(f"attach port {port.id}", make)
+            if self._guard.in_force is not None:
+                self._guard.lost()
+                await self._guard.protect(self._asked[0], self._routing.beside(self._asked[1]))
+            await self._fabric.in_layer(f"attach port {port.id}", add)
         self._known[port.id] = element
 
     async def detach(self, port: str) -> None:
@@ -285,14 +292,16 @@ class BridgeDriver:
         :raise Conflict: when a host port is in use; nothing is changed then.
         :raise Unsupported: when a host address is not IPv4.
         """
-        self._watch.changes += 1
+        before = list(self._publisher.forwards)
         try:
             return await self._publisher.publish(port, self._via(port))
         except Unavailable as error:
             if not rules_refused(error):
                 raise
-        await self._restore()
-        return await self._publisher.publish(port, self._via(port))
+            await self._restore()
+            return await self._publisher.publish(port, self._via(port))
+        finally:
+            self._watch.changes += self._publisher.forwards != before
 
     async def shape(self, port: DesiredPort) -> None:
         """Have exactly the ceilings and the mirror of *port* in force on its link; without a link, none is.
@@ -364,12 +373,13 @@ class BridgeDriver:
         self._described = {network.id: plan.of_network(network) for network in networks}
         self._publisher.forget(set(self.ports) | self._balancers.ids)
         await self._restore()
+        # Before links are in their bridges again: nothing passes there that the firewalls do not see.
+        self._guard.lost()
+        await self._guard.protect(self._asked[0], self._routing.beside(self._asked[1]))
         await self._fabric.in_layer("repair links", self._relink)
         await self._routing.repair(self.networks, self._publisher.forwards)
         await self._led()
         self._services.lost()
-        self._guard.lost()
-        await self._guard.protect(self._asked[0], self._routing.beside(self._asked[1]))
         for port in list(self.ports.values()):
             if port.publish:
                 await self._publisher.publish(port, self._via(port))
@@ -379,6 +389,8 @@ class BridgeDriver:
         # Copies: others come and go meanwhile.
         networks, ports = dict(self.networks), list(self.ports.values())
         bridges = {network.id: attach.ensure_bridge(seat, network) for network in networks.values()}
+        for name in {bridge_name(port.network) for port in ports if port.firewalls and port.network in networks}:
+            seat.route.send(rtnetlink.set_bridge_filtered(name, True))
         links = {link.name: link for link in seat.route.links()}
         for port in ports:
             link, bridge = links.get(port_name(port.id)), bridges.get(port.network)

@@ -12,6 +12,7 @@ the short way would come from an address that nobody asked.
 """
 
 from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Network, collapse_addresses
 
 from lamella.host.network.driver import DesiredNetwork, DesiredPort
 from lamella.host.network.names import BRIDGE_PREFIX, GATEWAY_PREFIX, ROUTER_PREFIX, gateway_name, port_name
@@ -86,15 +87,19 @@ def no_layer_rules(table: str) -> str:
 
 def layer_rules(table: str, uplink: str, floating: Iterable[str]) -> str:
     """All of the layer's table for routers: what leaves by a *floating* address keeps it, and who comes from a network without a router
-    is answered whatever its address is to the router."""
+    is answered whatever its address is to the router. Instances reach floating addresses by it, and nothing that the host leads to a
+    router for others: it may be published for the host alone."""
+    floating = list(floating)
     bridges, routers = f'"{BRIDGE_PREFIX}*"', f'"{ROUTER_PREFIX}*"'
     return f"""
 add table ip {table}
 delete table ip {table}
 add table ip {table}
 add map ip {table} floating {{ type ipv4_addr : ipv4_addr; {_map({one: one for one in floating})}}}
+add set ip {table} floats {{ type ipv4_addr; {_set(floating)}}}
 add chain ip {table} forward {{ type filter hook forward priority 10; policy accept; }}
 add chain ip {table} postrouting {{ type nat hook postrouting priority 99; policy accept; }}
+add rule ip {table} forward iifname != "{uplink}" oifname {routers} ct state new ip daddr != @floats drop
 add rule ip {table} forward iifname {bridges} oifname {routers} meta mark set {_HAIRPIN}
 add rule ip {table} postrouting oifname "{uplink}" snat ip to ip saddr map @floating
 add rule ip {table} postrouting oifname {routers} meta mark {_HAIRPIN} masquerade
@@ -109,15 +114,19 @@ def host_elements(table: str, floating: Iterable[str]) -> str:
 
 
 def permitted(table: str, routers: Iterable[DesiredRouter], ports: Iterable[DesiredPort]) -> str:
-    """What lies behind ports by the routers' routes, as elements of the bridges' rules: those ports may send as it."""
+    """What lies behind ports by the routers' routes, as elements of the bridges' rules: those ports may send as it. Not those with
+    firewalls, whose rules know them by their own address alone."""
     routing = [router for router in routers if router.routes]
-    places = {(port.network, address_of(port)): port for port in ports} if routing else {}
-    found: set[str] = set()
+    places = {(port.network, address_of(port)): port for port in ports if not port.firewalls} if routing else {}
+    behind: dict[str, list[IPv4Network]] = {}
     for router in routing:
         for route in router.routes:
             for network in router.networks:
                 if (port := places.get((network, route.via))) is not None:
-                    found.add(f'"{port_name(port.id)}" . {port.mac.lower()} . {route.destination}')
+                    place = f'"{port_name(port.id)}" . {port.mac.lower()}'
+                    behind.setdefault(place, []).append(IPv4Network(route.destination))
+    # Such a set takes no two that overlap.
+    found = {f"{place} . {one}" for place, several in behind.items() for one in collapse_addresses(several)}
     text = f"flush set bridge {table} routed\n"
     return text + f"add element bridge {table} routed {{ {', '.join(sorted(found))} }}\n" if found else text
 
