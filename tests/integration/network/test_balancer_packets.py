@@ -352,3 +352,30 @@ def test_a_host_port_that_is_in_use_is_said(world: World) -> None:
     out: Counter[str] = Counter()
     world.run(use)
     assert out == {"i2": 2}
+
+
+def test_a_slow_check_of_one_holds_nobody_else_back_after_a_start(world: World) -> None:
+    instances(world, 2, 3, 5)
+    patient = Check(interval=0.3, timeout=60)
+    first = desired(2, 3, check=patient)
+    world.run(lambda driver: asked(driver, first, i2="up", i3="up"))
+    # Silent, and still there: nobody says that there is no way to it.
+    silence = (
+        "add table ip x; add chain ip x in { type filter hook input priority 0; }; add rule ip x in tcp dport 8080 drop"
+    )
+    world.in_("i3", "nft", silence)
+    second = replace(desired(2, check=Check(interval=0.3, timeout=10)), address="10.83.0.201")
+
+    async def use(driver: BridgeDriver) -> None:
+        heard = Heard()
+        await driver.balance([first, second], heard)
+        async with asyncio.timeout(30):
+            while {report.id for report in heard.reports} != {first.id, second.id}:
+                await asyncio.sleep(0.05)
+        await inside(lambda: out.update(answers(world, "i5", 2, second.address)))
+        # Of whom nothing is known yet, what was in force stays.
+        assert "10.83.0.3 . 8080" in world.in_("layer", "nft", "list", "ruleset")
+
+    out: Counter[str] = Counter()
+    world.run(use)
+    assert out == {"i2": 2}

@@ -11,8 +11,9 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from lamella.host.compute.driver import Home
-from lamella.host.network.balance import addresses, flows, plan
+from lamella.host.network.balance import addresses, earlier, flows, plan
 from lamella.host.network.balance.desired import Backend, DesiredBalancer
+from lamella.host.network.balance.earlier import Led
 from lamella.host.network.balance.flows import Leaving, Place
 from lamella.host.network.balance.health import Health, Probe, Seen
 from lamella.host.network.balance.http.proxy import Proxy
@@ -33,6 +34,8 @@ from lamella.model.instance import Publish
 log = logging.getLogger("lamella.host.network")
 
 LOOK_AGAIN = 2.0
+# In seconds: how long after a start one waits for the first answers of all.
+PATIENCE = 5.0
 # A MAC is part of every port; nothing is sent under a balancer's.
 _NO_MAC = "02:00:00:00:00:00"
 
@@ -58,6 +61,8 @@ class Balancers:
         self._asked: dict[str, DesiredBalancer] = {}
         self._in_force: Balanced | None = None
         self._look: list[dict[str, Any]] = []
+        self._patient_until: float | None = None
+        self._earlier: set[Led] = set()
         self._leaving = Leaving()
         self._teller = Teller()
 
@@ -108,6 +113,8 @@ class Balancers:
             wait = None if idle else LOOK_AGAIN
             if wait is not None and (due := self._leaving.next) is not None:
                 wait = max(0.0, min(wait, due - asyncio.get_running_loop().time()))
+            if wait is not None and (left := self._patience) > 0:
+                wait = min(wait, left)
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._wake.wait()
@@ -123,9 +130,15 @@ class Balancers:
         self._health.watch(
             probe for balancer in asked for backend in balancer.backends if (probe := _probe(balancer, backend))
         )
-        if self._in_force is None and not self._health.settled:
-            # What an earlier daemon put in force stays until it is known who lives.
-            return
+        if self._health.settled:
+            self._earlier = set()
+        elif self._in_force is None:
+            # What an earlier daemon put in force stays until it is known who lives; later, what it has for those that have yet to answer.
+            if self._patient_until is None:
+                self._patient_until = asyncio.get_running_loop().time() + PATIENCE
+            if self._patience > 0:
+                return
+            self._earlier = await self._left()
         failures = await self._place(asked)
         here = [balancer for balancer in asked if balancer.id not in failures]
         failures |= await self._publish_all(here)
@@ -136,8 +149,15 @@ class Balancers:
             balancer.id: [one for one in self._publisher.forwards if one.owner == balancer.id] for balancer in here
         }
 
+        taking = {
+            (balancer.id, backend)
+            for balancer in here
+            for backend in balancer.backends
+            if self._takes(balancer, backend, seen[balancer.id, backend])
+        }
+
         def up(id: str, backend: Backend) -> bool:
-            return seen[id, backend].up is True
+            return (id, backend) in taking
 
         wanted = plan.balanced(here, forwards, up)
         await self._fabric.in_layer("put balancers in force", lambda seat: self._change(seat, wanted))
@@ -146,6 +166,20 @@ class Balancers:
         self._teller.tell(asked, seen, failures)
 
     # --- parts
+
+    @property
+    def _patience(self) -> float:
+        """For how many seconds more the first answers are waited for."""
+        if self._in_force is not None or self._patient_until is None:
+            return 0.0
+        return self._patient_until - asyncio.get_running_loop().time()
+
+    async def _left(self) -> set[Led]:
+        listing = await self._fabric.in_layer("read whom balancers lead to", lambda seat: _listing(seat, self._table))
+        return earlier.by_rules(listing) | earlier.by_configuration(await self._proxy.in_force())
+
+    def _takes(self, balancer: DesiredBalancer, backend: Backend, seen: Seen) -> bool:
+        return earlier.led(balancer, backend) in self._earlier if seen.up is None else seen.up
 
     def _seen(self, balancer: DesiredBalancer, backend: Backend) -> Seen:
         probe = _probe(balancer, backend)

@@ -53,6 +53,17 @@ class Proxy:
             return {one.id: error.message for one in wanted}
         return failures
 
+    async def in_force(self) -> str:
+        """The configuration that is served; empty when none is."""
+
+        def read() -> str:
+            serving = process.serving(self._directory, process.running(self._home))
+            with suppress(OSError):
+                return "" if serving is None else serving.file.read_text()
+            return ""
+
+        return await asyncio.to_thread(read)
+
     async def _keep(self, text: str) -> None:
         found = await asyncio.to_thread(process.running, self._home)
         if not text:
