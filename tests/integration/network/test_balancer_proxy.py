@@ -189,6 +189,12 @@ async def test_what_does_not_start_stays_said_and_another_is_tried_at_once(
     for _ in range(2):
         assert "no such luck" in (await serve(proxy, place.balancer()))["bal_1"]
     assert begun.read_text() == "once\n"
+
+    def full(*_: object) -> list[str]:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(process, "prepare", full)
+    assert "no space left" in (await serve(proxy, place.balancer("/c")))["bal_1"]
     monkeypatch.undo()
     assert not await serve(proxy, place.balancer("/b"))
     assert not await serve(proxy, place.balancer())

@@ -83,10 +83,11 @@ class Proxy:
             raise Unavailable(self._failure)
         try:
             pid = await self._start(file)
-        except LamellaError as error:
-            self._refused, self._failure = file, error.message
+        except (LamellaError, OSError) as error:
+            self._refused = file
+            self._failure = error.message if isinstance(error, LamellaError) else f"cannot start haproxy: {error}"
             self._not_before, self._pause = clock + self._pause, min(2 * self._pause, _LONGEST_PAUSE)
-            raise
+            raise Unavailable(self._failure) from error
         self._refused = None
         process.retire(found)
         self._watch(pid)
