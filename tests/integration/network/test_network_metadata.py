@@ -1,6 +1,7 @@
 """Instances ask who they are, from namespaces on real bridges, and behind a router."""
 
 import asyncio
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,7 @@ from services_world import BACK, GATEWAY, lease, life, on_back, services_in, unt
 from lamella.host.network.bridge import BridgeDriver
 from lamella.host.network.driver import Resident
 from lamella.host.network.routers.desired import DesiredRouter
+from lamella.host.network.routers.spaces import Spaces
 from lamella.model.firewall import FirewallSpec
 from lamella.model.ids import new_id
 
@@ -101,6 +103,10 @@ def test_behind_a_router_it_is_the_same(served: World) -> None:
         await driver.serve([Resident(port=one, name=("w1",), user_data="behind")])
         await until(lambda: ask(served, "i0", "/latest/user-data") == (200, "behind"))
         await until(lambda: resolve(served, "i0", GATEWAY, "w1") == ["10.83.0.2"])
+        # Its router's namespace is another one at the same place.
+        subprocess.run(("umount", "-l", str(Spaces.of(served.home).path(router.id))), check=True)
+        await driver.repair([network], [one])
+        await until(lambda: ask(served, "i0", "/latest/user-data") == (200, "behind"))
         served.in_("i0", "ip", "addr", "flush", "dev", "eth0")
         await until(lambda: lease(served, "i0").get("ip") == "10.83.0.2")
         served.in_("i0", "ip", "addr", "add", one.address, "dev", "eth0")

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import socket
+import struct
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -50,13 +52,15 @@ def test_names_of_a_network_are_told_on_that_network(served: World) -> None:
         await driver.serve(known)
         assert await driver.nameservers(NETWORK.id) == [GATEWAY]
         await until(lambda: resolve(served, "i0", GATEWAY, "web-1-a.default.internal") == ["10.83.0.2"])
-        await until(lambda: resolve(served, "i0", GATEWAY, "db.shop") == ["10.83.0.3"])
+        await until(lambda: resolve(served, "i0", GATEWAY, "db.shop.default.internal") == ["10.83.0.3"])
         await until(lambda: resolve(served, "i1", GATEWAY, "web-1-a", tcp=True) == ["10.83.0.2"])
         await until(lambda: resolve(served, "i2", BACK.gateway, "store.back.internal") == ["10.85.0.4"])
         for where, server, name in (
             ("i0", GATEWAY, "store.back.internal"),
             ("i0", GATEWAY, "nobody.default.internal"),
             ("i2", BACK.gateway, "web-1-a"),
+            # Of another project: bare, it is a name of somebody else's.
+            ("i0", GATEWAY, "db.shop"),
             # Isolated: names are no way out either.
             ("i2", BACK.gateway, "example.org"),
         ):
@@ -127,6 +131,37 @@ def test_a_port_is_leased_its_own_address_and_no_other(served: World, guarded: b
         assert not await asyncio.to_thread(lease, served, "i1")
         served.in_("i1", "ip", "link", "set", "eth0", "address", first.mac)
         assert not await asyncio.to_thread(lease, served, "i1")
+
+    life(served, use)
+
+
+def declined(world: World, mac: str, address: str, *, to: str) -> None:
+    """A DHCPDECLINE (RFC 2131) of *address* by *mac*, as i1 sends it."""
+    head = struct.pack("!BBBBIHH16x", 1, 1, 6, 0, 7, 0, 0) + bytes.fromhex(mac.replace(":", "")).ljust(16, b"\0")
+    options = b"\x35\1\4\x36\4" + socket.inet_aton(GATEWAY) + b"\x32\4" + socket.inet_aton(address) + b"\xff"
+    client = world.endpoint("i1", socket.SOCK_DGRAM)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+    client.bind(("", 68))
+    client.sendto(head + bytes(192) + b"\x63\x82\x53\x63" + options, (to, 67))
+
+
+def test_nobody_gives_back_what_is_anothers(served: World) -> None:
+    first, second = port(2), port(3)
+
+    async def use(driver: BridgeDriver) -> None:
+        await join(served, driver, first, second)
+        served.in_("i0", "ip", "addr", "flush", "dev", "eth0")
+        await driver.serve([Resident(port=first, name=("w1",)), Resident(port=second, name=("w2",))])
+        assert (await until(lambda: lease(served, "i0")))["ip"] == "10.83.0.2"
+        declined(served, first.mac, "10.83.0.2", to=GATEWAY)
+        served.in_("i1", "ip", "addr", "flush", "dev", "eth0")
+        declined(served, first.mac, "10.83.0.2", to="255.255.255.255")
+        # Its own it may: it was heard after the others, and has none for a while.
+        declined(served, second.mac, "10.83.0.3", to="255.255.255.255")
+        await until(lambda: not lease(served, "i1"))
+        assert (await until(lambda: lease(served, "i0")))["ip"] == "10.83.0.2"
 
     life(served, use)
 

@@ -2,6 +2,7 @@
 
 from ipaddress import IPv4Address, IPv4Network
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,6 +58,27 @@ def test_a_name_is_a_label(name: str) -> None:
     found = label(name)
     assert 0 < len(found) <= 63 and found.replace("-", "a").isalnum()
     assert not found.startswith("-") and not found.endswith("-")
+
+
+@pytest.mark.parametrize("name", ["ignore", "infinite", "42", "5d", "12h", "9W"])
+def test_a_name_that_means_something_in_a_lease_is_not_in_it(name: str) -> None:
+    port = DesiredPort(
+        id=new_id("port"), network=NETWORKS[0].id, address="10.9.0.7/24", mac="02:00:00:00:00:07", publish=[]
+    )
+    named, other = (
+        service(NETWORKS[0], SITE, [Resident(port=port, name=(each,))], []).files for each in (name, f"{name}x")
+    )
+    assert named[LEASES] == "02:00:00:00:00:07,10.9.0.7,1h\n"
+    assert other[LEASES] == f"02:00:00:00:00:07,10.9.0.7,{name.lower()}x,1h\n"
+    assert named[HOSTS] == f"10.9.0.7 {name.lower()}.front.internal {name.lower()}\n"
+
+
+def test_an_instance_of_another_project_takes_nobodys_name() -> None:
+    port = DesiredPort(
+        id=new_id("port"), network=NETWORKS[0].id, address="10.9.0.7/24", mac="02:00:00:00:00:07", publish=[]
+    )
+    made = service(NETWORKS[0], SITE, [Resident(port=port, name=("web", "dev"))], [])
+    assert made.files[HOSTS] == "10.9.0.7 web.dev.front.internal\n"
 
 
 def test_where_nothing_goes_out_nobody_is_asked() -> None:

@@ -7,6 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 
 from lamella.host.network.driver import DesiredNetwork, Resident
 from lamella.host.network.fabric import Fabric
@@ -26,34 +27,34 @@ class Metadata:
         self._key = secrets.token_bytes(32)
         self._networks: dict[str, DesiredNetwork] = {}
         self._residents: dict[tuple[str, str], Resident] = {}
-        self._doors: dict[str, tuple[Site, Door]] = {}
+        self._doors: dict[str, tuple[Site, int, Door]] = {}
 
     async def tell(
         self, networks: Iterable[tuple[DesiredNetwork, Site]], residents: dict[tuple[str, str], Resident]
     ) -> None:
         """Tell exactly *residents* (by network and address) of themselves, on exactly these networks; one where it cannot be is tried
         again by the next call."""
-        places = {network.id: (network, site) for network, site in networks}
-        self._networks = {id: network for id, (network, _) in places.items()}
+        places = {network.id: (network, site, _space(site)) for network, site in networks}
+        self._networks = {id: network for id, (network, _, _) in places.items()}
         self._residents = residents
-        for id, (site, door) in list(self._doors.items()):
-            if id not in places or places[id][1] != site:
+        for id, (site, space, door) in list(self._doors.items()):
+            if id not in places or places[id][1:] != (site, space):
                 door.close()
                 self._doors.pop(id)
-        for id, (network, site) in places.items():
+        for id, (network, site, space) in places.items():
             if id not in self._doors:
                 try:
-                    await self._open(network, site)
+                    await self._open(network, site, space)
                 except (LamellaError, OSError) as error:
                     log.warning("metadata of network %s: %s", network.name, error)
 
-    async def _open(self, network: DesiredNetwork, site: Site) -> None:
+    async def _open(self, network: DesiredNetwork, site: Site, space: int) -> None:
         made = await self._fabric.in_layer(
             f"listen at the gateway of network {network.name}", lambda seat: listening(seat, site)
         )
         door = Door(lambda guest, request: self._answer(network.id, guest, request))
         await door.open(made)
-        self._doors[network.id] = (site, door)
+        self._doors[network.id] = (site, space, door)
 
     def _answer(self, id: str, guest: str, request: Request) -> Answer:
         network, resident = self._networks.get(id), self._residents.get((id, guest))
@@ -63,6 +64,13 @@ class Metadata:
 
     def close(self) -> None:
         """Nobody is answered any more."""
-        for _, door in self._doors.values():
+        for _, _, door in self._doors.values():
             door.close()
         self._doors.clear()
+
+
+def _space(site: Site) -> int:
+    """The inode of the namespace that *site* is in now: another may come to the same path. 0 where there is none, and for the layer's."""
+    with suppress(OSError):
+        return site.netns.stat().st_ino if site.netns is not None else 0
+    return 0

@@ -92,5 +92,5 @@ def _read(nft: Nft, table: str) -> Doors:
 
 
 def _element(key: list[str], value: list[str]) -> str:
-    text = f'"{key[0]}" . {key[1]}'
+    text = " . ".join((f'"{key[0]}"', *key[1:]))
     return f"{text} : {' . '.join(value)}" if value else text

@@ -4,6 +4,7 @@ Its arguments stay while it runs; the files are read again when it is sent SIGHU
 knows the names of the instances on its network; whatever else it is asked goes to the host's resolvers, unless the network is isolated.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -21,6 +22,8 @@ PROGRAM = "/dnsmasq"
 
 HOSTS, LEASES, SERVERS = "hosts", "leases", "servers"
 _LEASE = "1h"
+# What dnsmasq does not take for a name there.
+_WORD = re.compile("ignore|infinite|[0-9]+[smhdw]?")
 
 
 class Site(msgspec.Struct, kw_only=True, frozen=True):
@@ -87,13 +90,17 @@ def _arguments(network: DesiredNetwork, site: Site, domain: str) -> tuple[str, .
 
 
 def _host(resident: Resident, domain: str) -> str:
-    """A line of hosts(5). The names that DHCP clients give themselves do not count: a guest could take another's."""
+    """A line of hosts(5). The names that DHCP clients give themselves do not count: a guest could take another's. One of several parts is
+    below the domain alone: bare, it could be a name of the world's."""
     name = ".".join(label(part) for part in resident.name)
-    return f"{_address(resident)} {name}.{domain} {name}\n"
+    bare = f" {name}" if len(resident.name) == 1 else ""
+    return f"{_address(resident)} {name}.{domain}{bare}\n"
 
 
 def _lease(resident: Resident) -> str:
-    return f"{resident.port.mac.lower()},{_address(resident)},{label(resident.name[0])},{_LEASE}\n"
+    name = label(resident.name[0])
+    words = [resident.port.mac.lower(), _address(resident), *([] if _WORD.fullmatch(name) else [name]), _LEASE]
+    return f"{','.join(words)}\n"
 
 
 def _address(resident: Resident) -> str:

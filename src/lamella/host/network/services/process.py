@@ -28,7 +28,8 @@ USER = 0x6FFF_FF01
 
 # linux/capability.h: NET_BIND_SERVICE, NET_ADMIN, NET_RAW.
 _CAPABILITIES = (10, 12, 13)
-_LIMITS = ("core=0", "nofile=1024", "memlock=65536", "fsize=1048576", f"as={512 << 20}")
+# Whoever writes more than a file may have is ended: far more than its log has before it is shortened.
+_LIMITS = ("core=0", "nofile=1024", "memlock=65536", f"fsize={64 << 20}", f"as={512 << 20}")
 _LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
 _LOADER = Path("/lib64/ld-linux-x86-64.so.2")
 _DEVICES = ("/dev/null", "/dev/urandom")

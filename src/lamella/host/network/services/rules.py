@@ -2,9 +2,9 @@
 
 In tables of their own (``<mark>-s``), in the layer's namespace:
 
-    bridge  set clients      link . MAC of every port: what may ask for an address, before it has one
-            chain prerouting marks their requests, which the layer's own rules let by then: everything else without the port's address is
-                             dropped there
+    bridge  set clients      link . MAC . the same as a number, of every port: what may ask for an address, before it has one
+            chain asked      marks their requests, which the layer's own rules let by then: everything else without the port's address is
+                             dropped there. Within the request, too, is the port's MAC: nobody gives back what is another's
             chain forward    DHCP does not go from instance to instance: nobody plays the server, nobody hears the others ask
 
 and wherever gateways are, there and in the namespaces of routers:
@@ -25,6 +25,8 @@ from lamella.host.network.services.plan import Service, Site
 
 # Before the layer's own chain, which drops what it does not know, at -200.
 _PRIORITY = -210
+# chaddr of a BOOTP message, behind the header of UDP.
+_CHADDR = "@th,288,48"
 
 
 class Doors(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +41,7 @@ def doors(sites: Iterable[Site], services: Iterable[Service], ports: Iterable[De
     """What is to be in force, by namespace: *services* are those that dnsmasq answers, *sites* where metadata are told."""
     places, services = list(sites), list(services)
     served = {service.network for service in services}
-    clients = frozenset(f'"{port_name(port.id)}" . {port.mac.lower()}' for port in ports if port.network in served)
+    clients = frozenset(_client(port) for port in ports if port.network in served)
     return {
         netns: Doors(
             clients=clients if netns is None else frozenset(),
@@ -54,6 +56,11 @@ def doors(sites: Iterable[Site], services: Iterable[Service], ports: Iterable[De
     }
 
 
+def _client(port: DesiredPort) -> str:
+    mac = port.mac.lower()
+    return f'"{port_name(port.id)}" . {mac} . {int(mac.replace(":", ""), 16)}'
+
+
 def _place(site: Site) -> str:
     return f'"{site.interface}" . {site.gateway}'
 
@@ -66,11 +73,15 @@ def frame(table: str, netns: Path | None) -> str:
 add table bridge {table}
 delete table bridge {table}
 add table bridge {table}
-add set bridge {table} clients {{ type ifname . ether_addr; }}
+add set bridge {table} clients {{ typeof iifname . ether saddr . {_CHADDR}; }}
+add chain bridge {table} asked
 add chain bridge {table} prerouting {{ type filter hook prerouting priority {_PRIORITY}; policy accept; }}
 add chain bridge {table} forward {{ type filter hook forward priority {_PRIORITY}; policy accept; }}
-add rule bridge {table} prerouting ether type ip ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 \
-iifname . ether saddr @clients meta mark set {ASKS_FOR_ADDRESS}
+add rule bridge {table} prerouting iifname != "{GATEWAY_PREFIX}*" ether type ip udp dport 67 goto asked
+add rule bridge {table} asked iifname . ether saddr . {_CHADDR} @clients ip saddr 0.0.0.0 ip daddr 255.255.255.255 \
+udp sport 68 meta mark set {ASKS_FOR_ADDRESS}
+add rule bridge {table} asked iifname . ether saddr . {_CHADDR} @clients accept
+add rule bridge {table} asked drop
 add rule bridge {table} forward oifname "{GATEWAY_PREFIX}*" ether type ip udp dport 67 accept
 add rule bridge {table} forward iifname "{GATEWAY_PREFIX}*" ether type ip udp dport 68 accept
 add rule bridge {table} forward ether type ip udp dport {{ 67, 68 }} drop
