@@ -224,3 +224,20 @@ async def test_what_a_killed_daemon_was_copying_is_closed_by_the_next(home: Home
         assert not lost(await asyncio.to_thread(file.read_bytes), acknowledged)
     finally:
         await second.end()
+
+
+async def test_a_process_that_was_left_without_its_server_gets_one(home: Home, tmp_path: Path) -> None:
+    """The daemon was killed when ``disks`` had begun, and did not serve yet."""
+    first = QemuStorageDaemon(home)
+    assert await first.open() == ""
+    await first.ready()
+    await first.disks.monitor.execute("nbd-server-stop")
+    await first.close()
+    second = QemuStorageDaemon(home)
+    assert await second.open() == ""
+    try:
+        await second.add(volume(tmp_path))
+        assert (await second.export("vol_a")).file is not None
+        await second.remove("vol_a")
+    finally:
+        await second.end()

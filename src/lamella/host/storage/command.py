@@ -48,7 +48,8 @@ async def run(
         process = await asyncio.create_subprocess_exec(
             *dying,
             *argv,
-            stdin=asyncio.subprocess.PIPE,
+            # Nothing to say is no pipe: of a tool that ends before it is closed, uvloop raises what nobody expects.
+            stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env={"PATH": PATH, "LC_ALL": "C", "HOME": os.environ.get("HOME", "/root"), **(environment or {})},
@@ -57,7 +58,9 @@ async def run(
         raise Unavailable(f"{argv[0]} cannot be run: {error.strerror}") from error
     try:
         async with asyncio.timeout(timeout):
-            out, said = await process.communicate(stdin)
+            out, said = await process.communicate(stdin or None)
+    except RuntimeError as error:
+        raise Unavailable(f"{Path(argv[0]).name} ended before it had heard everything: {error}") from error
     except TimeoutError:
         raise DeadlineExceeded(
             f"{Path(argv[0]).name} did not end within {timeout:g} s", hint="see the load and what it talks to"

@@ -86,7 +86,7 @@ class Core:
         self.opened = await asyncio.to_thread(self.places.read_all)
         for opened in self.opened.values():
             self.doors_of(opened)
-        disks, doors = await self.disks.process.adopt(), await self.doors.process.adopt()
+        disks, doors = await self.disks.adopt(), await self.doors.process.adopt()
         for machine in self.machines.values():
             await machine.process.adopt()
         await self.disks.spare.adopt()

@@ -61,8 +61,20 @@ class Disks:
             await self.process.take(self.spare)
         else:
             await self.process.start()
+        await self._listen()
+
+    async def _listen(self) -> None:
         address = {"type": "unix", "data": {"path": f"{TOP}/{SOCKET}"}}
         await self.monitor.execute("nbd-server-start", {"addr": address, "max-connections": 0})
+
+    async def adopt(self) -> bool:
+        """Take hold of the one that runs; ``False`` when none does. A daemon that was killed at the start of it may have left it without
+        its server."""
+        if not await self.process.adopt():
+            return False
+        with suppress(Refused):  # it has one
+            await self._listen()
+        return True
 
     async def end(self) -> None:
         """Let the process write everything out and end."""

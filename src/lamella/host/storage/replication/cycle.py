@@ -63,6 +63,11 @@ class Cycles:
                     self._parts.tell("replication.late", self.journal.source.id, error.message)
                 self.failing, self.hint = error.message, error.hint
                 wait = min(_PATIENCE, self.journal.replication.spec.every)
+            except Exception as error:
+                # Whatever it is, a replica that nobody brings forward any more is worse.
+                log.exception("replication %s", self.journal.replication.name)
+                self.failing, self.hint = f"{type(error).__name__}: {error}", "the host's log says more"
+                wait = _PATIENCE
             await asyncio.sleep(wait)
 
     async def cycle(self) -> None:

@@ -191,6 +191,9 @@ class Pair:
                 if self.failing != error.message:
                     log.warning("replication %s: %s", self.journal.replication.name, error)
                 self.failing, self.hint = error.message, error.hint
+            except Exception as error:
+                log.exception("replication %s", self.journal.replication.name)
+                self.failing, self.hint = f"{type(error).__name__}: {error}", "the host's log says more"
             with suppress(TimeoutError):
                 async with asyncio.timeout(_AGAIN):
                     if self.server.alive:
