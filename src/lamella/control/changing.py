@@ -29,7 +29,7 @@ def network_named(tx: Transaction, project: str, name: str, *, field: str = "spe
         raise Conflict(
             f"network {name} is outside: no instance is on it",
             hint="lamella address create --attach NAME leads an address of it to one",
-            field="spec.nics.network",
+            field=field,
         )
     return found
 

@@ -15,24 +15,22 @@ from lamella.host.compute.driver import ComputeDriver, DerivesImages, HasMachine
 from lamella.host.facts import read_facts
 from lamella.host.images.library import Credentials, ImageLibrary, Progress
 from lamella.host.journal import Journal
-from lamella.host.machine import desired_network, desired_port, desired_router, residents_of
-from lamella.host.network.balance.desired import desired as desired_balancer
-from lamella.host.network.driver import DesiredPort, NetworkDriver, Resident, Watches
+from lamella.host.machine import desired_port
+from lamella.host.network.driver import NetworkDriver
+from lamella.host.network_wing import NetworkWing
 from lamella.host.reporter import Reporter
 from lamella.host.storage.wing import Storage
 from lamella.host.worker import Worker
 from lamella.host.writers import InstanceWriters
-from lamella.model.assignment import Assignment, Assignments, ControlDesk, ImageProgress, ImageRequest, RouterTask
+from lamella.model.assignment import Assignment, Assignments, ControlDesk, ImageProgress, ImageRequest
 from lamella.model.board import DesktopTicket, Input
 from lamella.model.capture import CaptureSpec
 from lamella.model.contract import Mechanism
 from lamella.model.errors import Invalid, LamellaError, NotFound, Unavailable, Unsupported
 from lamella.model.files import FileInfo
-from lamella.model.firewall import FirewallSpec
 from lamella.model.host import Capability, HostStatus
 from lamella.model.ids import is_id
 from lamella.model.image import ImageStatus
-from lamella.model.network import Network
 from lamella.model.storage import StorageEvent, Volume
 from lamella.model.storage_requests import AnyStorageRequest, StorageProgress
 from lamella.model.stream import ExecSpec, ProcessStream
@@ -44,8 +42,6 @@ T = TypeVar("T")
 
 POLL = 25.0
 TICK = 60.0
-# How often the network is looked at, for what others undid.
-WATCH = 10.0
 ADOPTION = 30.0
 
 
@@ -66,14 +62,7 @@ class Agent:
         self.home = home
         self.name = name
         self.network = network
-        # What the network could not be made of yet; it is tried again with the next news.
-        self._unmade: list[Network] = []
-        self._routers: list[RouterTask] = []
-        self._route_again = False
-        self._firewalls: dict[str, FirewallSpec] = {}
-        self._residents: dict[str, list[Resident]] = {}
-        # Of every instance, whether it runs or not.
-        self._ports: dict[str, list[DesiredPort]] = {}
+        self._network_wing = NetworkWing(network)
         self.library = library
         self._address = address
         self._drivers = {level: make(self._changed) for level, make in drivers.items()}
@@ -127,7 +116,7 @@ class Agent:
         self._tasks = [
             asyncio.create_task(self._follow(), name="assignments"),
             asyncio.create_task(self._tick(), name="tick"),
-            asyncio.create_task(self._watch(), name="network watch"),
+            asyncio.create_task(self._network_wing.watch(), name="network watch"),
         ]
         return self.host_id
 
@@ -166,31 +155,11 @@ class Agent:
                 if not worker.resting_after_failure:
                     worker.wake()
 
-    async def _watch(self) -> None:
-        """What somebody undid of the network is done again."""
-        while isinstance(self.network, Watches):
-            await asyncio.sleep(WATCH)
-            try:
-                found = await self.network.look()
-            except LamellaError as error:
-                log.warning("the network is not looked at: %s", error)
-            except Exception:
-                log.exception("the network is not looked at")
-            else:
-                if found:
-                    log.warning("somebody changed the layer's network; put right: %s", ", ".join(found[:10]))
-
     async def _sync(self, news: Assignments) -> None:
         assert self._reporter is not None
         await self.storage_wing.use_pools(news.pools)
-        await self._use_networks(news.networks)
-        await self._use_routers(news.routers)
-        await self._use_firewalls(news)
-        if news.balancers is not None:
-            await self.network.balance(
-                [desired_balancer(task) for task in news.balancers], self._reporter.tell_balancer
-            )
-        await self._use_residents(news)
+        asked = [worker.asked for worker in self._workers.values()]
+        await self._network_wing.use(news, asked, self._reporter.tell_balancer)
         for assignment in news.instances:
             self._assign(assignment, self._reporter)
         for id in news.gone:
@@ -202,68 +171,6 @@ class Agent:
         self._revision = news.revision
         async with self._synced:
             self._synced.notify_all()
-
-    async def _use_networks(self, networks: list[Network]) -> None:
-        """*networks* are all that there are; when none are told, nothing is new, but for what could not be made yet."""
-        if networks:
-            # What was told of an instance is older: it starts again on the networks of now.
-            known = {network.id: network for network in networks}
-            for worker in self._workers.values():
-                worker.asked.networks.update({id: known[id] for id in worker.asked.networks if id in known})
-            try:
-                await self.network.keep_networks(set(known))
-            except LamellaError as error:
-                log.error("networks that are gone: %s", error)
-        failed: list[Network] = []
-        for network in networks or self._unmade:
-            try:
-                await self.network.ensure_network(desired_network(network))
-            except LamellaError as error:
-                log.error("network %s: %s", network.name, error)
-                failed.append(network)
-        # A router has no leg yet on one that is made only now.
-        self._route_again = self._route_again or (not networks and len(failed) < len(self._unmade))
-        self._unmade = failed
-
-    async def _use_routers(self, routers: list[RouterTask] | None) -> None:
-        """*routers* are all that there are; ``None`` is no change, but for what could not be made yet."""
-        if routers is not None:
-            self._routers = routers
-        elif not self._route_again:
-            return
-        try:
-            await self.network.route([desired_router(task) for task in self._routers])
-        except LamellaError as error:
-            log.error("routers: %s", error)
-            self._route_again = True
-        else:
-            self._route_again = False
-
-    async def _use_firewalls(self, news: Assignments) -> None:
-        """Before the news' instances are begun: none is on the network before what guards it."""
-        if news.firewalls is not None:
-            self._firewalls = {firewall.id: firewall.spec for firewall in news.firewalls}
-        if news.complete:
-            self._ports = {}
-        for id in news.gone:
-            self._ports.pop(id, None)
-        for one in news.instances:
-            ports = (one.port, *one.ports.values())
-            self._ports[one.instance.id] = [desired_port(port) for port in ports if port is not None]
-        try:
-            await self.network.protect(self._firewalls, [port for ports in self._ports.values() for port in ports])
-        except LamellaError as error:
-            log.error("firewalls: %s", error)
-
-    async def _use_residents(self, news: Assignments) -> None:
-        """The services of networks know an instance before it is begun, as far as they are quick enough: nobody waits for them."""
-        if news.complete:
-            self._residents = {}
-        for id in news.gone:
-            self._residents.pop(id, None)
-        self._residents |= {asked.instance.id: residents_of(asked) for asked in news.instances}
-        if news.complete or news.gone or news.instances:
-            await self.network.serve([one for residents in self._residents.values() for one in residents])
 
     def _assign(self, assignment: Assignment, reporter: Reporter) -> None:
         id = assignment.instance.id
@@ -278,7 +185,7 @@ class Agent:
 
     def _forget(self, id: str) -> None:
         self._workers.pop(id, None)
-        self._ports.pop(id, None)
+        self._network_wing.forget(id)
 
     async def _remove_strays(self, mine: set[str], news: Assignments) -> None:
         """What bears our mark and belongs to nothing is removed. Volumes are not: losing one is worse than keeping one."""

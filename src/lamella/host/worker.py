@@ -267,8 +267,7 @@ class Worker:
         log.debug("%s prepared in %.1f ms", self.id, (time.perf_counter() - began) * 1e3)
 
     async def _shape(self, asked: Assignment) -> None:
-        """Ceilings and mirrors of what runs:
-        those that are asked for now, also when somebody took them away. Starting put them in force."""
+        """Ceilings and mirrors of what runs: those asked for now, also when somebody took them away. Starting put them in force."""
         for port in _ports(asked):
             wants = (port.spec.rate_in, port.spec.rate_out, port.spec.mirror)
             if any(wants) or self._shaped.get(port.id) != wants:

@@ -55,6 +55,11 @@ class Nft:
             raise NftError(said.decode(errors="replace").strip(), command)
         return msgspec.json.decode(output, type=dict[str, list[dict[str, Any]]])["nftables"]
 
+    def tables(self) -> set[tuple[str, str]]:
+        """(family, name) of all that are in the namespace. :raise NftError: when it is refused."""
+        found = [item["table"] for item in self.listing("list tables") if "table" in item]
+        return {(table["family"], table["name"]) for table in found}
+
 
 def _load() -> ctypes.CDLL:
     library = ctypes.CDLL("libnftables.so.1")

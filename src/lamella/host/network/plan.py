@@ -100,7 +100,7 @@ def transfer(mark: str, taken: Iterable[IPv4Network]) -> Transfer:
 def known(port: DesiredPort) -> Element:
     """The element without which nothing that the port sends gets in. :raise Invalid: as :func:`check_port`."""
     check_port(port)
-    address = IPv4Interface(port.address).ip
+    address = address_of(port)
     return Element(
         family="bridge",
         container="known",
@@ -117,8 +117,9 @@ def of_network(network: DesiredNetwork) -> list[Element]:
     return [bridged, isolated] if network.isolated or network.router else [bridged]
 
 
-def address_of(port: DesiredPort) -> str:
-    return str(IPv4Address(port.address.partition("/")[0]))
+def address_of(port: DesiredPort) -> IPv4Address:
+    """Without its prefix."""
+    return IPv4Address(port.address.partition("/")[0])
 
 
 def host_element(forward: Forward, between: Transfer) -> Element:
@@ -263,7 +264,7 @@ def kept(current: Iterable[Forward], port: DesiredPort) -> tuple[dict[int, Forwa
 
     A host port of 0 is content with whatever was chosen for it before.
     """
-    address = str(IPv4Interface(port.address).ip)
+    address = str(address_of(port))
     free = [forward for forward in current if forward.owner == port.id and forward.address == address]
     found: dict[int, Forward] = {}
     # Exact wishes choose first, so that a 0 does not take what somebody names.

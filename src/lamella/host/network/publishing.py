@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
-from ipaddress import IPv4Interface
 
 from msgspec.structs import replace
 
@@ -128,7 +127,7 @@ class Publisher:
                 host_address=host_address,
                 host_port=host_port,
                 uplink_port=chosen,
-                address=str(IPv4Interface(port.address).ip),
+                address=str(plan.address_of(port)),
                 port=port.publish[place].port,
             )
 

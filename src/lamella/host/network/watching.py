@@ -69,15 +69,9 @@ class Watch:
     async def _seen(self) -> Seen:
         wanted = self._wanted()
         seen = await self._fabric.in_layer("look at the layer's network", lambda seat: in_layer(seat, wanted))
-        there = await self._fabric.in_host("look at the host's tables", tables)
+        there = await self._fabric.in_host("look at the host's tables", lambda seat: seat.nft.tables())
         host = [] if ("ip", wanted.table) in there else [f"table ip {wanted.table} of the host"]
         return Seen(missing=[*seen.missing, *host, *await self._routing.missing()], attached=seen.attached)
-
-
-def tables(seat: Seat) -> set[tuple[str, str]]:
-    """(family, name) of all that are in this namespace."""
-    found = [item["table"] for item in seat.nft.listing("list tables") if "table" in item]
-    return {(table["family"], table["name"]) for table in found}
 
 
 def in_layer(seat: Seat, wanted: Wanted) -> Seen:
@@ -87,7 +81,7 @@ def in_layer(seat: Seat, wanted: Wanted) -> Seen:
     ours = {("bridge", wanted.table), ("ip", wanted.table)}
     if wanted.guarded:
         ours |= {(family, f"{wanted.table}-g") for family in ("bridge", "ip")}
-    missing = [f"table {family} {name}" for family, name in sorted(ours - tables(seat))]
+    missing = [f"table {family} {name}" for family, name in sorted(ours - seat.nft.tables())]
     if not missing:
         missing += _elements(seat, wanted, attached)
     missing += _links(links, wanted, attached)

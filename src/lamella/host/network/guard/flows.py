@@ -4,13 +4,14 @@ What is forgotten is decided anew by its next packet. Flows that the rules still
 """
 
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address
 
 from lamella.host.network import conntrack
 from lamella.host.network.conntrack import Flow
 from lamella.host.network.driver import DesiredPort
 from lamella.host.network.guard.rules import Guarded
 from lamella.host.network.names import zone_of
+from lamella.host.network.plan import address_of
 from lamella.model.firewall import FirewallSpec
 from lamella.model.verdict import Member, Packet, World, decide
 
@@ -19,7 +20,7 @@ _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
 
 def world(firewalls: Mapping[str, FirewallSpec], ports: Iterable[DesiredPort]) -> World:
     """What is asked, as verdicts want it."""
-    return World(firewalls, {IPv4Interface(port.address).ip: Member(port.id, port.firewalls) for port in ports})
+    return World(firewalls, {address_of(port): Member(port.id, port.firewalls) for port in ports})
 
 
 def affected(before: Guarded, after: Guarded) -> frozenset[IPv4Address]:

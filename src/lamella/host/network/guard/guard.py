@@ -12,6 +12,7 @@ from lamella.host.network.fabric import Fabric, rules_refused
 from lamella.host.network.guard import flows, rules
 from lamella.host.network.guard.rules import Guarded
 from lamella.host.network.namespace import Seat
+from lamella.host.network.plan import address_of
 from lamella.model.errors import Unavailable, Unsupported
 from lamella.model.firewall import FirewallSpec
 from lamella.model.host import Capability
@@ -73,15 +74,15 @@ class Guard:
         elif before is not None and minus is not None:
             rules.take(before, minus, plus)
         addresses = flows.affected(minus or Guarded(), plus)
-        self._left |= {rules.address_of(port) for port in gone if port.id not in asked}
+        self._left |= {address_of(port) for port in gone if port.id not in asked}
         if part is not None:
             # A port that is new at an address that nobody had before it has no flows.
             addresses -= {
                 address
                 for port in come
-                if port.id not in self._ports and (address := rules.address_of(port)) not in self._left
+                if port.id not in self._ports and (address := address_of(port)) not in self._left
             }
-        self._left -= {rules.address_of(port) for port in come}
+        self._left -= {address_of(port) for port in come}
         self._firewalls, self._ports = firewalls, asked
         await self._forget(addresses)
 

@@ -18,12 +18,13 @@ A port is told by its bridge and address: whoever sends with another one is drop
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence, Set
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 
 import msgspec
 
 from lamella.host.network.driver import DesiredPort
 from lamella.host.network.names import bridge_name, port_name
+from lamella.host.network.plan import address_of
 from lamella.model.firewall import FIREWALL, FirewallSpec, PortRange, Protocol, Rule
 
 FORWARD_PRIORITY = -10
@@ -143,10 +144,6 @@ def take(all: Guarded, minus: Guarded, plus: Guarded) -> None:
 def place_of(port: DesiredPort) -> str:
     """How the maps tell a port."""
     return f'"{bridge_name(port.network)}" . {address_of(port)}'
-
-
-def address_of(port: DesiredPort) -> IPv4Address:
-    return IPv4Address(port.address.partition("/")[0])
 
 
 def _named(firewalls: Mapping[str, FirewallSpec]) -> set[str]:

@@ -164,7 +164,7 @@ def whole(seat: Seat, spaces: Spaces, router: DesiredRouter, table: str, network
     if space is None:
         return False
     with inside(seat, space) as there:
-        ruled = any(item.get("table", {}).get("name") == table for item in there.nft.listing("list tables"))
+        ruled = ("ip", table) in there.nft.tables()
         legs = {link.name for link in there.route.links() if link.up}
     outer = {link.name for link in seat.route.links() if link.up and link.master}
     wanted = {gateway_name(network) for network in router.networks if network in networks}

@@ -117,7 +117,7 @@ def permitted(table: str, routers: Iterable[DesiredRouter], ports: Iterable[Desi
     """What lies behind ports by the routers' routes, as elements of the bridges' rules: those ports may send as it. Not those with
     firewalls, whose rules know them by their own address alone."""
     routing = [router for router in routers if router.routes]
-    places = {(port.network, address_of(port)): port for port in ports if not port.firewalls} if routing else {}
+    places = {(port.network, str(address_of(port))): port for port in ports if not port.firewalls} if routing else {}
     behind: dict[str, list[IPv4Network]] = {}
     for router in routing:
         for route in router.routes:
