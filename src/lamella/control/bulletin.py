@@ -45,16 +45,18 @@ class Bulletin:
         check: Callable[[Change], bool],
         *,
         timeout: float,
+        after: int = 0,
     ) -> None:
         """Wait until *first* says yes, or ``check(change)`` does for a change of one of the resources *ids*. Listening begins
-        before *first* is asked, so what happens meanwhile is heard.
+        before *first* is asked, so what happens meanwhile is heard. The log is read behind those who write it: changes up to
+        revision *after* are not news to whoever waits, and what they say is not true any more.
 
         :raise DeadlineExceeded: when *timeout* seconds went by.
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def look(change: Change) -> None:
-            if change.id in ids and not done.done() and check(change):
+            if change.revision > after and change.id in ids and not done.done() and check(change):
                 done.set_result(None)
 
         stop = self.listen(look)

@@ -198,22 +198,22 @@ class Instances:
 
         instance = await self._remount(who, project, name, "detach", change, wait=wait)
         if wait > 0:
-            await self._released(instance.id, volume.id, wait)
+            await self._released(instance, volume.id, wait)
         return instance
 
-    async def _released(self, id: str, volume: str, wait: float) -> None:
-        """Wait until the host has let go of *volume*."""
+    async def _released(self, instance: Instance, volume: str, wait: float) -> None:
+        """Wait until the host has let go of *volume*, which *instance* was asked to give back."""
 
         async def first() -> bool:
             try:
-                return volume not in (await self._store.by_id(id)).status.retired
+                return volume not in (await self._store.by_id(instance.id)).status.retired
             except NotFound:
                 return True
 
         def check(change: Change) -> bool:
             return change.action == "deleted" or volume not in change.resource.status.retired
 
-        await self._bulletin.until({id}, first, check, timeout=wait)
+        await self._bulletin.until({instance.id}, first, check, timeout=wait, after=instance.revision)
 
     async def _remount(
         self,
@@ -396,27 +396,32 @@ class Instances:
         holds = CONDITIONS[condition]
         latest = instance
         host = instance.status.host or "" if condition != "stopped" else ""
-        left = False
+        left = heard = False
 
         async def first() -> bool:
             nonlocal latest, left
             try:
-                latest = await self._store.by_id(instance.id)
+                found = await self._store.by_id(instance.id)
             except NotFound:
                 return True
+            # What was told while it was read stays the answer: somebody may have asked for more since.
+            if heard:
+                return True
+            latest = found
             left = bool(self._away(host)) and not holds(latest)
             return left or holds(latest)
 
         def check(change: Change) -> bool:
-            nonlocal latest, left
+            nonlocal latest, left, heard
             if change.id == host:
                 left = bool(self._away(host))
                 return left
             latest = change.resource
-            return change.action == "deleted" or holds(latest)
+            heard = change.action == "deleted" or holds(latest)
+            return heard
 
         try:
-            await self._bulletin.until({instance.id, host}, first, check, timeout=timeout)
+            await self._bulletin.until({instance.id, host}, first, check, timeout=timeout, after=instance.revision)
         except DeadlineExceeded as error:
             raise DeadlineExceeded(
                 f"{instance.name} was not {condition} within {timeout:g} s: it is {latest.status.phase}",
