@@ -19,6 +19,7 @@ from lamella.host.storage.process.daemon import QemuStorageDaemon
 from lamella.host.storage.qemu_img import written_by_somebody
 from lamella.model.errors import Unavailable
 from lamella.model.storage import IoLimits
+from slow_disk import SlowDisk
 
 KEY, OTHER = os.urandom(32), os.urandom(32)
 
@@ -272,3 +273,38 @@ async def test_a_copy_that_is_cancelled_at_any_moment_leaves_nothing_open(
         cut += task.cancelled()
         assert not written_by_somebody(file), f"after {number / 60 * whole * 1000:.1f} ms"
     assert cut
+
+
+async def test_a_write_in_flight_where_a_mirror_begins_to_copy_is_on_its_target(
+    daemon: QemuStorageDaemon, tmp_path: Path
+) -> None:
+    """The mirror reads what the write is about to change, and is slower than the write, on both sides."""
+    disks = {
+        "old": SlowDisk(tmp_path / "old", 64 * MIB, reads=0.4, writes=0.1),
+        "new": SlowDisk(tmp_path / "new", 64 * MIB, zeros=0.3),
+    }
+    servers = [await disk.serve() for disk in disks.values()]
+    stacks = {
+        name: Stack(
+            id="vol_a",
+            node={
+                "driver": "raw",
+                "file": {"driver": "nbd", "server": {"type": "unix", "path": str(disk.socket)}},
+            },
+        )
+        for name, disk in disks.items()
+    }
+    await daemon.add(stacks["old"])
+    file = (await daemon.export("vol_a")).file
+    assert file is not None
+    writer = Writer(file, blocks=2000)
+    await writer.go_on(2)
+    await daemon.mirror("vol_a", stacks["new"])
+    await writer.go_on(2)
+    assert daemon.opened["vol_a"].pressed == 0
+    acknowledged = await writer.stop()
+    await daemon.remove("vol_a")
+    for server in servers:
+        server.close()
+    assert len(acknowledged) > 16
+    assert not lost(bytes(disks["new"].content), acknowledged)

@@ -2,13 +2,19 @@
 
 In each the record is changed at the one moment when both the old and the new node hold everything that was acknowledged: before the
 switch (an empty layer changes nothing), and between the last byte of a job and its change of the graph, while writers wait.
+
+Mirrors copy again what is written meanwhile (``copy-mode`` background), and their writers are slowed down when they outrun the mirror.
+Writing to both at once (write-blocking) would need no such thing, but in QEMU 7.2 it loses writes: the job writes zeros all over the
+target first and takes the marks of everything in flight away when those are written (block/mirror.c, ``mirror_iteration_done``), so that
+it copies what a write in flight then is about to change, and puts the old data on the target after the new.
 """
 
 import asyncio
+import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -19,8 +25,11 @@ from lamella.host.storage.driver import Layer, Node
 from lamella.host.storage.process import jobs, nodes
 from lamella.host.storage.process.core import Core
 from lamella.host.storage.process.disks import add_node, drop_nodes, node_names, translated
+from lamella.host.storage.process.doors import PRESSES
 from lamella.host.storage.process.records import Opened
 from lamella.model.errors import Conflict, Invalid, LamellaError
+
+log = logging.getLogger("lamella.host.storage")
 
 Settle = Callable[[], Awaitable[None]]
 
@@ -116,8 +125,7 @@ class Chains:
                 "device": standing,
                 "target": name,
                 "sync": "full",
-                # What is written meanwhile goes to both, so it ends, however much is written.
-                "copy-mode": "write-blocking",
+                "granularity": _granularity(await self._core.disks.size(standing)),
             }
             await self._run("blockdev-mirror", arguments, opened, target.node, told, speed, same)
 
@@ -132,11 +140,13 @@ class Chains:
                 "device": await self._core.disks.standing(id),
                 "target": nodes.layer_name(target.id, nodes.key_of(target.node)),
                 "sync": "full",
-                "copy-mode": "write-blocking",
             }
             self._core.jobs.add(job)
             try:
-                await jobs.run(self._monitor, "blockdev-mirror", arguments, told=told, speed=speed, stay=True)
+                async with self._pressing(id) as press:
+                    await jobs.run(
+                        self._monitor, "blockdev-mirror", arguments, told=told, speed=speed, late=press, stay=True
+                    )
             except Refused as error:
                 raise translated(error, opened.id) from error
             finally:
@@ -164,7 +174,8 @@ class Chains:
             await self._core.change(opened.id, node=after, job=job)
 
         try:
-            await jobs.run(self._monitor, command, arguments, told=told, speed=speed, settle=settle)
+            async with self._pressing(opened.id) as press:
+                await jobs.run(self._monitor, command, arguments, told=told, speed=speed, settle=settle, late=press)
         except Refused as error:
             await self._undo(opened)
             raise translated(error, opened.id) from error
@@ -174,6 +185,33 @@ class Chains:
         finally:
             self._core.jobs.discard(job)
         await self._prune(await self._core.change(opened.id, node=after, job=""))
+
+    @asynccontextmanager
+    async def _pressing(self, id: str) -> AsyncGenerator[Callable[[], None]]:
+        """While a job runs: what this gives slows the users of *id* down until the job is over."""
+        tasks: list[asyncio.Task[None]] = []
+
+        def press() -> None:
+            # Nobody waits for it: what is under way is done first, and that may have to wait for the job.
+            if len(tasks) < len(PRESSES):
+                tasks.append(asyncio.create_task(self._core.regroup(id, pressed=len(tasks) + 1), name=f"press {id}"))
+
+        try:
+            yield press
+        finally:
+            if tasks:
+                await asyncio.shield(self._let_go(id, tasks))
+
+    async def _let_go(self, id: str, pressing: list[asyncio.Task[None]]) -> None:
+        failed = [error for error in await asyncio.gather(*pressing, return_exceptions=True) if error is not None]
+        if failed:
+            log.warning("the users of volume %s could not be slowed down: %s", id, failed[0])
+        if self._core.closed:
+            return
+        try:
+            await self._core.regroup(id, pressed=0)
+        except LamellaError as error:
+            log.warning("the users of volume %s stay slowed down: %s", id, error)
 
     async def _undo(self, opened: Opened) -> None:
         """The job did not change the graph, or the process is gone: then what is written down is what is right."""
@@ -199,6 +237,11 @@ def _put_down(path: Path) -> None:
         os.fdatasync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _granularity(size: int) -> int:
+    """Bytes: few, so that a small write is a small copy; more where the bitmap of *size* bytes would take more than 32 MiB."""
+    return max(4096, 1 << max(0, (size - 1).bit_length() - 28))
 
 
 def _name(id: str, layer: Layer) -> str:

@@ -129,6 +129,10 @@ class Core:
         for heard in self._heard:
             heard(kind, id, sentence)
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     # --- when a process is gone
 
     def _gone(self, role: str) -> None:
@@ -172,6 +176,8 @@ class Core:
             for id in list(self.opened):
                 try:
                     await self._reopen_after(id)
+                    if adopted and self.opened[id].pressed:
+                        await self.doors_of(self.opened[id]).reopen(await self.change(id, pressed=0))
                 except LamellaError as error:
                     if not (self.disks.process.here and all(doors.process.here for doors in self.all_doors)):
                         raise
@@ -309,6 +315,12 @@ class Core:
         """Note it, durably."""
         await asyncio.to_thread(self.places.write, opened)
         self.opened[opened.id] = opened
+
+    async def regroup(self, id: str, **fields: int) -> None:
+        """Note that it is held or pressed, or is not any more, and have it so when this returns."""
+        async with self.setting(id):
+            opened = await self.change(id, **fields)
+            await self.doors_of(opened).reopen(opened)
 
     async def change(self, id: str, **fields: Any) -> Opened:
         """Note *fields* alone, whatever else is changed at the same time, by a job and by whoever sets limits."""

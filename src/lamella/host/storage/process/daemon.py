@@ -169,16 +169,13 @@ class QemuStorageDaemon(Core):
 
     async def hold(self, ids: list[str]) -> None:
         """Writers of these open volumes wait: one request of 4 KiB a second passes. Reads wait as well."""
-        await self._held(ids, held=True)
+        for id in ids:
+            await self.regroup(id, held=True)
 
     async def release(self, ids: list[str]) -> None:
-        await self._held([id for id in ids if id in self.opened], held=False)
-
-    async def _held(self, ids: list[str], *, held: bool) -> None:
         for id in ids:
-            async with self.setting(id):
-                opened = await self.change(id, held=held)
-                await self.doors_of(opened).reopen(opened)
+            if id in self.opened:
+                await self.regroup(id, held=False)
 
     # --- chains, copies, keys
 

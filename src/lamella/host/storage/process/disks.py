@@ -129,14 +129,15 @@ class Disks:
                 return id
         raise Internal(f"{node} is not served by the storage process")
 
-    async def _size(self, name: str) -> int:
+    async def size(self, name: str) -> int:
+        """Bytes of the node *name*; 0 when there is none."""
         found = await self.monitor.ask(list[BlockNode], "query-named-block-nodes", {"flat": True})
         return next((node.image.size for node in found if node.name == name), 0)
 
     async def resize(self, id: str, size: int, *, read_only: bool = False) -> None:
         """An NBD export forbids it, so it is taken away for a moment; ``doors`` waits and connects again."""
         name = await self.standing(id)
-        if await self._size(name) == size:
+        if await self.size(name) == size:
             return
         await remove_exports(self.monitor, {f"nbd-{nodes.tag(id)}"})
         try:

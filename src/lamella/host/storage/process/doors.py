@@ -36,6 +36,8 @@ _RECONNECT = 7 * 24 * 3600
 _TRIES = 50
 # What is held passes one request of 4 KiB a second.
 _HELD = {"iops-total": 1, "iops-size": 4096}
+# What a job that does not catch up leaves to whoever outruns it, one after the other: requests of 64 KiB a second.
+PRESSES = (100, 10, 1)
 
 
 class _Image(msgspec.Struct):
@@ -86,6 +88,7 @@ class Doors:
                 below = f"lks-{mark}"
             if f"top-{mark}" not in there:
                 await self.limit(opened.id, opened.limits, opened.group)
+                await self._press(opened)
                 await self.monitor.execute("blockdev-add", _top(mark, below, _group(opened), opened))
         except Refused as error:
             await self.close(opened.id)
@@ -140,23 +143,27 @@ class Doors:
         mark = nodes.tag(id)
         await self.shut(id)
         await drop_nodes(self.monitor, mark)
-        for kind in ("iot", "hld", "grp", "key"):
+        for kind in ("iot", "hld", "prs", "grp", "key"):
             await self._unmake(f"{kind}-{mark}")
 
     # --- limits
 
     async def limit(self, id: str, limits: IoLimits, group: str) -> None:
         """Set the limits of its group; :meth:`reopen` lets it go over to another."""
-        name = group_name(id, group)
-        properties = throttle(limits)
-        if not await self._make({"qom-type": "throttle-group", "id": name, "limits": properties}):
-            await self.monitor.execute(
-                "qom-set", {"path": f"/objects/{name}", "property": "limits", "value": properties}
-            )
+        await self._set_group(group_name(id, group), throttle(limits))
+
+    async def _press(self, opened: Opened) -> None:
+        if opened.pressed:
+            await self._set_group(f"prs-{nodes.tag(opened.id)}", pressed(opened))
+
+    async def _set_group(self, name: str, limits: dict[str, int]) -> None:
+        if not await self._make({"qom-type": "throttle-group", "id": name, "limits": limits}):
+            await self.monitor.execute("qom-set", {"path": f"/objects/{name}", "property": "limits", "value": limits})
 
     async def reopen(self, opened: Opened) -> None:
         """Put the volume into the group that it belongs to now. All that is under way is done first, and written out."""
         mark = nodes.tag(opened.id)
+        await self._press(opened)
         below = f"lks-{mark}" if opened.encrypted else f"nbd-{mark}"
         await self.monitor.execute("blockdev-reopen", {"options": [_top(mark, below, _group(opened), opened)]})
 
@@ -338,7 +345,16 @@ def group_name(id: str, group: str) -> str:
 
 
 def _group(opened: Opened) -> str:
-    return f"hld-{nodes.tag(opened.id)}" if opened.held else group_name(opened.id, opened.group)
+    if opened.held or opened.pressed:
+        return f"{'hld' if opened.held else 'prs'}-{nodes.tag(opened.id)}"
+    return group_name(opened.id, opened.group)
+
+
+def pressed(opened: Opened) -> dict[str, int]:
+    """What is left of its limits while a job catches up."""
+    allowed = PRESSES[opened.pressed - 1]
+    limits = IoLimits(iops=min(allowed, opened.limits.iops or allowed), bandwidth=opened.limits.bandwidth)
+    return throttle(limits) | {"iops-size": 64 << 10}
 
 
 def _top(mark: str, below: str, group: str, opened: Opened) -> dict[str, object]:

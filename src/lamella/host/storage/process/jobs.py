@@ -15,6 +15,8 @@ _LOOK = 0.05
 # What a copy takes when nobody says: this share of what it could, so that the writer keeps the rest.
 _SHARE = 0.05
 _LEAST = 4 << 20
+# Seconds in which a job that has done all that there was at first has to catch up with what was written meanwhile.
+_PATIENCE = 2.0
 # Seconds without a limit, to see how fast it goes, and after how many it is looked at again.
 _PROBE = 0.1
 _AGAIN = 5.0
@@ -42,10 +44,12 @@ async def run(
     told: Told | None = None,
     speed: int | None = None,
     settle: Callable[[], Awaitable[None]] = _nothing,
+    late: Callable[[], None] | None = None,
     stay: bool = False,
 ) -> int:
     """Run the job to its end; returns the bytes that it worked on. ``speed`` is bytes a second, 0 leaves the writer its share, ``None``
     is no limit. *settle* is awaited when all is done but the change of the graph, which cannot fail any more; writers wait meanwhile.
+    *late* is called every few seconds in which the writer outruns the job, which has no limit then.
 
     With *stay* a mirror ends when both sides are the same, and the graph stays.
 
@@ -65,7 +69,7 @@ async def run(
         await asyncio.shield(cancel(monitor, id))
         raise
     try:
-        return await _follow(monitor, id, told, pace, settle, stay=stay)
+        return await _follow(monitor, id, told, _Chase(monitor, id, pace, late), settle, stay=stay)
     except BaseException:
         await asyncio.shield(cancel(monitor, id))
         raise
@@ -75,7 +79,7 @@ async def _follow(
     monitor: Monitor,
     id: str,
     told: Told | None,
-    pace: "_Pace | None",
+    chase: "_Chase",
     settle: Callable[[], Awaitable[None]],
     *,
     stay: bool = False,
@@ -87,6 +91,8 @@ async def _follow(
             raise Unavailable(f"the storage process knows nothing of its job {id}")
         if told is not None:
             told(job.done, job.total)
+        if job.status in ("running", "ready"):
+            await chase.look(job)
         match job.status:
             case "ready" if not asked:
                 asked = True
@@ -107,9 +113,6 @@ async def _follow(
                     kind = NoRoom if "No space left" in job.error else Unavailable
                     raise kind(f"the storage process could not finish: {job.error}", hint="nothing was changed")
                 return job.done
-            case "running":
-                if pace is not None:
-                    await pace.keep(job.done)
             case _:
                 pass
         await asyncio.sleep(0.005 if asked else _LOOK)
@@ -186,5 +189,35 @@ class _Pace:
         else:
             return
         self._began, self._from = now, done
-        with suppress(Refused):
-            await self._monitor.execute("block-job-set-speed", {"device": self._id, "speed": speed})
+        await _set_speed(self._monitor, self._id, speed)
+
+
+class _Chase:
+    """What a job does twice because it was written meanwhile: it hurries from where all was done once, and complains after a while."""
+
+    def __init__(self, monitor: Monitor, id: str, pace: _Pace | None, late: Callable[[], None] | None) -> None:
+        self._monitor = monitor
+        self._id = id
+        self._pace = pace
+        self._late = late
+        self._first = 0
+        self._since: float | None = None
+
+    async def look(self, job: Job) -> None:
+        self._first = self._first or job.total
+        if not self._first or job.done < self._first:
+            if self._pace is not None and job.status == "running":
+                await self._pace.keep(job.done)
+        elif self._since is None:
+            self._since = time.monotonic()
+            if self._pace is not None:
+                await _set_speed(self._monitor, self._id, 0)
+        elif self._late is not None and time.monotonic() - self._since > _PATIENCE:
+            self._since = time.monotonic()
+            self._late()
+            await _set_speed(self._monitor, self._id, 0)
+
+
+async def _set_speed(monitor: Monitor, id: str, speed: int) -> None:
+    with suppress(Refused):
+        await monitor.execute("block-job-set-speed", {"device": id, "speed": speed})

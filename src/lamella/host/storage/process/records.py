@@ -29,7 +29,8 @@ class Opened(msgspec.Struct, kw_only=True, frozen=True):
     told to go over to: it may stand on that already, or not yet.
 
     ``job`` is the one after which it stands on ``node``: it is in its last step, or done. ``parked`` says that its files are closed, and
-    that whoever writes waits until it is added again, with the node that it has then.
+    that whoever writes waits until it is added again, with the node that it has then. ``held``: whoever uses it waits; ``pressed``: is
+    slowed down so that a job catches up, the more the higher this is.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Opened(msgspec.Struct, kw_only=True, frozen=True):
     read_only: bool = False
     doors: list[Door] = []
     held: bool = False
+    pressed: int = 0
     entering: Layer | None = None
     job: str = ""
     parked: bool = False
