@@ -1,6 +1,7 @@
 """Processes killed at random moments: nothing that was acknowledged is lost, and everything is open again with the same ways in."""
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -241,3 +242,29 @@ async def test_a_process_that_was_left_without_its_server_gets_one(home: Home, t
         await second.remove("vol_a")
     finally:
         await second.end()
+
+
+async def test_who_was_slowed_down_for_a_job_of_a_killed_daemon_is_not_by_the_next(home: Home, tmp_path: Path) -> None:
+    first = QemuStorageDaemon(home)
+    assert await first.open() == ""
+    await first.add(volume(tmp_path))
+    file = (await first.export("vol_a")).file
+    assert file is not None
+    await first.regroup("vol_a", pressed=3)
+    # Its doors have to find the group of what is pressed, too.
+    kill(first.doors.process.pid)
+    await settled(first)
+    assert await group(first) == f"prs-{tag('vol_a')}"
+    await first.close()
+    second = QemuStorageDaemon(home)
+    assert await second.open() == ""
+    assert second.opened["vol_a"].pressed == 0
+    assert await group(second) == f"grp-{tag('vol_a')}"
+    await second.end()
+
+
+async def group(daemon: QemuStorageDaemon) -> str:
+    """In which the volume's requests are counted."""
+    found = await daemon.doors.monitor.ask(list[dict[str, Any]], "query-named-block-nodes", {"flat": True})
+    (top,) = [node for node in found if node["node-name"] == f"top-{tag('vol_a')}"]
+    return json.loads(top["file"].removeprefix("json:"))["throttle-group"]
