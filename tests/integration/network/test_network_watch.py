@@ -4,11 +4,12 @@ import asyncio
 
 import pytest
 from msgspec.structs import replace
-from network_world import World, port
-from test_routers import two_networks
+from network_world import World, command, port
+from test_routers import network, on, two_networks
 
 from lamella.host.network.bridge import BridgeDriver
 from lamella.host.network.names import gateway_name
+from lamella.host.network.routers.spaces import Spaces
 from lamella.model.firewall import FirewallSpec
 from lamella.model.firewall_text import parse
 from lamella.model.ids import new_id
@@ -105,3 +106,33 @@ def test_routers_are_looked_at_too(world: World) -> None:
 
     world.run(use, fresh=False)
     assert routed.ask("w1", "10.20.0.2", 5432) == "db 10.10.0.2"
+
+
+def test_what_keeps_a_network_in_is_looked_at_too(world: World) -> None:
+    """Whoever empties the set of isolated networks lets them out: in the layer's rules and in a router's."""
+    routed = two_networks(world)
+    plain = network("plain", "10.30.0", isolated=True)
+    routed.networks.append(plain)
+    routed.add("p1", on(plain, 2))
+    routed.life("p1")
+    space = Spaces.of(world.home).path(routed.routers[0].id)
+    mark = world.home.mark
+
+    async def use(driver: BridgeDriver) -> None:
+        await routed.settle(driver)
+        assert await driver.look() == []
+        for words, said in (
+            (
+                ("ip", "netns", "exec", world.full("layer"), "nft", "flush", "set", "ip", mark, "isolated"),
+                "network plain",
+            ),
+            (("nsenter", f"--net={space}", "nft", "flush", "set", "ip", f"{mark}-r", "isolated"), "router edge"),
+        ):
+            command(*words)
+            found = await driver.look()
+            assert any(said in one for one in found), found
+            assert await driver.look() == []
+
+    world.run(use, fresh=False)
+    assert routed.silent("p1", "203.0.113.9") and routed.silent("db", "203.0.113.9")
+    assert routed.ask("w1", "203.0.113.9") == "web 203.0.113.1"

@@ -29,6 +29,7 @@ from lamella.host.network.namespace import Seat
 from lamella.host.network.plan import Element
 from lamella.host.network.publishing import Publisher
 from lamella.host.network.routers.desired import DesiredRouter
+from lamella.host.network.routers.flows import end_outgoing
 from lamella.host.network.routers.routing import Routing
 from lamella.host.network.services.plan import Site
 from lamella.host.network.services.services import Services
@@ -116,7 +117,10 @@ class BridgeDriver:
         self._watch.changes += 1
         if self.networks.get(network.id) != network:
             plan.check_subnet(network, self.networks.values(), self._fabric.transfer)
-        await self._describe(network.id, plan.of_network(network))
+        wanted, before = plan.of_network(network), self._described.get(network.id, [])
+        await self._describe(network.id, wanted)
+        if before and any(element.container == "isolated" for element in wanted if element not in before):
+            await self._fabric.in_layer(f"end what leaves network {network.name}", lambda _: end_outgoing(network))
         await self._fabric.in_layer(f"make network {network.name}", lambda seat: attach.ensure_bridge(seat, network))
         self.networks[network.id] = network
         self._services.wake()

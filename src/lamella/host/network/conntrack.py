@@ -26,12 +26,14 @@ _BY_PROTOCOL_AND_DESTINATION = 1 << 3 | 1 << 5
 
 class Flow(msgspec.Struct, frozen=True, kw_only=True):
     """An IPv4 flow by its first packet, which went to ``port`` of ``destination``. ``answers`` and ``answering_port`` are who answers: not
-    the destination's when that was translated. ``original`` is the kernel's own description of it, in its ``zone``."""
+    the destination's when that was translated. ``known_as`` is whom they answer: not the source when that was. ``original`` is the kernel's
+    own description of it, in its ``zone``."""
 
     source: IPv4Address
     destination: IPv4Address
     protocol: int
     answers: IPv4Address
+    known_as: IPv4Address | None = None
     answering_port: int = 0
     port: int = 0
     type: int = 0
@@ -142,6 +144,7 @@ def _flow(body: bytes) -> Flow | None:
         destination=IPv4Address(there[2]),
         protocol=protocol[1][0],
         answers=IPv4Address(back[1]),
+        known_as=IPv4Address(back[2]) if 2 in back else None,
         answering_port=int.from_bytes(answering.get(2, b""), "big"),
         port=int.from_bytes(protocol.get(3, b""), "big"),
         type=int.from_bytes(protocol.get(5, b""), "big"),

@@ -91,6 +91,12 @@ def in_layer(seat: Seat, wanted: Wanted) -> Seen:
 def _elements(seat: Seat, wanted: Wanted, attached: Iterable[DesiredPort]) -> list[str]:
     known = {element.key for element in state.known(state.entries(seat.nft, wanted.table, [_KNOWN]))}
     missing = [f"what lets port {port.id} send" for port in attached if plan.known(port).key not in known]
+    said = state.networks(state.entries(seat.nft, wanted.table, plan.NETWORK_CONTAINERS))
+    missing += [
+        f"whether network {network.name} goes out"
+        for network in wanted.networks
+        if set(said.get(network.id, [])) != set(plan.of_network(network))
+    ]
     if wanted.guarded:
         entries = state.entries(seat.nft, f"{wanted.table}-g", [_GUARDED])["in"]
         if len(entries) < wanted.guarded:

@@ -1,7 +1,7 @@
 """One router in the kernel: its namespace, its legs, its routes and its rules, made as they are asked. In the layer's thread."""
 
 import os
-from collections.abc import Generator, Iterable, Mapping, Set
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
@@ -11,7 +11,7 @@ from lamella.host.network import attach, forwarding, plan, rtnetlink
 from lamella.host.network.driver import DesiredNetwork
 from lamella.host.network.names import GATEWAY_PREFIX, gateway_name, router_name
 from lamella.host.network.namespace import Seat
-from lamella.host.network.nft import Nft
+from lamella.host.network.nft import Nft, NftError
 from lamella.host.network.plan import Transfer
 from lamella.host.network.routers.desired import DesiredRouter
 from lamella.host.network.routers.rules import UPLINK
@@ -158,16 +158,29 @@ def remove(seat: Seat, spaces: Spaces, router: str) -> None:
     spaces.remove(router)
 
 
-def whole(seat: Seat, spaces: Spaces, router: DesiredRouter, table: str, networks: Set[str]) -> bool:
-    """Whether its namespace, its rules, and its legs to the layer and to those *networks* that are here are there."""
+def whole(
+    seat: Seat, spaces: Spaces, router: DesiredRouter, table: str, networks: Mapping[str, DesiredNetwork]
+) -> bool:
+    """Whether its namespace, its rules, and its legs to the layer and to those *networks* (by id) that are here are there."""
     space = spaces.open(router.id)
     if space is None:
         return False
     with inside(seat, space) as there:
-        ruled = ("ip", table) in there.nft.tables()
+        ruled = ("ip", table) in there.nft.tables() and _isolated(there.nft, table) == {
+            gateway_name(id) for id in router.networks if id in networks and networks[id].isolated
+        }
         legs = {link.name for link in there.route.links() if link.up}
     outer = {link.name for link in seat.route.links() if link.up and link.master}
     wanted = {gateway_name(network) for network in router.networks if network in networks}
     return (
         ruled and legs >= {UPLINK, *wanted} and outer >= wanted and seat.route.link(router_name(router.id)) is not None
     )
+
+
+def _isolated(nft: Nft, table: str) -> set[str]:
+    """The legs that nothing goes out from, as the rules in force say."""
+    try:
+        listing = nft.listing(f"list set ip {table} isolated")
+    except NftError:
+        return set()
+    return {str(leg) for item in listing if "set" in item for leg in item["set"].get("elem", [])}

@@ -14,7 +14,7 @@ from lamella.host.network.fabric import Fabric
 from lamella.host.network.names import gateway_name, router_name, zone_of
 from lamella.host.network.namespace import Seat
 from lamella.host.network.plan import PROTOCOLS, Forward, Transfer
-from lamella.host.network.routers import ground, rules
+from lamella.host.network.routers import flows, ground, rules
 from lamella.host.network.routers.desired import DesiredRouter
 from lamella.host.network.routers.spaces import Spaces
 from lamella.host.network.services.plan import Site
@@ -125,7 +125,7 @@ class Routing:
 
     async def missing(self) -> list[str]:
         """What of the routers that are asked for is not there, in words."""
-        routers, networks = list(self.asked.values()), set(self._networks)
+        routers, networks = list(self.asked.values()), dict(self._networks)
 
         def look(seat: Seat) -> list[str]:
             return [
@@ -189,7 +189,7 @@ class Routing:
             with ground.inside(seat, space) as there:
                 between = self._between[router.id] = ground.joined(seat, router.id, there, taken)
                 # Rules before legs: nothing passes that they do not know of.
-                self._rule(router, there, networks, between)
+                self._rule(seat, router, there, networks, between)
                 ground.plug(seat, there, networks)
                 ground.lead(there, router, networks)
 
@@ -201,21 +201,32 @@ class Routing:
             if space is not None:
                 networks = {id: self._networks[id] for id in router.networks if id in self._networks}
                 with ground.inside(seat, space) as there:
-                    self._rule(router, there, networks, self._between[router.id])
+                    self._rule(seat, router, there, networks, self._between[router.id])
 
         return rule
 
     def _rule(
         self,
+        seat: Seat,
         router: DesiredRouter,
         there: ground.Inside,
         networks: Mapping[str, DesiredNetwork],
         between: Transfer,
     ) -> None:
         text = rules.router_rules(self.table, router, networks.values(), between, self._forwards)
-        if self._texts.get(router.id) != text:
-            there.nft.run(text)
-            self._texts[router.id] = text
+        if self._texts.get(router.id) == text:
+            return
+        there.nft.run(text)
+        self._texts[router.id] = text
+        course = flows.Course(router, networks.values(), between, self._forwards)
+        try:
+            with seat.visit(there.space):
+                ended = flows.end_strays(course)
+        except OSError as error:
+            log.warning("flows through router %s that it allows no more go on: %s", router.name, error)
+        else:
+            if ended:
+                log.info("%d flows were ended: router %s leads them no more, or elsewhere", ended, router.name)
 
     async def _lead_in(self) -> None:
         """Floating addresses: the host leads them to the layer, the layer to their routers."""
