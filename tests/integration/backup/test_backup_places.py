@@ -1,17 +1,20 @@
 """Repositories on S3 and over SFTP: real servers on this machine, that the test starts."""
 
+import asyncio
 import getpass
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import boto3
 import pytest
 from tests.integration.backup.backup_ground import a_note, bring, content, engine_at, home_in, keep
+from tests.integration.backup.backup_wire import Wire
 
 from lamella.host.storage.backup import table as tables
 from lamella.host.storage.backup.restic import Restic
@@ -136,6 +139,58 @@ async def test_sftp(sshd: int, tmp_path: Path) -> None:
     known.write_text(f"[127.0.0.1]:{sshd} {(tmp_path / 'sshd' / 'stranger.pub').read_text()}")
     with pytest.raises(LamellaError):
         await engine.stored()
+
+
+@asynccontextmanager
+async def wired(port: int) -> AsyncIterator[Wire]:
+    wire = Wire(port)
+    server = await wire.open()
+    yield wire
+    server.close()
+
+
+async def test_a_line_to_sftp_that_is_cut_ends_the_backup_and_the_next_one_is_whole(sshd: int, tmp_path: Path) -> None:
+    home = home_in(tmp_path / "home")
+    credentials = Credentials(ssh_key=(tmp_path / "sshd" / "user").read_text())
+    async with wired(sshd) as wire:
+        url = f"sftp://{getpass.getuser()}@127.0.0.1:{wire.port}{tmp_path}/vault"
+        engine = engine_at(home, url, credentials=credentials)
+        await engine.create()
+        source = content(tmp_path / "disk", SIZE)
+        table = tables.everything(SIZE, [Extent(offset=0, length=SIZE)], 1000)
+        wire.left = 4 * MIB
+        with pytest.raises(Unavailable, match="cannot be reached"):
+            await keep(engine, home, source, table, a_note("half"))
+        with pytest.raises(Unavailable):
+            await engine.stored()
+        wire.left = None
+        assert await engine.stored() == []
+        whole = await keep(engine, home, source, table, a_note("whole"))
+        assert (await engine.check(100)).problems == []
+        await bring(engine, home, whole.engine_id, tmp_path / "back", table)
+    assert (tmp_path / "back").read_bytes() == source.read_bytes()
+
+
+async def test_a_backup_to_s3_waits_for_a_line_that_is_cut(s3: int, tmp_path: Path) -> None:
+    home = home_in(tmp_path / "home")
+    credentials = Credentials(access_key=ACCESS, secret_key=SECRET, region="us-east-1")
+    async with wired(s3) as wire:
+        engine = engine_at(home, f"s3+http://127.0.0.1:{wire.port}/vault/of/lamella", credentials=credentials)
+        await engine.create()
+        source = content(tmp_path / "disk", SIZE)
+        table = tables.everything(SIZE, [Extent(offset=0, length=SIZE)], 1000)
+        wire.left = 4 * MIB
+        backing_up = asyncio.create_task(keep(engine, home, source, table, a_note("patient")))
+        while not wire.cut:
+            assert not backing_up.done()
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(2)
+        assert not backing_up.done()
+        wire.left = None
+        done = await backing_up
+        assert (await engine.check(100)).problems == []
+        await bring(engine, home, done.engine_id, tmp_path / "back", table)
+    assert (tmp_path / "back").read_bytes() == source.read_bytes()
 
 
 async def test_nothing_secret_is_on_a_command_line(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ _SAID: list[tuple[str, type[LamellaError], str, str]] = [
     (r"AccessDenied|InvalidAccessKey|SignatureDoesNotMatch|Permission denied|Host key verification failed", Forbidden,
      "where the repository is does not let us in", "check the credentials and the server's key"),
     (r"connection re(fused|set)|no such host|timeout|timed out|unreachable|unable to start the sftp|broken pipe|EOF"
-     r"|connect to host|Server Error|ServiceUnavailable|input/output error|stale file handle|not connected",
+     r"|connect to host|ssh command exited|connection lost"
+     r"|Server Error|ServiceUnavailable|input/output error|stale file handle|not connected",
      Unavailable, "the repository cannot be reached", "see to where it is, and try again"),
 ]  # fmt: skip
 
@@ -67,5 +68,6 @@ def damage(text: str) -> Damage:
 def _told(text: str) -> str:
     """The line that says most: the last of its own words, without its prefix."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    fatal = [line.removeprefix("Fatal: ") for line in lines if line.startswith("Fatal: ")]
+    # It may stand behind what another line of its program left unfinished.
+    fatal = [line.partition("Fatal: ")[2] for line in lines if "Fatal: " in line]
     return (fatal or lines or ["it said nothing"])[-1][:300]
