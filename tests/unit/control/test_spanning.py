@@ -13,14 +13,17 @@ from test_tracing import network, port
 
 from lamella.control.layer import Layer
 from lamella.control.network import spanning
+from lamella.control.network.looking import traced
 from lamella.control.network.tracing import Ground, trace
 from lamella.model.assignment import Assignments, InstanceReport
 from lamella.model.errors import NoRoom
+from lamella.model.firewall import Protocol
 from lamella.model.host import HostStatus, Underlay
 from lamella.model.instance import InstanceSpec, Isolation, Nic
 from lamella.model.network import Network
 from lamella.model.network_bodies import FirewallCreate, FirewallMember, NetworkCreate
 from lamella.model.requests import InstanceCreate
+from lamella.model.router_bodies import RouterCreate
 from lamella.model.verdict import Packet
 
 
@@ -167,3 +170,14 @@ def test_a_trace_says_what_becomes_of_it_between_hosts() -> None:
     both = msgspec.structs.replace(ground, tunnelling={"alpha", "beta"})
     seen = trace(both, ports[0], asked)
     assert seen.passes and "VXLAN carries it there" in next(step.because for step in seen.steps if step.where == "host")
+
+
+async def test_a_trace_of_what_a_router_leads_ends_at_its_host(layer: Layer) -> None:  # noqa: F811
+    await register(layer, "alpha", "192.0.2.1")
+    await register(layer, "beta", "192.0.2.2")
+    for name in ("front", "back"):
+        await layer.networks.create(ROOT, "default", NetworkCreate(name=name))
+    await layer.routers.create(ROOT, "default", RouterCreate(name="edge", networks=["front", "back"]))
+    assert await run(layer, "one", "front") != await run(layer, "two", "back")
+    seen = await layer.store.read(lambda tx: traced(tx, "default", "one", "two", Protocol.TCP, 80, 0))
+    assert not seen.passes and "routers lead to instances of their own alone" in seen.steps[-1].because

@@ -61,7 +61,8 @@ def trace(ground: Ground, source: Port, packet: Packet) -> Trace:
             steps += crossed.steps
             receiver = crossed.receiver
             if receiver is not None and steps[-1].passes:
-                steps += _to_host(ground, source, receiver)
+                routed = crossed.destination != packet.destination or receiver.spec.network != source.spec.network
+                steps += _to_host(ground, source, receiver, routed=routed)
             if steps[-1].passes and receiver is not None:
                 seen = replace(packet, source=crossed.source, destination=crossed.destination)
                 steps += _guarded(ground, receiver, into(_world(ground, receiver), seen), Side.IN)
@@ -103,13 +104,13 @@ def _way(ground: Ground, source: Port, receiver: Port | None, packet: Packet) ->
     return beyond(ground.roads, source, packet.destination, echo=echo)
 
 
-def _to_host(ground: Ground, source: Port, receiver: Port) -> list[TraceStep]:
+def _to_host(ground: Ground, source: Port, receiver: Port, *, routed: bool) -> list[TraceStep]:
     """From host to host, when they are on two."""
     ends = source.status.host, receiver.status.host
     if ends[0] == ends[1]:
         return []
     name = _name(ground, receiver)
-    if receiver.spec.network != source.spec.network:
+    if routed:
         return [_step("host", False, f"{name} is on another host, and routers lead to instances of their own alone")]
     if any(end not in ground.tunnelling for end in ends):
         text = f"{name} is on another host, and one of the two has no tunnel: its daemon was not told --underlay"

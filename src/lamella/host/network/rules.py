@@ -73,11 +73,11 @@ add chain ip {table} forward {{ type filter hook forward priority filter; policy
 flush table bridge {table}
 flush table ip {table}
 add rule bridge {table} prerouting ether type ip iifname . ether saddr . ip saddr @known accept
+add rule bridge {table} prerouting meta mark {FROM_NEIGHBOUR} ether type {{ ip, arp }} accept
 add rule bridge {table} prerouting ether type arp iifname . arp saddr ether . arp saddr ip @known \
 iifname . ether saddr . arp saddr ip @known accept
 add rule bridge {table} prerouting iifname {gateways} ether type {{ ip, arp }} accept
 add rule bridge {table} prerouting ether type ip iifname . ether saddr . ip saddr @routed accept
-add rule bridge {table} prerouting meta mark {FROM_NEIGHBOUR} ether type {{ ip, arp }} accept
 add rule bridge {table} prerouting meta mark {ASKS_FOR_ADDRESS} ether type ip ip saddr 0.0.0.0 accept
 add rule ip {table} prerouting iifname "{uplink}" dnat ip to meta l4proto . th dport map @inbound
 add rule ip {table} postrouting oifname "{uplink}" masquerade

@@ -8,7 +8,7 @@ In the layer's namespace, in a table of its own (``<mark>-x``):
 and in the host's, where tunnels end:
 
     ip      chain arrives    drops packets of our networks (by their number) that no host sent which has ports on them
-            set senders      number . address of such a host
+            chain leaves     with it: connection tracking has no part in what tunnels carry; inside, it has
 """
 
 from collections.abc import Iterable
@@ -50,19 +50,25 @@ def elements(table: str, gone: Iterable[str], come: Iterable[str]) -> str:
 
 def host_rules(table: str, overlay: Overlay) -> str:
     """The table in the host's namespace, anew. What others send each other over VXLAN passes by it."""
-    vnis = {link: tunnel.vni for link, tunnel in overlay.tunnels.items()}
-    senders: dict[int, set[str]] = {vni: set() for vni in vnis.values()}
+    numbers = {link: tunnel.vni for link, tunnel in overlay.tunnels.items()}
+    local = ", ".join(sorted({tunnel.local for tunnel in overlay.tunnels.values()}))
+    senders: dict[int, set[str]] = {vni: set() for vni in numbers.values()}
     for entry in overlay.forwards:
-        senders[vnis[entry.link]].add(entry.to)
+        senders[numbers[entry.link]].add(entry.to)
+    here = f"udp dport {PORT} {_VNI}"
     lines = "".join(
-        f"add rule ip {table} arrives udp dport {PORT} {_VNI} {vni} ip saddr != {{ {', '.join(sorted(hosts))} }} drop\n"
+        f"add rule ip {table} arrives ip daddr {{ {local} }} {here} {vni} ip saddr != {{ {', '.join(sorted(hosts))} }} drop\n"
         for vni, hosts in sorted(senders.items())
     )
+    every = ", ".join(map(str, sorted(senders)))
     return f"""
 add table ip {table}
-add chain ip {table} arrives {{ type filter hook input priority raw; policy accept; }}
+add chain ip {table} arrives {{ type filter hook prerouting priority raw; policy accept; }}
+add chain ip {table} leaves {{ type filter hook output priority raw; policy accept; }}
 flush table ip {table}
-{lines}"""
+{lines}add rule ip {table} arrives ip daddr {{ {local} }} {here} {{ {every} }} notrack
+add rule ip {table} leaves ip saddr {{ {local} }} {here} {{ {every} }} notrack
+"""
 
 
 def no_host_rules(table: str) -> str:
