@@ -20,6 +20,7 @@ from benchmarks import (
     microvm,
     move,
     network,
+    network_overlay,
     network_ports,
     unikernel,
     vm,
@@ -43,6 +44,7 @@ GROUPS = (
     "move",
     "network",
     "ports",
+    "overlay",
 )
 
 
@@ -93,6 +95,8 @@ def main() -> int:
             rows += network.rows(layer, args.runs)
     if "ports" in chosen:
         rows += network_ports.rows(args.runs)
+    if "overlay" in chosen:
+        rows += network_overlay.rows(args.runs)
     if "clone" in chosen:
         rows += clone.rows(args.runs)
     if "disk" in chosen:

@@ -21,7 +21,7 @@ COLUMNS: "list[Column]" = [
     NAME,
     ("SUBNET", lambda item: item.text("spec", "subnet")),
     ("GATEWAY", lambda item: item.text("status", "gateway")),
-    ("MTU", lambda item: str(item.integer("spec", "mtu") or "")),
+    ("MTU", lambda item: str(item.integer("status", "mtu") or item.integer("spec", "mtu") or "")),
     ("OUT", lambda item: "no" if item.flag("spec", "isolated") else "yes"),
     CREATED,
 ]

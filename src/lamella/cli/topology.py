@@ -34,7 +34,7 @@ def picture(network: "Document", around: "Mapping[str, Sequence[Document]]") -> 
     ]
     head = (
         f"network {clean(network.text('name'))}  {clean(network.text('spec', 'subnet'))}  gateway "
-        f"{clean(network.text('status', 'gateway'))}  MTU {network.integer('spec', 'mtu') or ''}"
+        f"{clean(network.text('status', 'gateway'))}  MTU {network.integer('status', 'mtu') or network.integer('spec', 'mtu') or ''}"
     )
     lines = ["outside", *_way_out(network, routers), f"└─ {head}"]
     for number, leaf in enumerate(leaves or ["nobody is on it"], 1):

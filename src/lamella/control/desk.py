@@ -8,7 +8,7 @@ import msgspec
 
 from lamella.control.bulletin import Bulletin
 from lamella.control.events import record
-from lamella.control.network import balancing, floating
+from lamella.control.network import balancing, floating, spanning
 from lamella.control.network.balancers import hear as hear_balancer
 from lamella.control.network.mirrors import forget_mirrors
 from lamella.control.storage.attaching import let_go
@@ -46,7 +46,7 @@ OBSERVED_FIELDS = (
     "board",
     "devices",
 )
-RELEVANT = frozenset({"instance", "network", "pool", "firewall", "router", "address", "balancer"})
+RELEVANT = frozenset({"instance", "network", "pool", "firewall", "router", "address", "balancer", "host", "port"})
 
 
 class Desk:
@@ -68,9 +68,12 @@ class Desk:
                     tx.update(pool)
             known = tx.get("host", "default", name)
             if known is None:
-                return tx.insert(new_resource("host", name, HostSpec(address=address), status))
-            known.spec, known.status = HostSpec(address=address), status
-            return tx.update(known)
+                known = tx.insert(new_resource("host", name, HostSpec(address=address), status))
+            else:
+                known.spec, known.status = HostSpec(address=address), status
+                known = tx.update(known)
+            spanning.settle(tx)
+            return known
 
         return (await self._store.write(write)).id
 
@@ -85,7 +88,7 @@ class Desk:
         try:
             answer = await self._collect(host, since)
             told = answer.complete or answer.instances or answer.gone or answer.networks
-            if told or answer.balancers is not None or wait <= 0:
+            if told or answer.balancers is not None or answer.neighbours is not None or wait <= 0:
                 return answer
             try:
                 async with asyncio.timeout(wait):
@@ -113,7 +116,10 @@ class Desk:
         # Whoever begins to run, ends, or gets another label may come to be behind a balancer, or be there no more.
         rebalanced = any(c.kind == "balancer" for c in changes)
         balanced = rebalanced or any(c.kind == "instance" for c in changes)
-        if not touched and not users and not wider and not balanced:
+        # Whoever comes, goes or gets other firewalls on another host is another neighbour.
+        rehosted = any(c.kind == "host" for c in changes)
+        moved = rehosted or any(c.kind == "port" for c in changes)
+        if not touched and not users and not wider and not balanced and not moved:
             return Assignments(revision=revision, complete=False)
 
         def look(tx: Transaction) -> Assignments:
@@ -133,6 +139,8 @@ class Desk:
                 answer.routers = floating.tasks(tx)
             if rebalanced or (balanced and tx.list("balancer")):
                 answer.balancers = balancing.tasks(tx, host)
+            if moved and (rehosted or len(spanning.underlays(tx)) > 1):
+                answer.neighbours = spanning.neighbours(tx, host)
             return answer
 
         return await self._store.read(look)
@@ -151,6 +159,7 @@ class Desk:
                 firewalls=tx.list("firewall"),
                 routers=floating.tasks(tx),
                 balancers=balancing.tasks(tx, host),
+                neighbours=spanning.neighbours(tx, host),
                 pools=_pools(tx),
                 images=sorted(
                     {digest for item in mine for digest in (item.status.image_digest, *item.status.cdroms.values())}

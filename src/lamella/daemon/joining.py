@@ -132,7 +132,7 @@ async def run_host(home: Home, role: "Role") -> AsyncGenerator[None]:
     async with AsyncExitStack() as stack:
         desk = RemoteDesk(f"https://{role.control}", bundle)
         stack.push_async_callback(desk.close)
-        agent = build_agent(home, bundle.name, address=f"https://{role.listen}")
+        agent = build_agent(home, bundle.name, address=f"https://{role.listen}", underlay=role.underlay)
         stack.push_async_callback(agent.close)
         sock = listener.bind_tcp(*split_address(role.listen))
         await agent.look()

@@ -35,6 +35,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--listen", metavar="ADDRESS:PORT", help="serve other machines there, with mutual TLS")
     parser.add_argument("--control", metavar="ADDRESS:PORT", help="for --role host: where control listens")
     parser.add_argument("--bundle", type=Path, help="certificate bundle of this daemon (from --issue)")
+    parser.add_argument(
+        "--underlay",
+        metavar="ADDRESS",
+        default="",
+        help="IPv4 address of this host by which networks go on to other hosts",
+    )
     parser.add_argument("--issue", metavar="NAME", help="make the bundle of the host NAME, print its path, and end")
     parser.add_argument("--purge", action="store_true", help="remove everything that bears this home's mark, and end")
     parser.add_argument(
@@ -136,6 +142,7 @@ async def serve(home: Home, args: argparse.Namespace, room: "Room | None") -> in
         listen=args.listen,
         control=args.control,
         bundle=args.bundle,
+        underlay=args.underlay,
     )
     async with room.kept() if room else nullcontext(), compose(home, role):
         logging.getLogger("lamella.daemon").info("ready home=%s role=%s pid=%d", home.path, args.role, os.getpid())

@@ -23,7 +23,7 @@ KEEP_EVENTS = 10_000
 
 
 class Role(msgspec.Struct, kw_only=True, frozen=True):
-    """What this daemon is. ``listen`` and ``control`` are ``ADDRESS:PORT``."""
+    """What this daemon is. ``listen`` and ``control`` are ``ADDRESS:PORT``, ``underlay`` is an address."""
 
     name: str
     host_name: str
@@ -31,6 +31,7 @@ class Role(msgspec.Struct, kw_only=True, frozen=True):
     listen: str | None = None
     control: str | None = None
     bundle: Path | None = None
+    underlay: str = ""
 
 
 @asynccontextmanager
@@ -72,7 +73,7 @@ async def _control(stack: AsyncExitStack, home: Home, role: Role) -> Layer:
 async def _local_host(stack: AsyncExitStack, home: Home, role: Role, layer: Layer) -> None:
     from lamella.daemon.wings import build_agent
 
-    agent = build_agent(home, role.host_name)
+    agent = build_agent(home, role.host_name, underlay=role.underlay)
     stack.push_async_callback(agent.close)
     # First what asks the host: it goes on with the next daemon, and hears of no host that is ending.
     stack.push_async_callback(layer.storage.operations.close)

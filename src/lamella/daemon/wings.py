@@ -15,7 +15,7 @@ NETWORK = "bridge"
 Make = Callable[[Changed], ComputeDriver]
 
 
-def build_agent(home: Home, name: str, *, address: str = "") -> Agent:
+def build_agent(home: Home, name: str, *, address: str = "", underlay: str = "") -> Agent:
     """The agent of this machine with every registered driver. The room was made and joined before."""
     storage = {name: _pool_maker(entry) for name, entry in _by_name("lamella.storage").items()}
     network: Any = _by_name("lamella.network")[NETWORK].load()
@@ -23,7 +23,7 @@ def build_agent(home: Home, name: str, *, address: str = "") -> Agent:
         home,
         name,
         drivers=compute_drivers(home),
-        network=network(home, Room(home).netns),
+        network=network(home, Room(home).netns, underlay=underlay),
         storage=Volumes(home, storage),
         library=DiskLibrary(home.state / "images", mark=home.mark),
         address=address,

@@ -361,7 +361,7 @@ class Agent:
 
     async def facts(self) -> HostStatus:
         pools = {name: await self.storage_wing.pool_status(name) for name in self.storage_wing.pool_names}
-        return read_facts(self._capabilities, pools)
+        return read_facts(self._capabilities, pools, self.network.underlay)
 
     async def collect_images(self, keep: set[str]) -> int:
         freed = await self.library.collect(keep)

@@ -4,7 +4,7 @@ import os
 import platform
 from pathlib import Path
 
-from lamella.model.host import Capability, HostStatus
+from lamella.model.host import Capability, HostStatus, Underlay
 from lamella.model.resource import now
 from lamella.model.storage import PoolStatus
 
@@ -27,7 +27,9 @@ def memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def read_facts(capabilities: list[Capability], pools: dict[str, PoolStatus]) -> HostStatus:
+def read_facts(
+    capabilities: list[Capability], pools: dict[str, PoolStatus], underlay: Underlay | None = None
+) -> HostStatus:
     """This host now, with what its wings found that they can do."""
     return HostStatus(
         phase="ready",
@@ -38,5 +40,6 @@ def read_facts(capabilities: list[Capability], pools: dict[str, PoolStatus]) -> 
         boot_id=boot_id(),
         capabilities=capabilities,
         pools=pools,
+        underlay=underlay,
         seen_at=now(),
     )

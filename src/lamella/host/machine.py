@@ -9,7 +9,7 @@ from lamella.host.plan import limits_of
 from lamella.host.storage.driver import VolumeHandle
 from lamella.model.assignment import Assignment, RouterTask
 from lamella.model.command import whole_command
-from lamella.model.network import Network, Port
+from lamella.model.network import Neighbour, Network, Port
 
 # What a program finds when neither the image nor a person says otherwise: as docker sets it.
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -34,15 +34,21 @@ def hostname_of(asked: Assignment) -> str:
     return asked.instance.name.replace("_", "-").replace(".", "-").strip("-")[:63] or "instance"
 
 
+def mtu_of(network: Network) -> int:
+    """What its packets have room for, on the way to other hosts too."""
+    return network.status.mtu or network.spec.mtu
+
+
 def desired_network(network: Network) -> DesiredNetwork:
     return DesiredNetwork(
         id=network.id,
         name=network.name,
         subnet=network.spec.subnet,
         gateway=network.status.gateway,
-        mtu=network.spec.mtu,
+        mtu=mtu_of(network),
         isolated=network.spec.isolated,
         router=network.status.router,
+        vni=network.status.vni,
     )
 
 
@@ -69,6 +75,18 @@ def desired_port(port: Port) -> DesiredPort:
         rate_in=spec.rate_in,
         rate_out=spec.rate_out,
         mirror=spec.mirror,
+    )
+
+
+def far_port(neighbour: Neighbour) -> DesiredPort:
+    """A port on another host, as firewalls and names know it: it has no link here."""
+    return DesiredPort(
+        id=neighbour.port,
+        network=neighbour.network,
+        address=neighbour.address,
+        mac=neighbour.mac,
+        publish=[],
+        firewalls=neighbour.firewalls,
     )
 
 
@@ -103,7 +121,7 @@ def attachment_of(port: Port, network: Network) -> Attachment:
         mac=port.spec.mac,
         address=port.spec.address,
         gateway=network.status.gateway,
-        mtu=network.spec.mtu,
+        mtu=mtu_of(network),
     )
 
 

@@ -7,14 +7,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
-from lamella.host.machine import desired_network, desired_port, desired_router, residents_of
+from lamella.host.machine import desired_network, desired_port, desired_router, far_port, residents_of
 from lamella.host.network.balance.desired import desired as desired_balancer
 from lamella.host.network.driver import DesiredPort, NetworkDriver, Resident, Watches
 from lamella.model.assignment import Assignment, Assignments, RouterTask
 from lamella.model.balancer import BalancerReport
 from lamella.model.errors import LamellaError
 from lamella.model.firewall import FirewallSpec
-from lamella.model.network import Network
+from lamella.model.network import Neighbour, Network
 
 log = logging.getLogger("lamella.host.agent")
 
@@ -31,6 +31,8 @@ class NetworkWing:
         self._unmade: list[Network] = []
         self._route_again = False
         self._routers: list[RouterTask] = []
+        self._neighbours: list[Neighbour] = []
+        self._span_again = False
         self._firewalls: dict[str, FirewallSpec] = {}
         # Of every instance, whether it runs or not.
         self._ports: dict[str, list[DesiredPort]] = {}
@@ -42,10 +44,13 @@ class NetworkWing:
         """Have the driver do what *news* say. *asked* is what instances here were told before; *heard* what becomes of balancers."""
         await self._use_networks(news.networks, asked)
         await self._use_routers(news.routers)
+        moved = news.neighbours is not None and news.neighbours != self._neighbours
+        self._neighbours = self._neighbours if news.neighbours is None else news.neighbours
         await self._use_firewalls(news)
+        await self._use_neighbours(moved or bool(news.networks) or news.complete)
         if news.balancers is not None:
             await self._driver.balance([desired_balancer(task) for task in news.balancers], heard)
-        await self._use_residents(news)
+        await self._use_residents(news, moved)
 
     def forget(self, id: str) -> None:
         """The instance with this id is gone."""
@@ -101,6 +106,18 @@ class NetworkWing:
         else:
             self._route_again = False
 
+    async def _use_neighbours(self, new: bool) -> None:
+        """Behind the firewalls: they know who comes from other hosts before anybody does."""
+        if not new and not self._span_again:
+            return
+        try:
+            await self._driver.span(self._neighbours)
+        except LamellaError as error:
+            log.error("networks to other hosts: %s", error)
+            self._span_again = True
+        else:
+            self._span_again = False
+
     async def _use_firewalls(self, news: Assignments) -> None:
         """Before the news' instances are begun: none is on the network before what guards it."""
         if news.firewalls is not None:
@@ -113,16 +130,19 @@ class NetworkWing:
             ports = (one.port, *one.ports.values())
             self._ports[one.instance.id] = [desired_port(port) for port in ports if port is not None]
         try:
-            await self._driver.protect(self._firewalls, [port for ports in self._ports.values() for port in ports])
+            # Those of other hosts, too: they are members of what they belong to, and what is sent to them is looked at where it begins.
+            ours = [port for ports in self._ports.values() for port in ports]
+            await self._driver.protect(self._firewalls, [*ours, *map(far_port, self._neighbours)])
         except LamellaError as error:
             log.error("firewalls: %s", error)
 
-    async def _use_residents(self, news: Assignments) -> None:
+    async def _use_residents(self, news: Assignments, moved: bool) -> None:
         """The services of networks know an instance before it is begun, as far as they are quick enough: nobody waits for them."""
         if news.complete:
             self._residents = {}
         for id in news.gone:
             self._residents.pop(id, None)
         self._residents |= {asked.instance.id: residents_of(asked) for asked in news.instances}
-        if news.complete or news.gone or news.instances:
-            await self._driver.serve([one for residents in self._residents.values() for one in residents])
+        if news.complete or news.gone or news.instances or moved:
+            far = [Resident(port=far_port(one), name=one.name) for one in self._neighbours if one.name]
+            await self._driver.serve([*(one for residents in self._residents.values() for one in residents), *far])

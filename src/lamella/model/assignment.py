@@ -18,7 +18,7 @@ from lamella.model.firewall import Firewall
 from lamella.model.host import HostStatus
 from lamella.model.image import ImageStatus
 from lamella.model.instance import Instance, InstanceStatus
-from lamella.model.network import Network, Port
+from lamella.model.network import Neighbour, Network, Port
 from lamella.model.router import RouterSpec
 from lamella.model.storage import Pool, StorageEvent, Volume
 from lamella.model.storage_requests import AnyStorageRequest, StorageProgress
@@ -59,7 +59,7 @@ class RouterTask(msgspec.Struct, kw_only=True):
 class Assignments(msgspec.Struct, kw_only=True):
     """What changed for one host since a revision. ``complete`` ones name everything; an id that is missing is not this host's.
     ``networks``, ``pools`` and ``firewalls`` are all that there are, when any of them has changed; ``None`` is no change. So are
-    ``balancers``, with those of the host's instances that they lead to.
+    ``balancers``, with those of the host's instances that they lead to, and ``neighbours``, the ports on other hosts.
     """
 
     revision: int
@@ -70,6 +70,7 @@ class Assignments(msgspec.Struct, kw_only=True):
     firewalls: list[Firewall] | None = None
     routers: list[RouterTask] | None = None
     balancers: list[BalancerTask] | None = None
+    neighbours: list[Neighbour] | None = None
     pools: list[Pool] = []
     images: list[str] = []
 

@@ -23,8 +23,16 @@ class HostSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     address: str = ""
 
 
+class Underlay(msgspec.Struct, kw_only=True, frozen=True):
+    """Where other hosts send what is for a host's instances: an IPv4 address of the host, and the MTU of the link that has it."""
+
+    address: str
+    mtu: int
+
+
 class HostStatus(msgspec.Struct, kw_only=True):
-    """``cpu`` is milli-cores, ``memory`` bytes. ``boot_id`` is the kernel's. ``pools`` is the room in each pool, by name."""
+    """``cpu`` is milli-cores, ``memory`` bytes. ``boot_id`` is the kernel's. ``pools`` is the room in each pool, by name. Without an
+    ``underlay`` its networks end at the host."""
 
     phase: str = "pending"
     cpu: int = 0
@@ -34,6 +42,7 @@ class HostStatus(msgspec.Struct, kw_only=True):
     boot_id: str = ""
     capabilities: list[Capability] = []
     pools: dict[str, PoolStatus] = {}
+    underlay: Underlay | None = None
     seen_at: datetime | None = None
     conditions: list[Condition] = []
 

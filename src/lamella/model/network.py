@@ -26,10 +26,13 @@ class NetworkSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NetworkStatus(msgspec.Struct, kw_only=True):
-    """``router`` is the id of the one that has the gateway; without one hosts have it."""
+    """``router`` is the id of the one that has the gateway; without one hosts have it. ``vni`` is what hosts that tunnel to each other
+    tell its packets by, 0 while no host does; ``mtu`` is what is left of ``spec.mtu`` inside of such a tunnel, 0 without."""
 
     gateway: str = ""
     router: str = ""
+    vni: int = 0
+    mtu: int = 0
     conditions: list[Condition] = []
 
 
@@ -51,6 +54,19 @@ class PortSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class PortStatus(msgspec.Struct, kw_only=True):
     host: str | None = None
     conditions: list[Condition] = []
+
+
+class Neighbour(msgspec.Struct, kw_only=True, frozen=True):
+    """A port on another host, as a host that has ports on the same network knows it. ``address`` carries its prefix length, ``host`` is
+    the other host's address in the underlay, ``name`` its DNS name below the network's domain, in parts."""
+
+    port: str
+    network: str
+    address: str
+    mac: str
+    host: str
+    firewalls: list[str] = []
+    name: tuple[str, ...] = ()
 
 
 Network = Resource[NetworkSpec, NetworkStatus]

@@ -3,6 +3,7 @@
 from ipaddress import IPv4Address, IPv4Interface
 
 from lamella.control.lookup import find_instance
+from lamella.control.network import spanning
 from lamella.control.network.tracing import Ground, trace
 from lamella.model.errors import Conflict, Invalid
 from lamella.model.firewall import Protocol
@@ -34,6 +35,7 @@ def traced(tx: Transaction, project: str, name: str, to: str, protocol: Protocol
         firewalls={firewall.id: firewall for firewall in tx.list("firewall")},
         routers={router.id: router for router in tx.list("router")},
         floating={IPv4Address(one.spec.address): one.spec.port for one in tx.list("address") if one.spec.port},
+        tunnelling=spanning.underlays(tx).keys(),
         names={one.id: one.name for one in (*tx.list("instance"), *tx.list("firewall")) if one.project == project},
     )
     return trace(ground, source, packet)

@@ -9,7 +9,7 @@ from lamella.control.addressing import gateway_of
 from lamella.control.events import record
 from lamella.control.lookup import need_project
 from lamella.control.merging import merge_labels, merge_patch
-from lamella.control.network import joining, subnets
+from lamella.control.network import joining, spanning, subnets
 from lamella.control.network.mirrors import mirror
 from lamella.control.network.routers import find_router
 from lamella.model.errors import Conflict, Forbidden, Invalid, NotFound, Unsupported
@@ -47,6 +47,8 @@ class Networks:
             spec = NetworkSpec(subnet=str(subnet), mtu=body.mtu, isolated=body.isolated, external=body.external)
             status = NetworkStatus(gateway=str(gateway_of(subnet)))
             network = tx.insert(new_resource("network", body.name, spec, status, project=project, labels=body.labels))
+            if spanning.fit(tx, network, spanning.underlays(tx)):
+                network = tx.update(network)
             # Overlaps are seen above; two that are made at the same instant with the same subnet meet here.
             if router is None:
                 tx.claim("subnet", str(subnet), network.id)

@@ -1,6 +1,6 @@
 """A packet walked through what is asked of networks and firewalls: what becomes of it, and which rule says so. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from ipaddress import IPv4Address, IPv4Network
 
 import msgspec
@@ -23,7 +23,8 @@ METADATA = IPv4Address("169.254.169.254")
 
 class Ground(msgspec.Struct, frozen=True, kw_only=True):
     """All networks, ports, firewalls and routers of the layer by id; ``floating`` addresses have the id of the port that they lead to;
-    ``names`` are those of the instances and firewalls that whoever asks may know, by id."""
+    ``names`` are those of the instances and firewalls that whoever asks may know, by id; ``tunnelling`` are the ids of the hosts that
+    networks go on from."""
 
     networks: Mapping[str, Network]
     ports: Sequence[Port]
@@ -31,6 +32,7 @@ class Ground(msgspec.Struct, frozen=True, kw_only=True):
     names: Mapping[str, str]
     routers: Mapping[str, Router] = {}
     floating: Mapping[IPv4Address, str] = {}
+    tunnelling: Set[str] = frozenset()
 
     @property
     def roads(self) -> Roads:
@@ -58,6 +60,9 @@ def trace(ground: Ground, source: Port, packet: Packet) -> Trace:
             crossed = _way(ground, source, receiver, packet)
             steps += crossed.steps
             receiver = crossed.receiver
+            if receiver is not None and steps[-1].passes:
+                routed = crossed.destination != packet.destination or receiver.spec.network != source.spec.network
+                steps += _to_host(ground, source, receiver, routed=routed)
             if steps[-1].passes and receiver is not None:
                 seen = replace(packet, source=crossed.source, destination=crossed.destination)
                 steps += _guarded(ground, receiver, into(_world(ground, receiver), seen), Side.IN)
@@ -97,6 +102,20 @@ def _way(ground: Ground, source: Port, receiver: Port | None, packet: Packet) ->
         return _ended(source, packet, False, text)
     echo = packet.protocol == "icmp" and packet.type == ECHO
     return beyond(ground.roads, source, packet.destination, echo=echo)
+
+
+def _to_host(ground: Ground, source: Port, receiver: Port, *, routed: bool) -> list[TraceStep]:
+    """From host to host, when they are on two."""
+    ends = source.status.host, receiver.status.host
+    if ends[0] == ends[1]:
+        return []
+    name = _name(ground, receiver)
+    if routed:
+        return [_step("host", False, f"{name} is on another host, and routers lead to instances of their own alone")]
+    if any(end not in ground.tunnelling for end in ends):
+        text = f"{name} is on another host, and one of the two has no tunnel: its daemon was not told --underlay"
+        return [_step("host", False, text)]
+    return [_step("host", True, f"{name} is on another host: VXLAN carries it there")]
 
 
 def _ended(source: Port, packet: Packet, passes: bool, text: str, receiver: Port | None = None) -> Crossed:

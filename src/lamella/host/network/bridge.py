@@ -19,13 +19,16 @@ from lamella.host.network.guard.guard import Guard
 from lamella.host.network.names import (
     BRIDGE_PREFIX,
     GATEWAY_PREFIX,
+    OVERLAY_PREFIX,
     PORT_PREFIX,
     SHAPER_PREFIX,
     bridge_name,
+    overlay_name,
     port_name,
     shaper_name,
 )
 from lamella.host.network.namespace import Seat
+from lamella.host.network.overlay.tunnels import Tunnels
 from lamella.host.network.plan import Element
 from lamella.host.network.publishing import Publisher
 from lamella.host.network.routers.desired import DesiredRouter
@@ -38,24 +41,34 @@ from lamella.model.balancer import BalancerReport
 from lamella.model.capture import CaptureSpec
 from lamella.model.errors import NotFound, Unavailable
 from lamella.model.firewall import FirewallSpec
-from lamella.model.host import Capability
+from lamella.model.host import Capability, Underlay
 from lamella.model.ids import is_id
 from lamella.model.instance import Publish
+from lamella.model.network import Neighbour
 
 
 class BridgeDriver:
-    """*netns* is the layer's namespace (default: its room's); the host's is that of whoever calls :meth:`open`.
+    """*netns* is the layer's namespace (default: its room's); the host's is that of whoever calls :meth:`open`. *underlay* is the address
+    of the host by which networks go on to other hosts; without one they end here.
 
     ``networks`` and ``ports`` are what was asked of this driver since it was opened.
     """
 
     name = "bridge"
 
-    def __init__(self, home: Home, netns: Path | None = None, upstream: tuple[Path, ...] = resolvers.SOURCES) -> None:
+    def __init__(
+        self,
+        home: Home,
+        netns: Path | None = None,
+        upstream: tuple[Path, ...] = resolvers.SOURCES,
+        *,
+        underlay: str = "",
+    ) -> None:
         self.networks: dict[str, DesiredNetwork] = {}
         self.ports: dict[str, DesiredPort] = {}
         self._fabric = Fabric(home, netns)
         self._routing = Routing(self._fabric)
+        self._tunnels = Tunnels(self._fabric, underlay)
         self._publisher = Publisher(self._fabric, self._routing.lead)
         self._known: dict[str, Element] = {}
         self._described: dict[str, list[Element]] = {}
@@ -77,6 +90,7 @@ class BridgeDriver:
         host, layer = await self._fabric.elements()
         self._known = {element.owner: element for element in state.known(layer)}
         self._described = state.networks(layer)
+        await self._tunnels.open()
         await self._publisher.recall(await self._routing.recall(state.forwards(host, layer)))
         return await self.findings()
 
@@ -95,6 +109,7 @@ class BridgeDriver:
             self._guard.finding(),
             self._balancers.finding(),
             self._services.finding(),
+            *self._tunnels.findings(),
             rates,
             capture.finding(),
         ]
@@ -106,6 +121,11 @@ class BridgeDriver:
     async def nameservers(self, network: str) -> list[str]:
         """The network's gateway where dnsmasq answers there; else the host's IPv4 resolvers but for those on loopback, if it has any."""
         return await asyncio.to_thread(self._services.nameservers, network)
+
+    @property
+    def underlay(self) -> Underlay | None:
+        """Where other hosts send what is for ports here."""
+        return self._tunnels.underlay
 
     # --- networks
 
@@ -149,12 +169,13 @@ class BridgeDriver:
 
         def look(seat: Seat) -> set[str]:
             links = list(seat.route.links())
-            used = {link.master for link in links if not link.name.startswith(GATEWAY_PREFIX)}
+            used = {link.master for link in links if not link.name.startswith((GATEWAY_PREFIX, OVERLAY_PREFIX))}
             return {link.alias for link in links if link.name.startswith(BRIDGE_PREFIX) and link.index not in used}
 
         for id in await self._fabric.in_layer("look for networks", look) - ids:
             if is_id(id):
                 await self._describe(id, [])
+                await self._fabric.sweep(overlay_name(id))
                 await self._fabric.sweep(bridge_name(id))
                 self.networks.pop(id, None)
                 self._services.wake()
@@ -170,6 +191,15 @@ class BridgeDriver:
         finally:
             self._services.wake()
             await self._led()
+
+    async def span(self, neighbours: Iterable[Neighbour]) -> None:
+        """Have exactly these ports of other hosts reached, and reach ours, on the networks that are here.
+
+        :raise Unavailable: when the kernel refuses; what can be is made.
+        """
+        self._watch.changes += 1
+        self._tunnels.neighbours = list(neighbours)
+        await self._tunnels.apply(self.networks.values())
 
     async def _led(self) -> None:
         ports = {port.id: port for port in (*self._asked[1], *self.ports.values())}
@@ -355,7 +385,7 @@ class BridgeDriver:
 
     async def look(self) -> list[str]:
         """What was not in force although it ought to be, and was put right."""
-        return await self._watch.look()
+        return [*await self._watch.look(), *await self._tunnels.look(self.networks.values())]
 
     def _wanted(self) -> watching.Wanted:
         ports = {port.id: port for port in (*self._asked[1], *self.ports.values())}
@@ -383,6 +413,7 @@ class BridgeDriver:
         await self._fabric.in_layer("repair links", self._relink)
         await self._routing.repair(self.networks, self._publisher.forwards)
         await self._led()
+        await self._tunnels.look(self.networks.values())
         self._services.lost()
         for port in list(self.ports.values()):
             if port.publish:

@@ -15,8 +15,9 @@ from lamella.host.network.routers.desired import DesiredRouter
 from lamella.model.balancer import BalancerReport
 from lamella.model.capture import CaptureSpec
 from lamella.model.firewall import FirewallSpec
-from lamella.model.host import Capability
+from lamella.model.host import Capability, Underlay
 from lamella.model.instance import Publish
+from lamella.model.network import Neighbour
 
 
 class Attachment(msgspec.Struct, kw_only=True, frozen=True):
@@ -31,7 +32,8 @@ class Attachment(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class DesiredNetwork(msgspec.Struct, kw_only=True, frozen=True):
-    """``router`` is the id of the one that has its gateway; without one the layer's namespace has it."""
+    """``router`` is the id of the one that has its gateway; without one the layer's namespace has it. ``vni`` is what hosts tell its
+    packets by among themselves, 0 when it ends here."""
 
     id: str
     name: str
@@ -40,6 +42,7 @@ class DesiredNetwork(msgspec.Struct, kw_only=True, frozen=True):
     mtu: int
     isolated: bool = False
     router: str = ""
+    vni: int = 0
 
 
 class DesiredPort(msgspec.Struct, kw_only=True, frozen=True):
@@ -112,6 +115,18 @@ class NetworkDriver(Protocol):
         """Have exactly these *routers*, between networks that are here and say so.
 
         :raise Unavailable: when one cannot be made; the others are.
+        """
+        ...
+
+    @property
+    def underlay(self) -> Underlay | None:
+        """Where other hosts send what is for ports here, once :meth:`open` has looked; ``None``: networks end here."""
+        ...
+
+    async def span(self, neighbours: Iterable[Neighbour]) -> None:
+        """Have exactly these ports of other hosts reached, and reach ours, on the networks that are here.
+
+        :raise Unavailable: when the kernel refuses; what can be is made.
         """
         ...
 

@@ -68,10 +68,14 @@ class Fabric:
                 hint="it needs root and libnftables (package nftables)",
             ) from error
 
+    async def descriptor(self) -> int:
+        """Of the layer's namespace; it stays open as long as this is."""
+        return await self.in_layer("find the layer's namespace", lambda seat: seat.home)
+
     async def furnish(self) -> None:
         """Uplink and rules, made or found; elements that are in force stay so."""
         ours, theirs = self._names
-        layer = await self.in_layer("find the layer's namespace", lambda seat: seat.home)
+        layer = await self.descriptor()
 
         def in_host(seat: Seat) -> Transfer:
             between = self._choose(seat)
@@ -167,7 +171,7 @@ class Fabric:
             return
 
         def in_layer(seat: Seat) -> None:
-            for table in (*(f"{self.table}-{theme}" for theme in "rsbg"), self.table):
+            for table in (*(f"{self.table}-{theme}" for theme in "rsbgx"), self.table):
                 for family in ("bridge", "ip"):
                     seat.nft.run(f"add table {family} {table}\ndelete table {family} {table}")
             for link in seat.route.links():
@@ -194,7 +198,8 @@ class Fabric:
         await self.close()
 
     def _clear_host(self, seat: Seat) -> None:
-        seat.nft.run(f"add table ip {self.table}\ndelete table ip {self.table}")
+        for table in (f"{self.table}-x", self.table):
+            seat.nft.run(f"add table ip {table}\ndelete table ip {table}")
         seat.route.send(rtnetlink.delete_link(self._names[0]))
         forwarding.switch_back(self._note, seat)
 

@@ -12,8 +12,9 @@ PORT_PREFIX = "lap"
 ROUTER_PREFIX = "lar"
 GATEWAY_PREFIX = "lag"
 SHAPER_PREFIX = "laq"
+OVERLAY_PREFIX = "lax"
 # Every link of the layer's namespace that is ours, but for the uplink.
-OURS = (BRIDGE_PREFIX, PORT_PREFIX, ROUTER_PREFIX, GATEWAY_PREFIX, SHAPER_PREFIX)
+OURS = (BRIDGE_PREFIX, PORT_PREFIX, ROUTER_PREFIX, GATEWAY_PREFIX, SHAPER_PREFIX, OVERLAY_PREFIX)
 
 
 def bridge_name(network: str) -> str:
@@ -29,6 +30,11 @@ def port_name(port: str) -> str:
 def shaper_name(port: str) -> str:
     """The ifb that holds back what the port with id *port* sends, in the layer's namespace."""
     return SHAPER_PREFIX + port[-_TAIL:]
+
+
+def overlay_name(network: str) -> str:
+    """The tunnel of the network with id *network* to other hosts, in its bridge."""
+    return OVERLAY_PREFIX + network[-_TAIL:]
 
 
 def router_name(router: str) -> str:

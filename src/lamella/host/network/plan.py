@@ -31,7 +31,7 @@ from lamella.model.instance import Publish
 # Shared address space (RFC 6598), then the benchmarking range (RFC 2544) for hosts where an overlay network took all of it.
 TRANSFER_RANGES = (IPv4Network("100.64.0.0/10"), IPv4Network("198.18.0.0/15"))
 EPHEMERAL = range(32768, 61000)
-_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
+MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 ANY = "0.0.0.0"
 PROTOCOLS = {"tcp": 6, "udp": 17}
 
@@ -208,7 +208,7 @@ def check_port(port: DesiredPort) -> None:
     """:raise Invalid: when its id or MAC is none: both become part of the text of rules."""
     if not is_id(port.id):
         raise Invalid(f"{port.id!r} is not the id of a port", field="id")
-    if _MAC.fullmatch(port.mac) is None:
+    if MAC.fullmatch(port.mac) is None:
         raise Invalid(f"{port.mac!r} is not a MAC address", hint="write it as 02:00:00:00:00:01", field="mac")
 
 

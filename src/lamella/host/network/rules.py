@@ -5,6 +5,8 @@ from lamella.host.network.plan import Transfer
 
 # What the services' rules (services/rules.py) mark a request for an address with: its sender has none yet.
 ASKS_FOR_ADDRESS = 0x64686370
+# What the tunnels' rules (overlay/rules.py) mark frames from other hosts with, when they are of ports that are there.
+FROM_NEIGHBOUR = 0x76786C6E
 # Where instances ask for what is known of them, and the port of their gateway that answers.
 METADATA, METADATA_PORT = "169.254.169.254", 9254
 
@@ -71,6 +73,7 @@ add chain ip {table} forward {{ type filter hook forward priority filter; policy
 flush table bridge {table}
 flush table ip {table}
 add rule bridge {table} prerouting ether type ip iifname . ether saddr . ip saddr @known accept
+add rule bridge {table} prerouting meta mark {FROM_NEIGHBOUR} ether type {{ ip, arp }} accept
 add rule bridge {table} prerouting ether type arp iifname . arp saddr ether . arp saddr ip @known \
 iifname . ether saddr . arp saddr ip @known accept
 add rule bridge {table} prerouting iifname {gateways} ether type {{ ip, arp }} accept
