@@ -43,6 +43,8 @@ def desired_network(network: Network) -> DesiredNetwork:
         mtu=network.spec.mtu,
         isolated=network.spec.isolated,
         router=network.status.router,
+        subnet6=network.spec.subnet6,
+        gateway6=network.status.gateway6,
     )
 
 
@@ -69,6 +71,7 @@ def desired_port(port: Port) -> DesiredPort:
         rate_in=spec.rate_in,
         rate_out=spec.rate_out,
         mirror=spec.mirror,
+        address6=spec.address6,
     )
 
 
@@ -104,6 +107,8 @@ def attachment_of(port: Port, network: Network) -> Attachment:
         address=port.spec.address,
         gateway=network.status.gateway,
         mtu=network.spec.mtu,
+        address6=port.spec.address6,
+        gateway6=network.status.gateway6 if port.spec.address6 else "",
     )
 
 
