@@ -17,10 +17,16 @@ if TYPE_CHECKING:
     Json = dict[str, object]
     Names = dict[str, str]
 
+
+def _both(four: str, six: str) -> str:
+    """What there is of both families."""
+    return f"{four}, {six}" if six else four
+
+
 COLUMNS: "list[Column]" = [
     NAME,
-    ("SUBNET", lambda item: item.text("spec", "subnet")),
-    ("GATEWAY", lambda item: item.text("status", "gateway")),
+    ("SUBNET", lambda item: _both(item.text("spec", "subnet"), item.text("spec", "subnet6"))),
+    ("GATEWAY", lambda item: _both(item.text("status", "gateway"), item.text("status", "gateway6"))),
     ("MTU", lambda item: str(item.integer("status", "mtu") or item.integer("spec", "mtu") or "")),
     ("OUT", lambda item: "no" if item.flag("spec", "isolated") else "yes"),
     CREATED,
@@ -29,7 +35,10 @@ COLUMNS: "list[Column]" = [
 
 def _create_options(parser: "Parser") -> None:
     parser.positional("name", help="what it will be called")
-    parser.option("--subnet", default="", metavar="SUBNET", help="10.10.0.0/24 (default: a free one)")
+    parser.option(
+        "--subnet", action="append", default=[], metavar="SUBNET",
+        help="10.10.0.0/24 (default: a free one); once more for IPv6: fd10::/64",
+    )  # fmt: skip
     parser.option("--isolated", action="store_true", help="its instances reach each other and nothing else")
     parser.option("--external", action="store_true", help="a subnet that comes to the hosts, for floating addresses")
     parser.option(
@@ -44,7 +53,7 @@ def _create(options: "Options") -> int:
 
     asked: Json = {
         "name": options.name,
-        "subnet": options.subnet,
+        **_subnets(options.subnet),
         "mtu": options.mtu,
         "isolated": options.isolated,
         "external": options.external,
@@ -55,6 +64,22 @@ def _create(options: "Options") -> int:
     made = session.ask(network_routes.create(session.project, render(asked)))
     line(clean(made.text("name")))
     return 0
+
+
+def _subnets(given: "list[str]") -> "Json":
+    """One of each family at most. :raise Invalid: when there are two of one."""
+    from lamella.model.errors import Invalid
+
+    six = [subnet for subnet in given if ":" in subnet]
+    four = [subnet for subnet in given if ":" not in subnet]
+    for family, some in (("IPv4", four), ("IPv6", six)):
+        if len(some) > 1:
+            raise Invalid(
+                f"{' and '.join(some)}: a network has one subnet of {family}",
+                hint="make a network for each, or name one of IPv4 and one of IPv6",
+                field="subnet",
+            )
+    return {"subnet": "".join(four), **({"subnet6": six[0]} if six else {})}
 
 
 def _set_options(parser: "Parser") -> None:
@@ -173,7 +198,7 @@ def _ports(options: "Options") -> int:
     columns: list[Column] = [
         ("INSTANCE", lambda item: owners.get(item.text("spec", "owner"), item.text("spec", "owner"))),
         ("NETWORK", lambda item: networks.get(item.text("spec", "network"), item.text("spec", "network"))),
-        ("ADDRESS", lambda item: item.text("spec", "address")),
+        ("ADDRESS", lambda item: _both(item.text("spec", "address"), item.text("spec", "address6"))),
         ("MAC", lambda item: item.text("spec", "mac")),
         (
             "FIREWALLS",
@@ -202,7 +227,7 @@ def _published(port: Document) -> str:
 PORT: "list[Column]" = [
     NAME,
     ("NETWORK", lambda item: item.text("spec", "network")),
-    ("ADDRESS", lambda item: item.text("spec", "address")),
+    ("ADDRESS", lambda item: _both(item.text("spec", "address"), item.text("spec", "address6"))),
     ("MAC", lambda item: item.text("spec", "mac")),
     ("OWNER", lambda item: item.text("spec", "owner")),
 ]

@@ -53,6 +53,7 @@ def _options(parser: "Parser") -> None:
     spec.size_options(parser)
     parser.option("--network", default="default", metavar="NAME", help="a network (default: default), or none")
     parser.option("--address", default="", metavar="ADDRESS", help="its address there (default: a free one)")
+    parser.option("--address6", default="", metavar="ADDRESS", help="its IPv6 address there (default: a free one)")
     parser.option(
         "--firewall",
         action="append",

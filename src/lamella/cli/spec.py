@@ -163,6 +163,7 @@ def instance(options: "Options") -> "Json":
     held = rates.asked(options)
     for option, given in (
         ("address", options.address),
+        ("address6", options.address6),
         ("firewall", options.firewall),
         ("rate-in", options.rate_in),
         ("rate-out", options.rate_out),
@@ -181,6 +182,7 @@ def instance(options: "Options") -> "Json":
             {
                 "network": options.network,
                 "address": options.address,
+                **({"address6": options.address6} if options.address6 else {}),
                 "publish": published,
                 "firewalls": options.firewall,
                 **held,

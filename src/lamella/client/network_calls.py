@@ -18,6 +18,7 @@ def create(
     name: str,
     *,
     subnet: str,
+    subnet6: str,
     isolated: bool,
     mtu: int,
     external: bool,
@@ -25,7 +26,14 @@ def create(
     labels: Mapping[str, str] | None,
 ) -> Call[Network]:
     """:raise Invalid: when there can be no such network."""
-    asked = {"name": name, "subnet": subnet, "isolated": isolated, "mtu": mtu, "labels": dict(labels or {})}
+    asked = {
+        "name": name,
+        "subnet": subnet,
+        "subnet6": subnet6,
+        "isolated": isolated,
+        "mtu": mtu,
+        "labels": dict(labels or {}),
+    }
     try:
         body = msgspec.convert({**asked, "external": external, "router": router}, NetworkCreate)
     except msgspec.ValidationError as error:

@@ -11,6 +11,7 @@ import msgspec
 from lamella.control.addressing import free_id_range
 from lamella.control.devices import new_port, new_volume
 from lamella.control.fitting import COMMANDS, check_image, check_level, with_defaults
+from lamella.control.network.dual_stack import canonical
 from lamella.control.placement import Placement
 from lamella.model.board import Disk
 from lamella.model.command import whole_command
@@ -220,12 +221,13 @@ def _add_ports(
     instance, spec, status = made.instance, made.instance.spec, made.instance.status
     ours: set[str] = set()
     # What one NIC asks for by name, no other is given by chance.
-    named = {nic.address for nic in spec.nics if nic.address}
+    named = {asked for nic in spec.nics for asked in (nic.address, canonical(nic.address6)) if asked}
     for number, (nic, network, guards) in enumerate(zip(spec.nics, networks, firewalls, strict=True)):
         others = taken.addresses.get(network.id, frozenset[str]())
-        mine = ours if nic.address else ours | named
+        # What it asks for itself is not in its own way.
+        mine = ours | (named - {nic.address, canonical(nic.address6)})
         port = new_port(instance, str(number), network, nic, {*others, *mine} if mine else others, guards)
-        ours.add(port.spec.address.partition("/")[0])
+        ours |= {address.partition("/")[0] for address in (port.spec.address, port.spec.address6) if address}
         decide("address", port.spec.address, f"{'asked for' if nic.address else 'free'} in network {network.name}")
         if nic.firewalls:
             decide("firewalls", ", ".join(nic.firewalls), "they were asked for: nothing else may come in")

@@ -50,6 +50,8 @@ def insert_port(tx: Transaction, port: Port) -> None:
     """Store *port* with the claims on all that it holds."""
     tx.insert(port)
     tx.claim(f"address:{port.spec.network}", port.spec.address.partition("/")[0], port.id)
+    if port.spec.address6:
+        tx.claim(f"address:{port.spec.network}", port.spec.address6.partition("/")[0], port.id)
     tx.claim(f"mac:{port.spec.network}", port.spec.mac, port.id)
     for item in port.spec.publish:
         if item.host_port:

@@ -7,6 +7,7 @@ from ipaddress import IPv4Network
 import msgspec
 
 from lamella.control.addressing import free_address, mac_of, static_address
+from lamella.control.network.dual_stack import address6
 from lamella.model.instance import Instance, InstanceSpec, Nic
 from lamella.model.network import Network, Port, PortSpec, PortStatus
 from lamella.model.resource import new_resource
@@ -36,7 +37,7 @@ def new_volume(instance: Instance, name: str, form: VolumeForm, size: int) -> Vo
 def new_port(
     instance: Instance, name: str, network: Network, nic: Nic, taken: Container[str], firewalls: Sequence[str] = ()
 ) -> Port:
-    """A place on *network* for *instance*, with the address that *nic* asks for, or one that is not *taken*. *firewalls* are ids.
+    """A place on *network* for *instance*, with the addresses that *nic* asks for, or such as are not *taken*. *firewalls* are ids.
 
     :raise NoRoom: when there is none. :raise Invalid: when the asked one is no instance's. :raise Conflict: when it is taken.
     """
@@ -63,6 +64,7 @@ def new_port(
         # A just-released address is not the next one given: neighbours may still remember its MAC.
         near = zlib.crc32(f"{instance.id}{'' if name == '0' else name}".encode())
         port.spec.address = str(free_address(subnet, taken, near=near))
+    port.spec.address6 = address6(network, nic, port.spec.address, taken)
     port.spec.mac = mac_of(port.id)
     return port
 

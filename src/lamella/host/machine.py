@@ -49,6 +49,8 @@ def desired_network(network: Network) -> DesiredNetwork:
         isolated=network.spec.isolated,
         router=network.status.router,
         vni=network.status.vni,
+        subnet6=network.spec.subnet6,
+        gateway6=network.status.gateway6,
     )
 
 
@@ -75,6 +77,7 @@ def desired_port(port: Port) -> DesiredPort:
         rate_in=spec.rate_in,
         rate_out=spec.rate_out,
         mirror=spec.mirror,
+        address6=spec.address6,
     )
 
 
@@ -122,6 +125,8 @@ def attachment_of(port: Port, network: Network) -> Attachment:
         address=port.spec.address,
         gateway=network.status.gateway,
         mtu=mtu_of(network),
+        address6=port.spec.address6,
+        gateway6=network.status.gateway6 if port.spec.address6 else "",
     )
 
 

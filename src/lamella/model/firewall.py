@@ -1,5 +1,6 @@
 """Firewalls: stateful groups of rules that ports of instances belong to (security groups, elsewhere)."""
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from lamella.model.resource import Condition, Resource
 
 
 class Protocol(StrEnum):
-    """``any`` is every IPv4 packet."""
+    """``any`` is every packet; ``icmp`` is that of either family."""
 
     ANY = "any"
     TCP = "tcp"
@@ -21,6 +22,15 @@ class Protocol(StrEnum):
 PortNumber = Annotated[int, Meta(ge=1, le=65535)]
 
 
+# What of ICMPv6 (RFC 4443) means the same as a type of ICMP: answer, unreachable, echo, time exceeded, parameter problem.
+ICMP6 = {0: 129, 3: 1, 8: 128, 11: 3, 12: 4}
+
+
+def icmp6_types(types: Iterable[int]) -> list[int]:
+    """The types of ICMPv6 that stand for *types* of ICMP, as far as there are such."""
+    return [ICMP6[type] for type in types if type in ICMP6]
+
+
 class PortRange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
     """From ``first`` to ``last``, both included."""
 
@@ -29,8 +39,9 @@ class PortRange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen
 
 
 class Rule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
-    """Packets that may pass. ``ports`` are the destination's (none: all); ``types`` are of ICMP messages (none: all). ``peer`` is who is at
-    the other end: a prefix (``10.0.0.0/8``), a firewall (``firewall:app``: whoever belongs to it; kept as its id), or empty: anybody."""
+    """Packets that may pass. ``ports`` are the destination's (none: all); ``types`` are of ICMP messages (none: all), and in
+    IPv6 those that mean the same. ``peer`` is who is at the other end: a prefix (``10.0.0.0/8``, ``fd10::/64``), a firewall
+    (``firewall:app``: whoever belongs to it; kept as its id), or empty: anybody."""
 
     protocol: Protocol = Protocol.ANY
     ports: Annotated[list[PortRange], Meta(max_length=64)] = []

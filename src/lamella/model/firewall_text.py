@@ -15,7 +15,7 @@ def parse(text: str, *, field: str = "allow") -> Rule:
         if text.startswith(word):
             rest = text.removeprefix(word)
             prefix = FIREWALL if rest.startswith(FIREWALL) else ""
-            name, _, rest = rest.removeprefix(prefix).partition(":")
+            name, rest = _peer(rest.removeprefix(prefix))
             peer = prefix + name
             if not name:
                 raise Invalid(f"{text!r} names nobody", hint=_HINT, field=field)
@@ -31,6 +31,19 @@ def parse(text: str, *, field: str = "allow") -> Rule:
     if items and kind is Protocol.ANY:
         raise Invalid(f"{text!r} has ports of no protocol", hint="say tcp or udp", field=field)
     return Rule(protocol=kind, ports=[_ports(item, text, field) for item in items], peer=peer)
+
+
+def _peer(text: str) -> tuple[str, str]:
+    """Who is named, and the rest behind the colon. A prefix of IPv6 ends at its length, or in brackets."""
+    if text.startswith("["):
+        name, _, rest = text[1:].partition("]")
+        return name, rest.removeprefix(":")
+    address, slash, behind = text.partition("/")
+    if slash and ":" in address:
+        length, _, rest = behind.partition(":")
+        return f"{address}/{length}", rest
+    name, _, rest = text.partition(":")
+    return name, rest
 
 
 def format(rule: Rule, *, outward: bool = False) -> str:

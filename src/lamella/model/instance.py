@@ -72,13 +72,14 @@ class Publish(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 class Nic(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A port on *network*. The first has no need of a ``name``; one that is plugged into a running machine has. Without an ``address``
-    it gets a free one of the network's subnet. ``firewalls`` are names: what they allow may come in, and nothing else. Without
-    one the project's default guards it; with ``none`` alone, or without a default, whatever is on the network may come in. ``rate_in``
-    and ``rate_out`` are ceilings in bits a second, frames and all."""
+    it gets a free one of the network's subnet, and so with ``address6`` where the network has IPv6. ``firewalls`` are names: what they
+    allow may come in, and nothing else. Without one the project's default guards it; with ``none`` alone, or without a default, whatever is
+    on the network may come in. ``rate_in`` and ``rate_out`` are ceilings in bits a second, frames and all."""
 
     name: DeviceName | None = None
     network: str = "default"
     address: Annotated[str, Meta(max_length=15, pattern=r"^[0-9.]*$(?!\n)")] = ""
+    address6: Annotated[str, Meta(max_length=39, pattern=r"^[0-9a-fA-F:]*$(?!\n)")] = ""
     publish: list[Publish] = []
     firewalls: Annotated[list[str], Meta(max_length=16)] = []
     rate_in: BitRate | None = None

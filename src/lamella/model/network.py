@@ -14,12 +14,13 @@ Mtu = Annotated[int, Meta(ge=576, le=65535)]
 
 
 class NetworkSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """``subnet`` is an IPv4 prefix; its first address is the gateway. Nothing goes out of an ``isolated`` network; what is published of
-    its instances is reached from outside all the same. An ``external`` one is not made: it says which addresses from outside come to
-    the hosts, for floating addresses."""
+    """``subnet`` is an IPv4 prefix, ``subnet6`` an IPv6 one or empty; the first address of each is the gateway. Nothing goes out of an
+    ``isolated`` network; what is published of its instances is reached from outside all the same. An ``external`` one is not made: it says
+    which addresses from outside come to the hosts, for floating addresses."""
 
     driver: str = "bridge"
     subnet: str = "10.83.0.0/16"
+    subnet6: str = ""
     mtu: Mtu = 1500
     isolated: bool = False
     external: bool = False
@@ -30,6 +31,7 @@ class NetworkStatus(msgspec.Struct, kw_only=True):
     tell its packets by, 0 while no host does; ``mtu`` is what is left of ``spec.mtu`` inside of such a tunnel, 0 without."""
 
     gateway: str = ""
+    gateway6: str = ""
     router: str = ""
     vni: int = 0
     mtu: int = 0
@@ -37,11 +39,12 @@ class NetworkStatus(msgspec.Struct, kw_only=True):
 
 
 class PortSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """An instance's place on a network. ``address`` carries its prefix length (``10.83.0.2/16``); ``firewalls`` are ids;
-    ``mirror`` is the id of the port that a copy of everything goes to."""
+    """An instance's place on a network. ``address`` carries its prefix length (``10.83.0.2/16``), and so does ``address6``, empty
+    where the network has no IPv6; ``firewalls`` are ids; ``mirror`` is the id of the port that a copy of everything goes to."""
 
     network: str
     address: str
+    address6: str = ""
     mac: str
     owner: str
     publish: list[Publish] = []

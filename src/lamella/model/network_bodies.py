@@ -14,12 +14,13 @@ from lamella.model.requests import Labels
 
 
 class NetworkCreate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Without a ``subnet`` a free one is chosen. Behind a ``router`` (its name) it may overlap networks that are not. ``external`` ones are
-    for floating addresses."""
+    """Without a ``subnet`` a free one is chosen; without a ``subnet6`` it has no IPv6. Behind a ``router`` (its name) it may
+    overlap networks that are not. ``external`` ones are for floating addresses."""
 
     name: Annotated[str, Meta(min_length=1, max_length=63)]
     labels: Labels = {}
     subnet: Annotated[str, Meta(max_length=43)] = ""
+    subnet6: Annotated[str, Meta(max_length=43)] = ""
     mtu: Mtu = 1500
     isolated: bool = False
     external: bool = False

@@ -2,19 +2,21 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 import msgspec
 
-from lamella.model.firewall import FIREWALL, FirewallSpec, Protocol, Rule
+from lamella.model.firewall import FIREWALL, FirewallSpec, Protocol, Rule, icmp6_types
+
+Address = IPv4Address | IPv6Address
 
 
 class Packet(msgspec.Struct, frozen=True, kw_only=True):
-    """The first packet of a flow. ``port`` is the destination's, ``type`` an ICMP message's. ``published`` ones came to a port of the
-    host."""
+    """The first packet of a flow. ``port`` is the destination's, ``type`` an ICMP message's (in IPv6 an ICMPv6 one's). ``published`` ones
+    came to a port of the host."""
 
-    source: IPv4Address
-    destination: IPv4Address
+    source: Address
+    destination: Address
     protocol: str
     port: int = 0
     type: int = 0
@@ -48,7 +50,7 @@ class World(msgspec.Struct, frozen=True):
     """Firewalls by id, ports by address."""
 
     firewalls: Mapping[str, FirewallSpec]
-    ports: Mapping[IPv4Address, Member]
+    ports: Mapping[Address, Member]
 
 
 def decide(world: World, packet: Packet) -> Verdict:
@@ -93,7 +95,8 @@ def matches(world: World, rule: Rule, packet: Packet, side: Side) -> bool:
     """Whether *rule* is of packets such as *packet*; *side* says which end its peer is."""
     if rule.protocol not in (Protocol.ANY, packet.protocol):
         return False
-    if rule.protocol is Protocol.ICMP and rule.types and packet.type not in rule.types:
+    types = rule.types if packet.source.version == 4 else icmp6_types(rule.types)
+    if rule.protocol is Protocol.ICMP and rule.types and packet.type not in types:
         return False
     if rule.ports and not any(each.first <= packet.port <= each.last for each in rule.ports):
         return False
@@ -101,4 +104,4 @@ def matches(world: World, rule: Rule, packet: Packet, side: Side) -> bool:
     if rule.peer.startswith(FIREWALL):
         other = world.ports.get(peer)
         return other is not None and rule.peer.removeprefix(FIREWALL) in other.firewalls
-    return not rule.peer or peer in IPv4Network(rule.peer)
+    return not rule.peer or peer in ip_network(rule.peer)

@@ -5,7 +5,7 @@ from typing import Any
 from fake_part import Part
 from msgspec.structs import replace
 
-from lamella.control.network import subnets
+from lamella.control.network import dual_stack, subnets
 from lamella.model.errors import NotFound
 from lamella.model.firewall import FirewallSpec, FirewallStatus
 from lamella.model.ids import check_name
@@ -17,7 +17,8 @@ class FakeNetworks(Part):
     async def create(self, who: Any, project: str, body: Any) -> Any:
         check_name(body.name)
         subnet = subnets.parse(body.subnet) if body.subnet else subnets.choose([])
-        spec = NetworkSpec(subnet=str(subnet), mtu=body.mtu, isolated=body.isolated)
+        subnet6 = str(dual_stack.parse(body.subnet6)) if body.subnet6 else ""
+        spec = NetworkSpec(subnet=str(subnet), subnet6=subnet6, mtu=body.mtu, isolated=body.isolated)
         return self.new("network", body.name, spec, NetworkStatus(), project, body.labels)
 
     async def mirror(self, who: Any, project: str, name: str, body: Any) -> Any:

@@ -40,7 +40,7 @@ async def test_rules_name_firewalls_by_id(layer: Layer) -> None:  # noqa: F811
         (Rule(peer="firewall:nobody"), NotFound),
         (Rule(peer="10.0.0.1/8"), Invalid),
         (Rule(peer="somebody"), Invalid),
-        (Rule(peer="fd00::/8"), Invalid),
+        (Rule(peer="fd00::1/8"), Invalid),
         (Rule(ports=[PortRange(first=1, last=2)]), Invalid),
         (Rule(protocol=Protocol.TCP, types=[8]), Invalid),
         (Rule(protocol=Protocol.TCP, ports=[PortRange(first=9, last=2)]), Invalid),

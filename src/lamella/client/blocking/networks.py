@@ -27,15 +27,16 @@ class Networks:
         name: str,
         *,
         subnet: str = "",
+        subnet6: str = "",
         isolated: bool = False,
         mtu: int = 1500,
         external: bool = False,
         router: str = "",
         labels: Mapping[str, str] | None = None,
     ) -> Network:
-        """Make one on *subnet* (``10.10.0.0/24``), or on a free one, with packets of at most *mtu* bytes. Nothing goes out of an *isolated*
-        one. Behind the router called *router* it may overlap networks that are not. An *external* one is for floating addresses, on
-        a *subnet* that comes to the hosts from outside.
+        """Make one on *subnet* (``10.10.0.0/24``), or on a free one, with packets of at most *mtu* bytes; with a *subnet6* (``fd10::/64``)
+        it has IPv6 beside IPv4. Nothing goes out of an *isolated* one. Behind the router called *router* it may overlap networks that are
+        not. An *external* one is for floating addresses, on a *subnet* that comes to the hosts from outside.
 
         :raise Conflict: when the name is taken, or *subnet* overlaps another network's. :raise Invalid: when there can be no such network.
         :raise NotFound: when there is no such router.
@@ -45,6 +46,7 @@ class Networks:
                 self._talk.project,
                 name,
                 subnet=subnet,
+                subnet6=subnet6,
                 isolated=isolated,
                 mtu=mtu,
                 external=external,

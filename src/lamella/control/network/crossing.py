@@ -8,6 +8,7 @@ import msgspec
 from lamella.model.network import Network, Port
 from lamella.model.router import Router
 from lamella.model.trace import TraceStep
+from lamella.model.verdict import Address
 
 # What a router's link to the layer has its address from: hosts choose it, and nobody meets it elsewhere.
 _TRANSFER = IPv4Address("100.64.0.1")
@@ -26,8 +27,8 @@ class Crossed(msgspec.Struct, frozen=True, kw_only=True):
     """What was said on the way, and to whom it came, if to anybody: ``source`` and ``destination`` are the packet's by then."""
 
     steps: list[TraceStep]
-    source: IPv4Address
-    destination: IPv4Address
+    source: Address
+    destination: Address
     receiver: Port | None = None
 
 

@@ -1,6 +1,6 @@
 """Firewalls: rows that hosts make rules of, and which ports belong to them."""
 
-from ipaddress import IPv4Network
+from ipaddress import ip_network
 
 import msgspec
 
@@ -206,11 +206,11 @@ def _rule(tx: Transaction, project: str, rule: Rule) -> Rule:
         return msgspec.structs.replace(rule, peer=FIREWALL + other.id)
     if rule.peer:
         try:
-            return msgspec.structs.replace(rule, peer=str(IPv4Network(rule.peer)))
+            return msgspec.structs.replace(rule, peer=str(ip_network(rule.peer)))
         except ValueError:
             raise Invalid(
-                f"{rule.peer!r} is no prefix of IPv4 addresses",
-                hint="write it like 10.0.0.0/8, or firewall:NAME",
+                f"{rule.peer!r} is no prefix of IP addresses",
+                hint="write it like 10.0.0.0/8 or fd10::/64, or firewall:NAME",
                 field=field,
             ) from None
     return rule

@@ -83,6 +83,12 @@ def _find(tx: Transaction, router: Router, name: str) -> Network:
             hint="lamella router create NAME --network FRONT --uplink",
             field=_NETWORKS,
         )
+    if network.spec.subnet6:
+        raise Conflict(
+            f"network {network.name} has IPv6 ({network.spec.subnet6}), and routers carry IPv4 alone",
+            hint="lamella network create NAME --router ROUTER makes one of IPv4",
+            field=_NETWORKS,
+        )
     balancer = next((one for one in tx.list("balancer") if one.spec.network == network.id), None)
     if balancer is not None:
         raise Conflict(

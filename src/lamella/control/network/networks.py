@@ -9,7 +9,7 @@ from lamella.control.addressing import gateway_of
 from lamella.control.events import record
 from lamella.control.lookup import need_project
 from lamella.control.merging import merge_labels, merge_patch
-from lamella.control.network import joining, spanning, subnets
+from lamella.control.network import dual_stack, joining, spanning, subnets
 from lamella.control.network.mirrors import mirror
 from lamella.control.network.routers import find_router
 from lamella.model.errors import Conflict, Forbidden, Invalid, NotFound, Unsupported
@@ -34,7 +34,9 @@ class Networks:
         """:raise Conflict: when its name is taken, or its subnet overlaps another network's of the layer."""
         check_name(body.name)
         wanted = subnets.parse(body.subnet) if body.subnet else None
+        wanted6 = dual_stack.parse(body.subnet6) if body.subnet6 else None
         _check_external(who, body)
+        dual_stack.check_alone(body)
 
         def write(tx: Transaction) -> Network:
             need_project(tx, project)
@@ -46,6 +48,10 @@ class Networks:
             subnets.check_free(subnet, [(_owner(other, project), IPv4Network(other.spec.subnet)) for other in met])
             spec = NetworkSpec(subnet=str(subnet), mtu=body.mtu, isolated=body.isolated, external=body.external)
             status = NetworkStatus(gateway=str(gateway_of(subnet)))
+            if wanted6 is not None:
+                six = [(_owner(other, project), other.spec.subnet6) for other in others if other.spec.subnet6]
+                dual_stack.check_free(wanted6, six)
+                spec.subnet6, status.gateway6 = str(wanted6), str(dual_stack.gateway_of(wanted6))
             network = tx.insert(new_resource("network", body.name, spec, status, project=project, labels=body.labels))
             if spanning.fit(tx, network, spanning.underlays(tx)):
                 network = tx.update(network)
@@ -54,7 +60,10 @@ class Networks:
                 tx.claim("subnet", str(subnet), network.id)
             else:
                 network = joining.begin(tx, router, network)
-            record(tx, network, "network.created", f"{who.name} created network {network.name} ({subnet})")
+            if spec.subnet6:
+                tx.claim("subnet", spec.subnet6, network.id)
+            given = f"{subnet}, {spec.subnet6}" if spec.subnet6 else str(subnet)
+            record(tx, network, "network.created", f"{who.name} created network {network.name} ({given})")
             tx.audit(Audit(principal=who.name, verb="create", subject=f"network/{project}/{network.name}"))
             return network
 

@@ -1,23 +1,24 @@
 """A packet walked through what is asked of networks and firewalls: what becomes of it, and which rule says so. Pure."""
 
 from collections.abc import Mapping, Sequence, Set
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 import msgspec
 from msgspec.structs import replace
 
 from lamella.control.network.crossing import Crossed, Roads, address_of, beyond, met
+from lamella.control.network.dual_stack import address6_of, way6
 from lamella.model.firewall import FIREWALL, Firewall
 from lamella.model.firewall_text import format
 from lamella.model.network import Network, Port
 from lamella.model.router import Router
 from lamella.model.trace import Trace, TraceStep
-from lamella.model.verdict import Member, Packet, Side, Verdict, World, into, out_of
+from lamella.model.verdict import Address, Member, Packet, Side, Verdict, World, into, out_of
 
 LINK_LOCAL = IPv4Network("169.254.0.0/16")
 # The message and the services that the layer itself answers at a gateway, and where it tells of instances.
-ECHO = 8
-SERVICES = (("udp", 53), ("udp", 67), ("tcp", 53))
+ECHO = {4: 8, 6: 128}
+SERVICES = {4: (("udp", 53), ("udp", 67), ("tcp", 53)), 6: (("udp", 53), ("udp", 547), ("tcp", 53))}
 METADATA = IPv4Address("169.254.169.254")
 
 
@@ -48,8 +49,9 @@ def trace(ground: Ground, source: Port, packet: Packet) -> Trace:
             f"{_name(ground, source)} sends as {packet.source}; by another address it would be dropped",
         )
     ]
-    world = _world(ground, source)
-    receiver = next((port for port in met(ground.roads, source) if address_of(port) == packet.destination), None)
+    version = packet.source.version
+    world = _world(ground, source, version)
+    receiver = next((port for port in met(ground.roads, source) if _address(port, version) == packet.destination), None)
     own = _to_layer(ground, source, packet)
     if own is not None:
         # Firewalls are between instances and others, not between them and the services of their network.
@@ -65,7 +67,7 @@ def trace(ground: Ground, source: Port, packet: Packet) -> Trace:
                 steps += _to_host(ground, source, receiver, routed=routed)
             if steps[-1].passes and receiver is not None:
                 seen = replace(packet, source=crossed.source, destination=crossed.destination)
-                steps += _guarded(ground, receiver, into(_world(ground, receiver), seen), Side.IN)
+                steps += _guarded(ground, receiver, into(_world(ground, receiver, version), seen), Side.IN)
     return Trace(
         source=str(packet.source),
         destination=str(packet.destination),
@@ -79,10 +81,11 @@ def trace(ground: Ground, source: Port, packet: Packet) -> Trace:
 def _to_layer(ground: Ground, source: Port, packet: Packet) -> TraceStep | None:
     """What the layer itself makes of it; ``None`` when it is not for the layer."""
     network = ground.networks[source.spec.network]
-    if str(packet.destination) == network.status.gateway:
-        echo = packet.protocol == "icmp" and packet.type == ECHO
+    version = packet.destination.version
+    if str(packet.destination) == (network.status.gateway if version == 4 else network.status.gateway6):
+        echo = packet.protocol == "icmp" and packet.type == ECHO[version]
         text = f"{packet.destination} is the gateway of network {network.name}: it answers an ICMP echo, DNS, DHCP and nothing else"
-        return _step("network", echo or (packet.protocol, packet.port) in SERVICES, text)
+        return _step("network", echo or (packet.protocol, packet.port) in SERVICES[version], text)
     if packet.destination == METADATA and (packet.protocol, packet.port) == ("tcp", 80):
         return _step("network", True, f"at {packet.destination} the layer tells instances of themselves (metadata)")
     return None
@@ -92,6 +95,11 @@ def _way(ground: Ground, source: Port, receiver: Port | None, packet: Packet) ->
     """From the source's network to wherever the destination is."""
     network = ground.networks[source.spec.network]
     name = f"network {network.name}"
+    if isinstance(packet.destination, IPv6Address):
+        others = list(ground.networks.values())
+        passes, text, found = way6(network, others, packet.destination, receiver)
+        said = f"{text} {_name(ground, found)}" if found is not None else text
+        return _ended(source, packet, passes, said, found)
     if packet.destination in IPv4Network(network.spec.subnet):
         if receiver is None or receiver.spec.network != network.id:
             return _ended(source, packet, False, f"nobody has {packet.destination} on {name}")
@@ -100,7 +108,7 @@ def _way(ground: Ground, source: Port, receiver: Port | None, packet: Packet) ->
     if packet.destination in LINK_LOCAL:
         text = "link-local addresses are not forwarded: a cloud gives out its host's secrets there"
         return _ended(source, packet, False, text)
-    echo = packet.protocol == "icmp" and packet.type == ECHO
+    echo = packet.protocol == "icmp" and packet.type == ECHO[4]
     return beyond(ground.roads, source, packet.destination, echo=echo)
 
 
@@ -121,7 +129,7 @@ def _to_host(ground: Ground, source: Port, receiver: Port, *, routed: bool) -> l
 def _ended(source: Port, packet: Packet, passes: bool, text: str, receiver: Port | None = None) -> Crossed:
     return Crossed(
         steps=[_step("network", passes, text)],
-        source=address_of(source),
+        source=packet.source,
         destination=packet.destination,
         receiver=receiver,
     )
@@ -144,9 +152,16 @@ def _guarded(ground: Ground, port: Port, verdict: Verdict | None, side: Side) ->
     return [_step(where, True, f"{_firewall(ground, verdict.firewall)} of {name} allows {text}")]
 
 
-def _world(ground: Ground, around: Port) -> World:
-    """What firewalls on the network of *around* tell by addresses."""
-    members = {address_of(port): Member(port.id, port.spec.firewalls) for port in met(ground.roads, around)}
+def _address(port: Port, version: int) -> Address | None:
+    return address_of(port) if version == 4 else address6_of(port)
+
+
+def _world(ground: Ground, around: Port, version: int) -> World:
+    """What firewalls on the network of *around* tell by addresses of that family."""
+    members: dict[Address, Member] = {}
+    for port in met(ground.roads, around):
+        if (address := _address(port, version)) is not None:
+            members[address] = Member(port.id, port.spec.firewalls)
     return World({id: firewall.spec for id, firewall in ground.firewalls.items()}, members)
 
 

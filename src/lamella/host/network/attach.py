@@ -5,7 +5,7 @@ import fcntl
 import os
 import struct
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
 
 from lamella.host.network import forwarding, rtnetlink
@@ -71,6 +71,8 @@ def join_namespace(seat: Seat, port: DesiredPort, network: DesiredNetwork, netns
         _plug(seat, port, network, namespace)
         with seat.visit(namespace):
             inside = RouteSocket()
+            if port.address6:
+                _listen_to_no_router()
         try:
             _configure(inside, port, network)
         finally:
@@ -104,6 +106,12 @@ def _plug(seat: Seat, port: DesiredPort, network: DesiredNetwork, namespace: int
         seat.route.send(pair, label)
 
 
+def _listen_to_no_router() -> None:
+    """Of the instance's namespace: its addresses and routes are those that it is given; no advertisement adds any."""
+    forwarding.set_sysctl(f"conf/{INTERFACE}/disable_ipv6", "0", family="ipv6")
+    forwarding.set_sysctl(f"conf/{INTERFACE}/accept_ra", "0", family="ipv6")
+
+
 def _configure(inside: RouteSocket, port: DesiredPort, network: DesiredNetwork) -> None:
     link = inside.link(INTERFACE)
     if link is None:
@@ -114,6 +122,11 @@ def _configure(inside: RouteSocket, port: DesiredPort, network: DesiredNetwork) 
         rtnetlink.add_address(link.index, IPv4Interface(port.address)),
         rtnetlink.add_default_route(IPv4Address(network.gateway), link.index),
     )
+    if port.address6:
+        inside.send(
+            rtnetlink.add_address(link.index, IPv6Interface(port.address6)),
+            rtnetlink.add_default_route(IPv6Address(network.gateway6), link.index),
+        )
 
 
 def make_tap(seat: Seat, port: DesiredPort, network: DesiredNetwork) -> int:

@@ -15,7 +15,7 @@ from lamella.host.network.balance.desired import DesiredBalancer
 from lamella.host.network.capture import Captures
 from lamella.host.network.driver import Attachment, DesiredNetwork, DesiredPort, Rates, Resident
 from lamella.host.network.fabric import Fabric, rules_refused
-from lamella.host.network.guard.guard import Guard
+from lamella.host.network.guard.guards import Guards
 from lamella.host.network.names import (
     BRIDGE_PREFIX,
     GATEWAY_PREFIX,
@@ -36,6 +36,8 @@ from lamella.host.network.routers.flows import end_outgoing
 from lamella.host.network.routers.routing import Routing
 from lamella.host.network.services.plan import Site
 from lamella.host.network.services.services import Services
+from lamella.host.network.six import dual_stack
+from lamella.host.network.six.dual_stack import DualStack
 from lamella.host.network.traffic import shaper
 from lamella.model.balancer import BalancerReport
 from lamella.model.capture import CaptureSpec
@@ -72,12 +74,17 @@ class BridgeDriver:
         self._publisher = Publisher(self._fabric, self._routing.lead)
         self._known: dict[str, Element] = {}
         self._described: dict[str, list[Element]] = {}
-        self._guard = Guard(self._fabric)
+        self._six = DualStack(self._fabric)
+        self._guard = Guards(self._fabric)
         self._captures = Captures(self._fabric, home.mark)
         self._balancers = Balancers(home, self._fabric, self._publisher, self.publish)
         self._asked: tuple[Mapping[str, FirewallSpec], list[DesiredPort]] = {}, []
         self._watch = watching.Watch(
-            self._fabric, self._routing, self._wanted, lambda ports: self.repair(self.networks.values(), ports)
+            self._fabric,
+            self._routing,
+            self._six,
+            self._wanted,
+            lambda ports: self.repair(self.networks.values(), ports),
         )
         self._services = Services(home, self._fabric, lambda: list(self.networks.values()), self._site, upstream)
 
@@ -91,6 +98,7 @@ class BridgeDriver:
         self._known = {element.owner: element for element in state.known(layer)}
         self._described = state.networks(layer)
         await self._tunnels.open()
+        await self._six.open()
         await self._publisher.recall(await self._routing.recall(state.forwards(host, layer)))
         return await self.findings()
 
@@ -107,6 +115,7 @@ class BridgeDriver:
         return [
             *await self._fabric.findings(self.networks.values()),
             self._guard.finding(),
+            self._six.finding(),
             self._balancers.finding(),
             self._services.finding(),
             *self._tunnels.findings(),
@@ -141,7 +150,12 @@ class BridgeDriver:
         await self._describe(network.id, wanted)
         if before and any(element.container == "isolated" for element in wanted if element not in before):
             await self._fabric.in_layer(f"end what leaves network {network.name}", lambda _: end_outgoing(network))
-        await self._fabric.in_layer(f"make network {network.name}", lambda seat: attach.ensure_bridge(seat, network))
+        await self._describe_six(network.id, network)
+
+        def make(seat: Seat) -> None:
+            dual_stack.settle(seat, network, attach.ensure_bridge(seat, network))
+
+        await self._fabric.in_layer(f"make network {network.name}", make)
         self.networks[network.id] = network
         self._services.wake()
 
@@ -162,6 +176,15 @@ class BridgeDriver:
                 raise
             await self._restore()
 
+    async def _describe_six(self, id: str, network: DesiredNetwork | None) -> None:
+        try:
+            await self._six.describe(id, network)
+        except Unavailable as error:
+            if not rules_refused(error):
+                raise
+            await self._restore()
+            await self._six.describe(id, network)
+
     async def keep_networks(self, ids: set[str]) -> None:
         """Remove every network of ours but those with these *ids*, and those that ports are on; what somebody else named so stays."""
 
@@ -176,6 +199,7 @@ class BridgeDriver:
             if is_id(id):
                 await self._describe(id, [])
                 await self._fabric.sweep(overlay_name(id))
+                await self._describe_six(id, None)
                 await self._fabric.sweep(bridge_name(id))
                 self.networks.pop(id, None)
                 self._services.wake()
@@ -204,7 +228,7 @@ class BridgeDriver:
     async def _led(self) -> None:
         ports = {port.id: port for port in (*self._asked[1], *self.ports.values())}
         try:
-            if self._guard.in_force is not None:
+            if self._guard.begun:
                 await self._guard.protect(self._asked[0], self._routing.beside(self._asked[1]))
         finally:
             await self._publisher.lead({port.id: self._via(port) for port in ports.values()})
@@ -279,11 +303,12 @@ class BridgeDriver:
         ]
 
         def add(seat: Seat) -> None:
-            if element != old:
-                before = [] if old is None else [old]
-                seat.nft.run("".join([*plan.remove(table, before), *plan.add(table, [element])]))
+            before = [] if old is None or old == element else [old]
+            after = [] if old == element else [element]
+            if text := "".join([*plan.remove(table, before), *plan.add(table, after), *self._six.letting(port)]):
+                seat.nft.run(text)
             if port.firewalls:
-                seat.route.send(rtnetlink.set_bridge_filtered(bridge_name(port.network), True))
+                seat.route.send(*_filtered(port))
             make(seat)
             shaper.shape(seat, port, self._network(port).mtu)
             for other, mtu in mirrored:
@@ -295,12 +320,14 @@ class BridgeDriver:
             if not rules_refused(error):
                 raise
             self._known[port.id] = old = element
+            self._six.let(port)
             await self._restore()
-            if self._guard.in_force is not None:
+            if self._guard.begun:
                 self._guard.lost()
                 await self._guard.protect(self._asked[0], self._routing.beside(self._asked[1]))
             await self._fabric.in_layer(f"attach port {port.id}", add)
         self._known[port.id] = element
+        self._six.let(port)
 
     async def detach(self, port: str) -> None:
         """Remove the port's published ports, its element and its link; gone already is fine."""
@@ -309,7 +336,7 @@ class BridgeDriver:
         gone = [] if known is None else [known]
         try:
             await self._publisher.retract(port)
-            await self._fabric.change_layer(plan.remove(self._fabric.table, gone))
+            await self._fabric.change_layer([*plan.remove(self._fabric.table, gone), *self._six.leaving(port)])
         except Unavailable as error:
             if not rules_refused(error):
                 raise
@@ -389,13 +416,12 @@ class BridgeDriver:
 
     def _wanted(self) -> watching.Wanted:
         ports = {port.id: port for port in (*self._asked[1], *self.ports.values())}
-        in_force = self._guard.in_force
         return watching.Wanted(
             table=self._fabric.table,
             uplink=self._fabric.uplink,
             networks=list(self.networks.values()),
             ports=[port for port in ports.values() if port.network in self.networks],
-            guarded=len(in_force.inward) if in_force is not None else 0,
+            guarded=self._guard.places(),
         )
 
     async def repair(self, networks: Iterable[DesiredNetwork], ports: Iterable[DesiredPort]) -> None:
@@ -405,6 +431,7 @@ class BridgeDriver:
         self.ports = {port.id: port for port in ports}
         self._known = {port.id: plan.known(port) for port in self.ports.values()}
         self._described = {network.id: plan.of_network(network) for network in networks}
+        self._six.remember(networks, self.ports.values())
         self._publisher.forget(set(self.ports) | self._balancers.ids)
         await self._restore()
         # Before links are in their bridges again: nothing passes there that the firewalls do not see.
@@ -424,8 +451,12 @@ class BridgeDriver:
         # Copies: others come and go meanwhile.
         networks, ports = dict(self.networks), list(self.ports.values())
         bridges = {network.id: attach.ensure_bridge(seat, network) for network in networks.values()}
-        for name in {bridge_name(port.network) for port in ports if port.firewalls and port.network in networks}:
-            seat.route.send(rtnetlink.set_bridge_filtered(name, True))
+        for network in networks.values():
+            dual_stack.settle(seat, network, bridges[network.id])
+        filtered = {
+            request for port in ports if port.firewalls and port.network in networks for request in _filtered(port)
+        }
+        seat.route.send(*filtered)
         links = {link.name: link for link in seat.route.links()}
         for port in ports:
             link, bridge = links.get(port_name(port.id)), bridges.get(port.network)
@@ -443,12 +474,14 @@ class BridgeDriver:
         self._publisher.close()
         self._publisher.forwards = []
         self.networks, self.ports, self._known, self._described = {}, {}, {}, {}
+        self._six.forget()
         self._guard.lost()
 
     async def _restore(self) -> None:
         layer, host = self._publisher.elements()
         described = [element for elements in self._described.values() for element in elements]
         await self._fabric.restore([*self._known.values(), *described, *layer], host)
+        await self._six.restore()
 
     def _network(self, port: DesiredPort) -> DesiredNetwork:
         network = self.networks.get(port.network)
@@ -465,4 +498,13 @@ def _attachment(port: DesiredPort, network: DesiredNetwork) -> Attachment:
         gateway=network.gateway,
         mtu=network.mtu,
         interface=attach.INTERFACE,
+        address6=port.address6,
+        gateway6=network.gateway6 if port.address6 else "",
     )
+
+
+def _filtered(port: DesiredPort) -> list[rtnetlink.Request]:
+    """What shows the packets on the port's network to the firewalls."""
+    name = bridge_name(port.network)
+    families = (False, True) if port.address6 else (False,)
+    return [rtnetlink.set_bridge_filtered(name, True, six=six) for six in families]

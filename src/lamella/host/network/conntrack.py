@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import msgspec
 
@@ -25,15 +25,15 @@ _BY_PROTOCOL_AND_DESTINATION = 1 << 3 | 1 << 5
 
 
 class Flow(msgspec.Struct, frozen=True, kw_only=True):
-    """An IPv4 flow by its first packet, which went to ``port`` of ``destination``. ``answers`` and ``answering_port`` are who answers: not
+    """A flow by its first packet, which went to ``port`` of ``destination``. ``answers`` and ``answering_port`` are who answers: not
     the destination's when that was translated. ``known_as`` is whom they answer: not the source when that was. ``original`` is the kernel's
     own description of it, in its ``zone``."""
 
-    source: IPv4Address
-    destination: IPv4Address
+    source: IPv4Address | IPv6Address
+    destination: IPv4Address | IPv6Address
     protocol: int
-    answers: IPv4Address
-    known_as: IPv4Address | None = None
+    answers: IPv4Address | IPv6Address
+    known_as: IPv4Address | IPv6Address | None = None
     answering_port: int = 0
     port: int = 0
     type: int = 0
@@ -41,11 +41,11 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
     zone: int = 0
 
 
-def flows() -> list[Flow]:
-    """The IPv4 flows of this thread's namespace. :raise OSError: when the kernel refuses."""
+def flows(family: int = socket.AF_INET) -> list[Flow]:
+    """The flows of this thread's namespace, IPv4's or those of ``AF_INET6``. :raise OSError: when the kernel refuses."""
     found: list[Flow] = []
     with _channel() as channel:
-        channel.send(_message(_GET, _REQUEST_DUMP, b""))
+        channel.send(_message(_GET, _REQUEST_DUMP, b"", family))
         while True:
             for kind, body in _messages(channel.recv(1 << 18)):
                 if kind == _DONE:
@@ -53,7 +53,7 @@ def flows() -> list[Flow]:
                 if kind == _ERROR:
                     code = -struct.unpack_from("=i", body)[0]
                     raise OSError(code, os.strerror(code))
-                if (flow := _flow(body)) is not None:
+                if body[:1] == bytes([family]) and (flow := _flow(body)) is not None:
                     found.append(flow)
 
 
@@ -62,7 +62,8 @@ def forget(flows: Iterable[Flow]) -> None:
     with _channel() as channel:
         for flow in flows:
             zone = _attribute(_ZONE, flow.zone.to_bytes(2, "big"))
-            channel.send(_message(_DELETE, _REQUEST_ACK, _attribute(_TUPLE_ORIGINAL, flow.original) + zone))
+            family = socket.AF_INET if flow.source.version == 4 else socket.AF_INET6
+            channel.send(_message(_DELETE, _REQUEST_ACK, _attribute(_TUPLE_ORIGINAL, flow.original) + zone, family))
             _acknowledged(channel, allowed=(2,))
 
 
@@ -102,8 +103,8 @@ def _request(port: int) -> bytes:
     return _message(_DELETE, _REQUEST_ACK, body)
 
 
-def _message(kind: int, flags: int, body: bytes) -> bytes:
-    body = struct.pack("=BBH", socket.AF_INET, 0, 0) + body
+def _message(kind: int, flags: int, body: bytes, family: int = socket.AF_INET) -> bytes:
+    body = struct.pack("=BBH", family, 0, 0) + body
     return struct.pack("=IHHII", 16 + len(body), kind, flags, 1, 0) + body
 
 
@@ -130,24 +131,26 @@ def _attributes(data: bytes) -> dict[int, bytes]:
 
 
 def _flow(body: bytes) -> Flow | None:
-    """Of one message of a dump; ``None`` when it is of no IPv4 flow."""
-    if len(body) < 4 or body[0] != socket.AF_INET:
+    """Of one message of a dump; ``None`` when it is of no IP flow."""
+    if len(body) < 4 or body[0] not in (socket.AF_INET, socket.AF_INET6):
         return None
+    # What addresses and the type of a message are called.
+    source, destination, type = (1, 2, 5) if body[0] == socket.AF_INET else (3, 4, 8)
     attributes = _attributes(body[4:])
     original, reply = _attributes(attributes.get(1, b"")), _attributes(attributes.get(2, b""))
     there, back = _attributes(original.get(1, b"")), _attributes(reply.get(1, b""))
     protocol, answering = _attributes(original.get(2, b"")), _attributes(reply.get(2, b""))
-    if not {1, 2} <= there.keys() or 1 not in back or 1 not in protocol:
+    if not {source, destination} <= there.keys() or source not in back or 1 not in protocol:
         return None
     return Flow(
-        source=IPv4Address(there[1]),
-        destination=IPv4Address(there[2]),
+        source=ip_address(there[source]),
+        destination=ip_address(there[destination]),
         protocol=protocol[1][0],
-        answers=IPv4Address(back[1]),
-        known_as=IPv4Address(back[2]) if 2 in back else None,
+        answers=ip_address(back[source]),
+        known_as=ip_address(back[destination]) if destination in back else None,
         answering_port=int.from_bytes(answering.get(2, b""), "big"),
         port=int.from_bytes(protocol.get(3, b""), "big"),
-        type=int.from_bytes(protocol.get(5, b""), "big"),
+        type=int.from_bytes(protocol.get(type, b""), "big"),
         original=attributes[1],
         zone=int.from_bytes(attributes.get(_ZONE, b""), "big"),
     )

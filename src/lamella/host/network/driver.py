@@ -21,7 +21,8 @@ from lamella.model.network import Neighbour
 
 
 class Attachment(msgspec.Struct, kw_only=True, frozen=True):
-    """A port as an instance sees it. ``address`` carries its prefix length; ``interface`` is the name inside."""
+    """A port as an instance sees it. Addresses carry their prefix lengths; those of IPv6 are empty where there is none. ``interface`` is
+    the name inside."""
 
     port: str
     mac: str
@@ -29,11 +30,13 @@ class Attachment(msgspec.Struct, kw_only=True, frozen=True):
     gateway: str
     mtu: int
     interface: str = "eth0"
+    address6: str = ""
+    gateway6: str = ""
 
 
 class DesiredNetwork(msgspec.Struct, kw_only=True, frozen=True):
-    """``router`` is the id of the one that has its gateway; without one the layer's namespace has it. ``vni`` is what hosts tell its
-    packets by among themselves, 0 when it ends here."""
+    """``router`` is the id of the one that has its gateway; without one the layer's namespace has it. ``subnet6`` and ``gateway6`` are
+    empty where it has no IPv6. ``vni`` is what hosts tell its packets by among themselves, 0 when it ends here."""
 
     id: str
     name: str
@@ -43,6 +46,8 @@ class DesiredNetwork(msgspec.Struct, kw_only=True, frozen=True):
     isolated: bool = False
     router: str = ""
     vni: int = 0
+    subnet6: str = ""
+    gateway6: str = ""
 
 
 class DesiredPort(msgspec.Struct, kw_only=True, frozen=True):
@@ -62,6 +67,7 @@ class DesiredPort(msgspec.Struct, kw_only=True, frozen=True):
     rate_in: int | None = None
     rate_out: int | None = None
     mirror: str = ""
+    address6: str = ""
 
 
 class Rate(msgspec.Struct, kw_only=True, frozen=True):

@@ -174,6 +174,9 @@ class Fabric:
             for table in (*(f"{self.table}-{theme}" for theme in "rsbgx"), self.table):
                 for family in ("bridge", "ip"):
                     seat.nft.run(f"add table {family} {table}\ndelete table {family} {table}")
+            for table in (f"{self.table}-6", f"{self.table}-g6"):
+                for family in ("bridge", "ip6"):
+                    seat.nft.run(f"add table {family} {table}\ndelete table {family} {table}")
             for link in seat.route.links():
                 if link.name.startswith(OURS) or link.name == self._names[1]:
                     seat.route.send(rtnetlink.delete_link(link.name))

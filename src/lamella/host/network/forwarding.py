@@ -12,7 +12,8 @@ from lamella.model.errors import Unavailable
 from lamella.model.host import Capability
 
 # /proc/sys/net shows the namespace of the thread that opens it.
-_SYSCTL = Path("/proc/sys/net/ipv4")
+_NET = Path("/proc/sys/net")
+_SYSCTL = _NET / "ipv4"
 _LEGACY = Path("/proc/thread-self/net/ip_tables_names")
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _FORBIDDING = ("drop", "reject")
@@ -24,15 +25,15 @@ class Remembered(msgspec.Struct, frozen=True):
     boot_id: str
 
 
-def set_sysctl(name: str, value: str) -> None:
-    """Write below net.ipv4 in this thread's namespace, unless it reads so already. :raise Unavailable: when that fails."""
-    path = _SYSCTL / name
+def set_sysctl(name: str, value: str, *, family: str = "ipv4") -> None:
+    """Write below net.*family* in this thread's namespace, unless it reads so already. :raise Unavailable: when that fails."""
+    path = _NET / family / name
     try:
         if path.read_text().strip() != value:
             path.write_text(value)
     except OSError as error:
         raise Unavailable(
-            f"cannot set net.ipv4.{name.replace('/', '.')} to {value}: {error.strerror}",
+            f"cannot set net.{family}.{name.replace('/', '.')} to {value}: {error.strerror}",
             hint="the layer needs root and a writable /proc/sys; in a container, run it privileged",
         ) from error
 

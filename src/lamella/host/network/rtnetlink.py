@@ -9,7 +9,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 import msgspec
 
@@ -31,6 +31,9 @@ _IFLA_ALIAS, _IFLA_STATS64, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 20, 23, 28, 29
 _IFLA_TX_QUEUES = 31
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _BRIDGE_FORWARD_DELAY, _BRIDGE_STP, _BRIDGE_MCAST_SNOOPING, _BRIDGE_CALL_IPTABLES = 1, 5, 23, 36
+_BRIDGE_CALL_IP6TABLES = 37
+# linux/if_addr.h: no detection of duplicates, which nobody waits for where addresses are claims.
+_NO_DETECTION = 0x02
 _SKIP_STATS = 1 << 3
 _UP = 0x1
 _SOL_NETLINK, _EXT_ACK, _CAP_ACK = 270, 11, 10
@@ -222,10 +225,12 @@ def add_bridge(name: str, *, mac: str, mtu: int) -> Request:
     return Request(_NEW_LINK, _REQUEST | _CREATE | _EXCLUSIVE, body, (errno.EEXIST,))
 
 
-def set_bridge_filtered(name: str, filtered: bool) -> Request:
-    """Whether what the bridge *name* forwards is shown to IP rules (br_netfilter); a bridge that is gone is fine."""
+def set_bridge_filtered(name: str, filtered: bool, *, six: bool = False) -> Request:
+    """Whether what of IPv4, or of IPv6 (*six*), the bridge *name* forwards is shown to IP rules (br_netfilter); a bridge that is gone is
+    fine."""
+    attribute = _BRIDGE_CALL_IP6TABLES if six else _BRIDGE_CALL_IPTABLES
     body = _link_header() + _text(_IFLA_NAME, name)
-    body += _info("bridge", _attribute(_BRIDGE_CALL_IPTABLES, bytes([filtered])))
+    body += _info("bridge", _attribute(attribute, bytes([filtered])))
     return Request(_NEW_LINK, _REQUEST, body, (errno.ENODEV,))
 
 
@@ -257,9 +262,13 @@ def delete_link(name: str) -> Request:
     return Request(_DELETE_LINK, _REQUEST, _link_header() + _text(_IFLA_NAME, name), (errno.ENODEV,))
 
 
-def add_address(index: int, address: IPv4Interface) -> Request:
-    """Give the link an address with its prefix; there already is fine."""
+def add_address(index: int, address: IPv4Interface | IPv6Interface) -> Request:
+    """Give the link an address with its prefix; there already is fine. One of IPv6 may be used at once."""
     packed = address.ip.packed
+    if isinstance(address, IPv6Interface):
+        body = _ADDRESS.pack(socket.AF_INET6, address.network.prefixlen, _NO_DETECTION, 0, index)
+        body += _attribute(2, packed) + _attribute(1, packed)
+        return Request(_NEW_ADDRESS, _REQUEST | _CREATE | _EXCLUSIVE, body, (errno.EEXIST,))
     body = _ADDRESS.pack(socket.AF_INET, address.network.prefixlen, 0, 0, index)
     body += _attribute(2, packed) + _attribute(1, packed)
     body += _attribute(4, address.network.broadcast_address.packed)
@@ -272,12 +281,14 @@ def delete_address(index: int, address: IPv4Interface) -> Request:
     return Request(_DELETE_ADDRESS, _REQUEST, body, (errno.EADDRNOTAVAIL,))
 
 
-def add_default_route(gateway: IPv4Address, index: int) -> Request:
+def add_default_route(gateway: IPv4Address | IPv6Address, index: int) -> Request:
     """The default route by *gateway*; there already is fine."""
+    if isinstance(gateway, IPv6Address):
+        return add_route(IPv6Network("::/0"), index, gateway)
     return add_route(IPv4Network("0.0.0.0/0"), index, gateway)
 
 
-def add_route(destination: IPv4Network, index: int, gateway: IPv4Address) -> Request:
+def add_route(destination: IPv4Network | IPv6Network, index: int, gateway: IPv4Address | IPv6Address) -> Request:
     """The route to *destination* by *gateway*, on the link with that index; there already is fine."""
     return Request(_NEW_ROUTE, _REQUEST | _CREATE | _EXCLUSIVE, _route(destination, index, gateway), (errno.EEXIST,))
 
@@ -287,9 +298,10 @@ def delete_route(destination: IPv4Network, index: int, gateway: IPv4Address) -> 
     return Request(_DELETE_ROUTE, _REQUEST, _route(destination, index, gateway), (errno.ESRCH,))
 
 
-def _route(destination: IPv4Network, index: int, gateway: IPv4Address) -> bytes:
+def _route(destination: IPv4Network | IPv6Network, index: int, gateway: IPv4Address | IPv6Address) -> bytes:
     main, boot, universe, unicast = 254, 3, 0, 1
-    body = _ROUTE.pack(socket.AF_INET, destination.prefixlen, 0, 0, main, boot, universe, unicast, 0)
+    family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
+    body = _ROUTE.pack(family, destination.prefixlen, 0, 0, main, boot, universe, unicast, 0)
     if destination.prefixlen:
         body += _attribute(1, destination.network_address.packed)
     return body + _attribute(5, gateway.packed) + _number(4, index)

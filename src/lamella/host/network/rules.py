@@ -10,6 +10,9 @@ FROM_NEIGHBOUR = 0x76786C6E
 # Where instances ask for what is known of them, and the port of their gateway that answers.
 METADATA, METADATA_PORT = "169.254.169.254", 9254
 
+# What the rules of IPv6 (six/rules.py) mark a frame with: its sender may send it.
+IPV6 = 0x69707636
+
 # What comes to a balancer that reads HTTP bears this mark in the layer, and is let in.
 BALANCED = 0x62616C37
 
@@ -79,6 +82,7 @@ iifname . ether saddr . arp saddr ip @known accept
 add rule bridge {table} prerouting iifname {gateways} ether type {{ ip, arp }} accept
 add rule bridge {table} prerouting ether type ip iifname . ether saddr . ip saddr @routed accept
 add rule bridge {table} prerouting meta mark {ASKS_FOR_ADDRESS} ether type ip ip saddr 0.0.0.0 accept
+add rule bridge {table} prerouting meta mark {IPV6} ether type ip6 accept
 add rule ip {table} prerouting iifname "{uplink}" dnat ip to meta l4proto . th dport map @inbound
 add rule ip {table} postrouting oifname "{uplink}" masquerade
 add rule ip {table} input iifname "lo" accept

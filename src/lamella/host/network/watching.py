@@ -11,21 +11,27 @@ from lamella.host.network.fabric import Fabric
 from lamella.host.network.names import bridge_name, port_name
 from lamella.host.network.namespace import Seat
 from lamella.host.network.routers.routing import Routing
+from lamella.host.network.six.dual_stack import DualStack
 
 # Seconds between two looks at what seems to be missing.
 _TWICE = 1.0
 _KNOWN = ("bridge", "set", "known")
-_GUARDED = ("ip", "map", "in")
+
+
+def _family(table: str) -> str:
+    """Of the table *table* of firewalls."""
+    return "ip6" if table.endswith("6") else "ip"
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """What is looked for in the layer's namespace. ``ports`` may have a link there; ``guarded`` of them go through firewalls."""
+    """What is looked for in the layer's namespace. ``ports`` may have a link there; ``guarded`` is how many places go
+    through firewalls, by their table."""
 
     table: str
     uplink: str
     networks: list[DesiredNetwork]
     ports: list[DesiredPort]
-    guarded: int
+    guarded: dict[str, int]
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,12 +49,14 @@ class Watch:
         self,
         fabric: Fabric,
         routing: Routing,
+        six: DualStack,
         wanted: Callable[[], Wanted],
         repair: Callable[[list[DesiredPort]], Awaitable[None]],
     ) -> None:
         self.changes = 0
         self._fabric = fabric
         self._routing = routing
+        self._six = six
         self._wanted = wanted
         self._repair = repair
 
@@ -70,8 +78,9 @@ class Watch:
         wanted = self._wanted()
         seen = await self._fabric.in_layer("look at the layer's network", lambda seat: in_layer(seat, wanted))
         there = await self._fabric.in_host("look at the host's tables", lambda seat: seat.nft.tables())
+        six = await self._fabric.in_layer("look at IPv6", lambda seat: self._six.missing(seat, seen.attached))
         host = [] if ("ip", wanted.table) in there else [f"table ip {wanted.table} of the host"]
-        return Seen(missing=[*seen.missing, *host, *await self._routing.missing()], attached=seen.attached)
+        return Seen(missing=[*seen.missing, *six, *host, *await self._routing.missing()], attached=seen.attached)
 
 
 def in_layer(seat: Seat, wanted: Wanted) -> Seen:
@@ -79,8 +88,7 @@ def in_layer(seat: Seat, wanted: Wanted) -> Seen:
     links = {link.name: link for link in seat.route.links()}
     attached = [port for port in wanted.ports if port_name(port.id) in links]
     ours = {("bridge", wanted.table), ("ip", wanted.table)}
-    if wanted.guarded:
-        ours |= {(family, f"{wanted.table}-g") for family in ("bridge", "ip")}
+    ours |= {(family, table) for table in wanted.guarded for family in ("bridge", _family(table))}
     missing = [f"table {family} {name}" for family, name in sorted(ours - seat.nft.tables())]
     if not missing:
         missing += _elements(seat, wanted, attached)
@@ -97,10 +105,10 @@ def _elements(seat: Seat, wanted: Wanted, attached: Iterable[DesiredPort]) -> li
         for network in wanted.networks
         if set(said.get(network.id, [])) != set(plan.of_network(network))
     ]
-    if wanted.guarded:
-        entries = state.entries(seat.nft, f"{wanted.table}-g", [_GUARDED])["in"]
-        if len(entries) < wanted.guarded:
-            missing.append(f"firewalls of {wanted.guarded - len(entries)} ports")
+    for table, count in wanted.guarded.items():
+        entries = state.entries(seat.nft, table, [(_family(table), "map", "in")])["in"]
+        if len(entries) < count:
+            missing.append(f"firewalls of {count - len(entries)} ports")
     return missing
 
 

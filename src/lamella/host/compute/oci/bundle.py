@@ -102,11 +102,14 @@ def capabilities(identity: Identity) -> ProcessCapabilities:
 
 
 def hosts(machine: Machine) -> str:
-    """/etc/hosts: loopback, and the instance's own name at its own address."""
+    """/etc/hosts: loopback, and the instance's own name at its own addresses."""
     lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
     address = machine.nic.address.partition("/")[0] if machine.nic else "127.0.1.1"
-    names = dict.fromkeys([machine.hostname, machine.name])
-    return "\n".join([*lines, f"{address}\t{' '.join(names)}", ""])
+    names = " ".join(dict.fromkeys([machine.hostname, machine.name]))
+    own = [address]
+    if machine.nic is not None and machine.nic.address6:
+        own.append(machine.nic.address6.partition("/")[0])
+    return "\n".join([*lines, *(f"{each}\t{names}" for each in own), ""])
 
 
 def resolv_conf(machine: Machine) -> str:

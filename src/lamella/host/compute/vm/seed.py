@@ -178,6 +178,10 @@ def _ethernet(name: str, nic: Attachment, nameservers: Sequence[str], *, routed:
         content["gateway6" if ":" in nic.gateway else "gateway4"] = nic.gateway
     if ":" not in nic.address:
         content["accept-ra"] = False  # no router advertises anything here; systemd-networkd would wait for one
+    if nic.address6:
+        content["addresses"] = [nic.address, nic.address6]
+        if routed and nic.gateway6:
+            content["gateway6"] = nic.gateway6
     if nic.mtu:
         content["mtu"] = nic.mtu
     if nameservers:

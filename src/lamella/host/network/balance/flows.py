@@ -74,6 +74,8 @@ def end(places: Iterable[Place]) -> int:
         flow
         for flow in conntrack.flows()
         if flow.protocol in names
+        and isinstance(flow.answers, IPv4Address)
+        and isinstance(flow.destination, IPv4Address)
         and Place(names[flow.protocol], flow.answers, flow.answering_port, flow.destination, flow.port) in ended
     ]
     conntrack.forget(found)

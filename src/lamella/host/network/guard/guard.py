@@ -3,16 +3,15 @@
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from ipaddress import IPv4Address
 from pathlib import Path
 
 from lamella.host.network import rtnetlink
 from lamella.host.network.driver import DesiredPort
 from lamella.host.network.fabric import Fabric, rules_refused
 from lamella.host.network.guard import flows, rules
+from lamella.host.network.guard.family import IPV4, Address, Family
 from lamella.host.network.guard.rules import Guarded
 from lamella.host.network.namespace import Seat
-from lamella.host.network.plan import address_of
 from lamella.model.errors import Unavailable, Unsupported
 from lamella.model.firewall import FirewallSpec
 from lamella.model.host import Capability
@@ -25,20 +24,26 @@ _BRIDGED = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 class Guard:
     """``in_force`` is what this process put there; ``None`` until then: an earlier daemon's rules stay meanwhile."""
 
-    def __init__(self, fabric: Fabric) -> None:
+    def __init__(self, fabric: Fabric, family: Family = IPV4) -> None:
         self.in_force: Guarded | None = None
         # What it was made of: the firewalls, and all ports by id, guarded or not.
         self._firewalls: Mapping[str, FirewallSpec] = {}
         self._ports: Mapping[str, DesiredPort] = {}
         # Addresses that ports had which are gone: flows of theirs may be there yet.
-        self._left: set[IPv4Address] = set()
+        self._left: set[Address] = set()
         self._fabric = fabric
-        self._table = f"{fabric.table}-g"
+        self._family = family
+        # Nothing of IPv6 is there before a port has it.
+        self._framed = False
+        self.table = f"{fabric.table}-{family.suffix}"
         self._turn = asyncio.Lock()
 
     def guards(self, port: DesiredPort) -> bool:
         """Whether everything that *port* asks for is in force."""
-        return not port.firewalls or (self.in_force is not None and rules.place_of(port) in self.in_force.inward)
+        if not port.firewalls:
+            return True
+        places = rules.places_of(port, self._family)
+        return not places or (self.in_force is not None and self.in_force.inward.keys() >= set(places))
 
     async def protect(self, firewalls: Mapping[str, FirewallSpec], ports: Iterable[DesiredPort]) -> None:
         """Put exactly this in force, and end flows that it forbids.
@@ -50,10 +55,12 @@ class Guard:
             await self._protect(dict(firewalls), {port.id: port for port in ports})
 
     async def _protect(self, firewalls: Mapping[str, FirewallSpec], asked: Mapping[str, DesiredPort]) -> None:
+        if self.in_force is None and self._family is not IPV4 and not any(map(self._family.addresses, asked.values())):
+            await self._unframe()
         gone = [port for id, port in self._ports.items() if (new := asked.get(id)) is not port and new != port]
         come = [port for id, port in asked.items() if (old := self._ports.get(id)) is not port and old != port]
         before, part = self.in_force, self._part(firewalls, gone, come)
-        whole = rules.guarded(firewalls, asked.values()) if part is None else None
+        whole = rules.guarded(firewalls, asked.values(), self._family) if part is None else None
         minus, plus = part or (before, whole or Guarded())
         if minus != plus:
             if plus.inward and not _BRIDGED.exists():
@@ -67,22 +74,25 @@ class Guard:
                 if not rules_refused(error) or before is None:
                     raise
                 # Somebody changed our tables: they are made anew, whole.
-                whole = rules.guarded(firewalls, asked.values())
+                whole = rules.guarded(firewalls, asked.values(), self._family)
                 await self._change(None, whole)
         if whole is not None:
             self.in_force = whole
         elif before is not None and minus is not None:
             rules.take(before, minus, plus)
         addresses = flows.affected(minus or Guarded(), plus)
-        self._left |= {address_of(port) for port in gone if port.id not in asked}
+        addresses_of = self._family.addresses
+        self._left |= {address for port in gone if port.id not in asked for address in addresses_of(port)}
         if part is not None:
             # A port that is new at an address that nobody had before it has no flows.
             addresses -= {
                 address
                 for port in come
-                if port.id not in self._ports and (address := address_of(port)) not in self._left
+                if port.id not in self._ports
+                for address in addresses_of(port)
+                if address not in self._left
             }
-        self._left -= {address_of(port) for port in come}
+        self._left -= {address for port in come for address in addresses_of(port)}
         self._firewalls, self._ports = firewalls, asked
         await self._forget(addresses)
 
@@ -93,34 +103,48 @@ class Guard:
         ``None`` when all of it has to be computed: at first, when rules change, and where two ports are told apart by nothing."""
         if self.in_force is None or firewalls != self._firewalls:
             return None
-        minus, plus = rules.step(self.in_force, firewalls, gone, come)
+        minus, plus = rules.step(self.in_force, firewalls, gone, come, self._family)
         apart = all(
-            len(part.inward) == sum(1 for port in ports if port.firewalls)
+            len(part.inward) == sum(len(self._family.addresses(port)) for port in ports if port.firewalls)
             for part, ports in ((self.in_force, self._ports.values()), (plus, come))
         )
         return (minus, plus) if apart and not rules.collide(self.in_force, minus, plus) else None
 
     async def _change(self, before: Guarded | None, after: Guarded) -> None:
-        text = rules.change(self._table, before or Guarded(), after)
-        if before is None:
-            text = rules.frame(self._table, self._fabric.uplink) + text
+        text = rules.change(self.table, before or Guarded(), after, self._family)
+        if before is None or not self._framed:
+            text = rules.frame(self.table, self._fabric.uplink, self._family) + text
+        six = self._family is not IPV4
 
         def run(seat: Seat) -> None:
             # Rules first: a bridge whose packets are shown to them is guarded from its first packet on.
             if text:
                 seat.nft.run(text)
             for name in sorted((before or after).bridges | after.bridges):
-                seat.route.send(rtnetlink.set_bridge_filtered(name, name in after.bridges))
+                seat.route.send(rtnetlink.set_bridge_filtered(name, name in after.bridges, six=six))
 
         await self._fabric.in_layer("put firewalls in force", run)
+        self._framed = True
 
-    async def _forget(self, addresses: frozenset[IPv4Address]) -> None:
+    async def _unframe(self) -> None:
+        """What an earlier daemon had goes: nobody is guarded."""
+        table, families = self.table, ("bridge", self._family.name)
+
+        def run(seat: Seat) -> None:
+            there = seat.nft.tables()
+            seat.nft.run("".join(f"delete table {family} {table}\n" for family in families if (family, table) in there))
+
+        await self._fabric.in_layer("look for firewalls", run)
+        self.in_force, self._framed = Guarded(), False
+
+    async def _forget(self, addresses: frozenset[Address]) -> None:
         firewalls, ports = self._firewalls, self._ports.values()
         if not addresses:
             return
         try:
             ended = await self._fabric.in_layer(
-                "end flows that are forbidden now", lambda _: flows.forget_forbidden(firewalls, ports, addresses)
+                "end flows that are forbidden now",
+                lambda _: flows.forget_forbidden(firewalls, ports, addresses, self._family),
             )
         except Unavailable as error:
             log.warning("%s", error)

@@ -6,7 +6,7 @@ knows the names of the instances on its network; whatever else it is asked goes 
 
 import re
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import msgspec
@@ -86,6 +86,19 @@ def _arguments(network: DesiredNetwork, site: Site, domain: str) -> tuple[str, .
         *("--dhcp-ignore=tag:!known", "--dhcp-authoritative", "--no-ping", "--dhcp-ignore-names", "--dhcp-broadcast"),
         *(f"--dhcp-option=option:router,{site.gateway}", f"--dhcp-option=option:dns-server,{site.gateway}"),
         *(f"--dhcp-option=option:mtu,{network.mtu}", f"--dhcp-option=option:classless-static-route,{routes}"),
+        *_arguments6(network, domain),
+    )
+
+
+def _arguments6(network: DesiredNetwork, domain: str) -> tuple[str, ...]:
+    """Router advertisements that send everybody to DHCPv6, which gives addresses as DHCP does; nothing without IPv6."""
+    if not network.subnet6:
+        return ()
+    subnet = IPv6Network(network.subnet6)
+    return (
+        *("--enable-ra", "--quiet-ra", "--quiet-dhcp6", f"--domain={domain},{subnet},local"),
+        f"--dhcp-range={subnet.network_address},static,{subnet.prefixlen},{_LEASE}",
+        f"--dhcp-option=option6:dns-server,[{network.gateway6}]",
     )
 
 
@@ -94,14 +107,21 @@ def _host(resident: Resident, domain: str) -> str:
     below the domain alone: bare, it could be a name of the world's."""
     name = ".".join(label(part) for part in resident.name)
     bare = f" {name}" if len(resident.name) == 1 else ""
-    return f"{_address(resident)} {name}.{domain}{bare}\n"
+    return "".join(
+        f"{address} {name}.{domain}{bare}\n" for address in (_address(resident), _address6(resident)) if address
+    )
 
 
 def _lease(resident: Resident) -> str:
     name = label(resident.name[0])
-    words = [resident.port.mac.lower(), _address(resident), *([] if _WORD.fullmatch(name) else [name]), _LEASE]
+    six = [f"[{_address6(resident)}]"] if resident.port.address6 else []
+    words = [resident.port.mac.lower(), _address(resident), *six, *([] if _WORD.fullmatch(name) else [name]), _LEASE]
     return f"{','.join(words)}\n"
 
 
 def _address(resident: Resident) -> str:
     return resident.port.address.partition("/")[0]
+
+
+def _address6(resident: Resident) -> str:
+    return resident.port.address6.partition("/")[0]
