@@ -5,7 +5,8 @@ again ends none.
 """
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, ip_network
+from socket import AF_INET, AF_INET6
 
 import msgspec
 
@@ -52,6 +53,12 @@ class Course:
         """Whether *flow*, were it to begin now, would be let through and translated as it is."""
         if {flow.source, flow.answers} & {self._own, *self._gateways}:
             return True  # the router's own: each packet of it meets other rules
+        if not (
+            isinstance(flow.source, IPv4Address)
+            and isinstance(flow.destination, IPv4Address)
+            and isinstance(flow.answers, IPv4Address)
+        ):
+            return True  # routers lead IPv4 alone
         source, target = self._place(flow.source), self._place(flow.answers)
         if (to := self._floating.get(flow.destination)) is not None:
             # Who asks from within is known by another address than its own, so that answers come back by the router.
@@ -88,9 +95,12 @@ def end_outgoing(network: DesiredNetwork) -> int:
 
     :raise OSError: when the kernel refuses.
     """
-    subnet = IPv4Network(network.subnet)
+    subnets = [ip_network(subnet) for subnet in (network.subnet, network.subnet6) if subnet]
     outgoing = [
-        flow for flow in conntrack.flows() if flow.zone == 0 and flow.source in subnet and flow.answers not in subnet
+        flow
+        for subnet in subnets
+        for flow in conntrack.flows(AF_INET if subnet.version == 4 else AF_INET6)
+        if flow.zone == 0 and flow.source in subnet and flow.answers not in subnet
     ]
     if outgoing:
         conntrack.forget(outgoing)
