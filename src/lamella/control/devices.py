@@ -64,7 +64,7 @@ def new_port(
         # A just-released address is not the next one given: neighbours may still remember its MAC.
         near = zlib.crc32(f"{instance.id}{'' if name == '0' else name}".encode())
         port.spec.address = str(free_address(subnet, taken, near=near))
-    port.spec.address6 = address6(network, nic, port.spec.address, taken)
+    port.spec.address6 = address6(network, nic, port.spec.address, taken, instance.spec.isolation)
     port.spec.mac = mac_of(port.id)
     return port
 

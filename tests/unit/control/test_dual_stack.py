@@ -131,3 +131,14 @@ async def test_routers_and_floating_addresses_are_of_ipv4(layer: Layer) -> None:
         await made(layer, "behind", router="edge", subnet6="fd11::/64")
     with pytest.raises(Invalid, match="of IPv4 alone"):
         await made(layer, "public", external=True, subnet="203.0.113.0/24", subnet6="fd12::/64")
+
+
+@pytest.mark.parametrize("isolation", dual_stack.WITHOUT)
+def test_who_does_not_configure_ipv6_has_no_address_of_it(isolation: Isolation) -> None:
+    network: Network = new_resource(
+        "network", "n", NetworkSpec(subnet="10.10.0.0/24", subnet6="fd10::/64"), NetworkStatus(), project="default"
+    )
+    assert dual_stack.address6(network, Nic(), "10.10.0.7/24", set(), Isolation.CONTAINER) == "fd10::7/64"
+    assert dual_stack.address6(network, Nic(), "10.10.0.7/24", set(), isolation) == ""
+    with pytest.raises(Invalid, match="IPv4 alone"):
+        dual_stack.address6(network, Nic(address6="fd10::7"), "10.10.0.7/24", set(), isolation)

@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable
 from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, IPv6Network
 
 from lamella.model.errors import Conflict, Invalid, NoRoom
-from lamella.model.instance import Nic
+from lamella.model.instance import Isolation, Nic
 from lamella.model.network import Network, Port
 from lamella.model.network_bodies import NetworkCreate
 
@@ -22,6 +22,8 @@ KEPT = {
     "fd6c:616d::/32": "is what uplinks are made of",
 }
 _FIELD = "subnet6"
+# Their guests do not configure IPv6: an address would be told to others and never answer.
+WITHOUT = (Isolation.MICROVM, Isolation.UNIKERNEL, Isolation.WASM)
 
 
 def parse(text: str) -> IPv6Network:
@@ -77,8 +79,11 @@ def canonical(text: str) -> str:
         return text
 
 
-def address6(network: Network, nic: Nic, address: str, taken: Container[str]) -> str:
-    """The address of a port that has *address* of IPv4 on *network*, with its prefix length; empty where there is no IPv6.
+def address6(
+    network: Network, nic: Nic, address: str, taken: Container[str], isolation: Isolation = Isolation.CONTAINER
+) -> str:
+    """The address of a port that has *address* of IPv4 on *network*, with its prefix length; empty where there is no IPv6, or the
+    *isolation* of its instance has none.
 
     :raise Invalid: when the one that *nic* asks for is no instance's. :raise Conflict: when it is taken. :raise NoRoom: when all are.
     """
@@ -87,6 +92,14 @@ def address6(network: Network, nic: Nic, address: str, taken: Container[str]) ->
             raise Invalid(
                 f"network {network.name} has no IPv6, so no {nic.address6}",
                 hint="lamella network create NAME --subnet fd10::/64",
+                field="spec.nics.address6",
+            )
+        return ""
+    if isolation in WITHOUT:
+        if nic.address6:
+            raise Invalid(
+                f"a {isolation} has IPv4 alone, so no {nic.address6}",
+                hint="containers and full machines have IPv6",
                 field="spec.nics.address6",
             )
         return ""

@@ -32,12 +32,11 @@ class DualStack:
 
     async def open(self) -> None:
         """Find what an earlier daemon left, with the rules as they are now."""
-        uplink = self._fabric.uplink
 
         def look(seat: Seat) -> dict[str, list[state.Entry]] | None:
             if ("ip6", self.table) not in seat.nft.tables():
                 return None
-            seat.nft.run(rules.layer_rules(self.table, uplink))
+            seat.nft.run(rules.layer_rules(self.table))
             return state.entries(seat.nft, self.table, six.CONTAINERS)
 
         found = await self._fabric.in_layer("look for IPv6", look)
@@ -64,7 +63,7 @@ class DualStack:
 
     async def _frame(self) -> None:
         if not self.framed:
-            await self._fabric.change_layer([rules.layer_rules(self.table, self._fabric.uplink)])
+            await self._fabric.change_layer([rules.layer_rules(self.table)])
             self.framed = True
 
     def letting(self, port: DesiredPort) -> Iterator[str]:
@@ -96,7 +95,7 @@ class DualStack:
             elements = [element for some in every.values() for element in some]
             await self._fabric.change_layer(
                 [
-                    rules.layer_rules(self.table, self._fabric.uplink),
+                    rules.layer_rules(self.table),
                     *plan.flush(self.table, six.CONTAINERS),
                     *plan.add(self.table, elements),
                 ]

@@ -12,7 +12,6 @@ CONTAINERS = (
     ("bridge", "set", "targets"),
     ("bridge", "set", "linked"),
     ("ip6", "set", "bridged"),
-    ("ip6", "set", "isolated"),
     ("ip6", "set", "gateways"),
 )
 OF_PORTS, OF_NETWORKS = CONTAINERS[:3], CONTAINERS[3:]
@@ -54,15 +53,14 @@ def of_port(port: DesiredPort) -> list[Element]:
 
 
 def of_network(network: DesiredNetwork) -> list[Element]:
-    """What lets its instances reach each other and their gateway, and keeps them in when it is isolated; nothing without IPv6."""
+    """What lets its instances reach each other and their gateway; nothing without IPv6."""
     if not network.subnet6:
         return []
     link = f'"{bridge_name(network.id)}"'
-    found = [
+    return [
         _element(network.id, "ip6", "bridged", f"{link} . {link}"),
         _element(network.id, "ip6", "gateways", f"{link} . {gateway_of(network).ip}"),
     ]
-    return [*found, _element(network.id, "ip6", "isolated", link)] if network.isolated else found
 
 
 def number(value: int) -> str:

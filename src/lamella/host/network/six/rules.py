@@ -5,7 +5,8 @@
             set linked      link . MAC as a number: what it may give as its link's address there
             chain sent      marks what a port may send; the layer's own chain drops everything of IPv6 that bears no mark
             chain forward   what is meant for routers and DHCP servers goes to no other instance
-    ip6     chains input, forward, postrouting, as the layer has them for IPv4
+    ip6     chain input     an echo, neighbours, and the services of a network at its own gateway
+            chain forward   what stays on its network, where firewalls have it shown to these rules; nothing else goes anywhere
 
 There they are as soon as one network has IPv6; they never change while the layer runs.
 """
@@ -22,7 +23,7 @@ _EARLY_OPTION, _EARLY_MAC = "@th,64,16", "@th,80,48"
 _SOURCE_LINK, _TARGET_LINK = "0x0101", "0x0201"
 
 
-def layer_rules(table: str, uplink: str) -> str:
+def layer_rules(table: str) -> str:
     """Whole but for elements; running it again changes nothing that is in force. *table* is that of IPv6.
 
     Of neighbour discovery (RFC 4861) a port may say what is true of itself: messages have no further headers (RFC 6980) and at most one
@@ -42,12 +43,10 @@ add chain bridge {table} neighbours
 add chain bridge {table} sent {{ type filter hook prerouting priority {_PRIORITY}; policy accept; }}
 add chain bridge {table} forward {{ type filter hook forward priority {_PRIORITY}; policy accept; }}
 add table ip6 {table}
-add set ip6 {table} isolated {{ type ifname; }}
 add set ip6 {table} bridged {{ type ifname . ifname; }}
 add set ip6 {table} gateways {{ type ifname . ipv6_addr; }}
 add chain ip6 {table} input {{ type filter hook input priority filter; policy drop; }}
 add chain ip6 {table} forward {{ type filter hook forward priority filter; policy drop; }}
-add chain ip6 {table} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
 flush table bridge {table}
 flush table ip6 {table}
 add rule bridge {table} sent ether type != ip6 accept
@@ -78,8 +77,4 @@ add rule ip6 {table} input iifname . ip6 daddr @gateways meta l4proto {{ tcp, ud
 add rule ip6 {table} forward ct state established,related accept
 add rule ip6 {table} forward ct state invalid drop
 add rule ip6 {table} forward iifname . oifname @bridged accept
-add rule ip6 {table} forward ip6 daddr fe80::/10 drop
-add rule ip6 {table} forward iifname @isolated drop
-add rule ip6 {table} forward iifname {bridges} oifname "{uplink}" accept
-add rule ip6 {table} postrouting oifname "{uplink}" masquerade
 """
