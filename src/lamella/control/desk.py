@@ -136,7 +136,7 @@ class Desk:
                     answer.instances.append(_assignment(tx, instance))
             if wider:
                 answer.networks, answer.pools, answer.firewalls = _networks(tx), _pools(tx), tx.list("firewall")
-                answer.routers = floating.tasks(tx)
+                answer.routers, answer.outside = floating.tasks(tx), floating.outside(tx)
             if rebalanced or (balanced and tx.list("balancer")):
                 answer.balancers = balancing.tasks(tx, host)
             if moved and (rehosted or len(spanning.underlays(tx)) > 1):
@@ -158,6 +158,7 @@ class Desk:
                 networks=_networks(tx),
                 firewalls=tx.list("firewall"),
                 routers=floating.tasks(tx),
+                outside=floating.outside(tx),
                 balancers=balancing.tasks(tx, host),
                 neighbours=spanning.neighbours(tx, host),
                 pools=_pools(tx),

@@ -33,6 +33,7 @@ class NetworkWing:
         self._routers: list[RouterTask] = []
         self._neighbours: list[Neighbour] = []
         self._span_again = False
+        self._outside: list[str] = []
         self._firewalls: dict[str, FirewallSpec] = {}
         # Of every instance, whether it runs or not.
         self._ports: dict[str, list[DesiredPort]] = {}
@@ -43,7 +44,7 @@ class NetworkWing:
     ) -> None:
         """Have the driver do what *news* say. *asked* is what instances here were told before; *heard* what becomes of balancers."""
         await self._use_networks(news.networks, asked)
-        await self._use_routers(news.routers)
+        await self._use_routers(news.routers, news.outside)
         moved = news.neighbours is not None and news.neighbours != self._neighbours
         self._neighbours = self._neighbours if news.neighbours is None else news.neighbours
         await self._use_firewalls(news)
@@ -92,14 +93,14 @@ class NetworkWing:
         self._route_again = self._route_again or (not networks and len(failed) < len(self._unmade))
         self._unmade = failed
 
-    async def _use_routers(self, routers: list[RouterTask] | None) -> None:
-        """*routers* are all that there are; ``None`` is no change, but for what could not be made yet."""
+    async def _use_routers(self, routers: list[RouterTask] | None, outside: list[str]) -> None:
+        """*routers* are all that there are; ``None`` is no change, but for what could not be made yet. *outside* come with them."""
         if routers is not None:
-            self._routers = routers
+            self._routers, self._outside = routers, outside
         elif not self._route_again:
             return
         try:
-            await self._driver.route([desired_router(task) for task in self._routers])
+            await self._driver.route([desired_router(task) for task in self._routers], self._outside)
         except LamellaError as error:
             log.error("routers: %s", error)
             self._route_again = True

@@ -59,7 +59,8 @@ class RouterTask(msgspec.Struct, kw_only=True):
 class Assignments(msgspec.Struct, kw_only=True):
     """What changed for one host since a revision. ``complete`` ones name everything; an id that is missing is not this host's.
     ``networks``, ``pools`` and ``firewalls`` are all that there are, when any of them has changed; ``None`` is no change. So are
-    ``balancers``, with those of the host's instances that they lead to, and ``neighbours``, the ports on other hosts.
+    ``balancers``, with those of the host's instances that they lead to, and ``neighbours``, the ports on other hosts. ``outside`` are the
+    subnets of external networks, told with the routers.
     """
 
     revision: int
@@ -69,6 +70,7 @@ class Assignments(msgspec.Struct, kw_only=True):
     networks: list[Network] = []
     firewalls: list[Firewall] | None = None
     routers: list[RouterTask] | None = None
+    outside: list[str] = []
     balancers: list[BalancerTask] | None = None
     neighbours: list[Neighbour] | None = None
     pools: list[Pool] = []

@@ -99,6 +99,11 @@ class Place:
     def running(self) -> list[int]:
         return [one.pid for one in process.running(self.home)]
 
+    def listening(self) -> int:
+        """How many sockets take connections: one that is leaving may not have heard of it yet (proc(5), net/tcp; 0A is LISTEN)."""
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        return sum(line[1].endswith(f":{self.port:04X}") and line[3] == "0A" for line in lines)
+
 
 async def until(check: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
@@ -167,6 +172,7 @@ async def test_of_many_that_finish_the_oldest_end(place: Place, proxy: Proxy) ->
     connections: list[http.client.HTTPConnection] = []
     for number in range(7):
         assert not await serve(proxy, place.balancer(f"/{number}"))
+        await until(lambda: place.listening() == 1)
         connections.append(await held(place))
     await until(lambda: len(place.running()) == 1 + process.LEAVING)
     limits = process.group(place.home).read_limits()

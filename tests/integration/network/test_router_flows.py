@@ -147,3 +147,40 @@ def test_a_network_without_a_router_ends_what_left_it_too(world: World) -> None:
     routed.networks = [replace(plain, isolated=True)]
     routed.life()
     assert calls.ended(out) and calls.goes_on(inside)
+
+
+def test_what_comes_for_an_address_that_nobody_has_is_not_sent_back(world: World) -> None:
+    """Both the host and those outside would send it to each other until its hops are used up."""
+    routed = two_networks(world, floating={FLOAT: "10.10.0.2"})
+    led_in(world)
+    routed.outside = ["198.51.100.0/24", "198.51.100.0/28"]
+    world.in_("host", "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+
+    def came_back() -> int:
+        """Packets for the free address that the internet got of the host."""
+        listing = world.in_("internet", "nft", "list", "chain", "ip", "seen", "came")
+        return int(listing.split("packets ")[1].split()[0])
+
+    world.in_(
+        "internet",
+        "nft",
+        f"add table ip seen; add chain ip seen came {{ type filter hook prerouting priority 0; }};"
+        f" add rule ip seen came ip daddr {OTHER} counter",
+    )
+
+    async def use(driver: BridgeDriver) -> None:
+        for outside, loops in ((routed.outside, False), ([], True), (routed.outside, False)):
+            routed.outside = outside
+            await routed.settle(driver)
+            before = came_back()
+            client = world.endpoint("internet", socket.SOCK_DGRAM)
+            client.sendto(b"?", (OTHER, 9))
+            # Behind it, by the same way: when this is answered, that one was dealt with.
+            assert routed.ask("internet", FLOAT) == "w1 203.0.113.9"
+            assert (came_back() > before) == loops
+        await driver.repair(routed.networks, routed.ports.values())
+        before = came_back()
+        client.sendto(b"?", (OTHER, 9))
+        assert routed.ask("internet", FLOAT) == "w1 203.0.113.9" and came_back() == before
+
+    world.run(use, fresh=False)

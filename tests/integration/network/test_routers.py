@@ -49,6 +49,7 @@ class Routed:
         self.world = world
         self.networks = list(networks)
         self.routers = list(routers)
+        self.outside: list[str] = []
         self.ports: dict[str, DesiredPort] = {}
 
     def add(self, name: str, port: DesiredPort) -> None:
@@ -62,7 +63,7 @@ class Routed:
         for one in self.networks:
             await driver.ensure_network(one)
         await driver.keep_networks({one.id for one in self.networks})
-        await driver.route(self.routers)
+        await driver.route(self.routers, self.outside)
         await driver.protect({}, self.ports.values())
 
     def life(self, *starting: str) -> None:

@@ -150,7 +150,9 @@ async def test_an_external_network_is_nothing_but_addresses(layer: Layer) -> Non
         await network(layer, "public", external=True)
     with pytest.raises(Conflict, match="no external network"):
         await layer.addresses.create(ROOT, "default", AddressCreate())
+    assert (await told(layer)).outside == []
     await network(layer, "public", "203.0.113.0/29", external=True)
+    assert (await told(layer)).outside == ["203.0.113.0/29"]
     assert "public" not in {one.name for one in (await told(layer)).networks}
     with pytest.raises(Conflict, match="outside"):
         await create(layer, nics=[Nic(network="public")])

@@ -148,6 +148,12 @@ def tasks(tx: Transaction) -> list[RouterTask]:
     ]
 
 
+def outside(tx: Transaction) -> list[str]:
+    """The subnets of external networks."""
+    networks: list[Network] = tx.list("network")
+    return sorted(network.spec.subnet for network in networks if network.spec.external)
+
+
 def _external(tx: Transaction, project: str, name: str) -> Network:
     field = "network"
     if name:

@@ -204,14 +204,14 @@ class BridgeDriver:
                 self.networks.pop(id, None)
                 self._services.wake()
 
-    async def route(self, routers: Iterable[DesiredRouter]) -> None:
-        """Have exactly these *routers*, and what is published behind them lead by them.
+    async def route(self, routers: Iterable[DesiredRouter], outside: Iterable[str] = ()) -> None:
+        """Have exactly these *routers*, and what is published behind them lead by them; of *outside*, nobody's addresses lead nowhere.
 
         :raise Unavailable: when one cannot be made; the others are.
         """
         self._watch.changes += 1
         try:
-            await self._routing.apply(routers, self.networks)
+            await self._routing.apply(routers, self.networks, outside)
         finally:
             self._services.wake()
             await self._led()

@@ -117,8 +117,9 @@ class NetworkDriver(Protocol):
         """Remove every network of ours but these and those that ports are on."""
         ...
 
-    async def route(self, routers: Iterable[DesiredRouter]) -> None:
-        """Have exactly these *routers*, between networks that are here and say so.
+    async def route(self, routers: Iterable[DesiredRouter], outside: Iterable[str] = ()) -> None:
+        """Have exactly these *routers*, between networks that are here and say so. *outside* are the subnets of external networks: what
+        comes for an address there that leads to nobody is not sent on.
 
         :raise Unavailable: when one cannot be made; the others are.
         """

@@ -24,7 +24,8 @@ def host_rules(table: str, uplink: str, between: Transfer) -> str:
     host's routes; here it takes the host's address. ``guard`` makes up for ``route_localnet``, which lets replies to
     127.0.0.1 come back: nobody may come in by it. It also drops TCP segments without any flag, which no stack listens to, but
     some send (pasta of Debian 12, to announce a window): to connection tracking they are invalid, so they would not be led
-    back to the instance, and the host would answer them with a reset that ends the instance's connection.
+    back to the instance, and the host would answer them with a reset that ends the instance's connection. What comes for an
+    address of an external network (``outside``) that leads to nobody ends here: it would go back to who sent it here, and come again.
     """
     inner = between.layer.ip
     return f"""
@@ -32,11 +33,13 @@ add table ip {table}
 add map ip {table} specific {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
 add map ip {table} wildcard {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
 add set ip {table} floating {{ type ipv4_addr; }}
+add set ip {table} outside {{ type ipv4_addr; flags interval; }}
 add chain ip {table} published
 add chain ip {table} guard {{ type filter hook prerouting priority raw; policy accept; }}
 add chain ip {table} prerouting {{ type nat hook prerouting priority dstnat; policy accept; }}
 add chain ip {table} output {{ type nat hook output priority -100; policy accept; }}
 add chain ip {table} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
+add chain ip {table} forward {{ type filter hook forward priority filter; policy accept; }}
 flush table ip {table}
 add rule ip {table} guard iifname "{uplink}" ip daddr 127.0.0.0/8 drop
 add rule ip {table} guard iifname "{uplink}" ip saddr != {inner} ip saddr != @floating drop
@@ -47,6 +50,7 @@ add rule ip {table} published dnat ip to ip daddr . meta l4proto . th dport map 
 add rule ip {table} published dnat ip to meta l4proto . th dport map @wildcard
 add rule ip {table} postrouting oifname "{uplink}" ip saddr {{ 127.0.0.0/8, {inner} }} masquerade
 add rule ip {table} postrouting oifname != "{uplink}" ip saddr {inner} masquerade
+add rule ip {table} forward iifname != "{uplink}" ip daddr @outside ip daddr != @floating drop
 """
 
 

@@ -28,6 +28,7 @@ class Routing:
 
     def __init__(self, fabric: Fabric) -> None:
         self.asked: dict[str, DesiredRouter] = {}
+        self._outside: list[str] = []
         self._fabric = fabric
         self._spaces = Spaces.of(fabric.home)
         self._networks: dict[str, DesiredNetwork] = {}
@@ -86,14 +87,16 @@ class Routing:
         self._forwards = result
         return result
 
-    async def apply(self, routers: Iterable[DesiredRouter], networks: Mapping[str, DesiredNetwork]) -> None:
-        """Have exactly these *routers* between *networks* (by id).
+    async def apply(
+        self, routers: Iterable[DesiredRouter], networks: Mapping[str, DesiredNetwork], outside: Iterable[str]
+    ) -> None:
+        """Have exactly these *routers* between *networks* (by id); *outside* are the subnets that floating addresses are of.
 
         :raise Unavailable: when one of them cannot be; the others are all the same.
         """
         async with self._lock:
             self.asked = {router.id: router for router in routers}
-            self._networks = dict(networks)
+            self._networks, self._outside = dict(networks), list(outside)
             await self._settle()
 
     async def lead(self, forwards: list[Forward]) -> None:
@@ -250,7 +253,7 @@ class Routing:
         between = self._fabric.transfer
 
         def in_host(seat: Seat) -> None:
-            self._run(seat, "host", rules.host_elements(self._fabric.table, floating))
+            self._run(seat, "host", rules.host_elements(self._fabric.table, floating, self._outside))
             link = seat.route.link(self._fabric.outer)
             if link is not None:
                 _route(seat, {(one, link.index, IPv4Address(between.layer.ip)) for one in places}, {link.index})

@@ -106,11 +106,15 @@ add rule ip {table} postrouting oifname {routers} meta mark {_HAIRPIN} masquerad
 """
 
 
-def host_elements(table: str, floating: Iterable[str]) -> str:
-    """The addresses that may come in to the host by the uplink beside the layer's own: exactly these."""
-    wanted = sorted(floating)
-    text = f"flush set ip {table} floating\n"
-    return text + f"add element ip {table} floating {{ {', '.join(wanted)} }}\n" if wanted else text
+def host_elements(table: str, floating: Iterable[str], outside: Iterable[str]) -> str:
+    """The addresses that may come in to the host by the uplink beside the layer's own: exactly *floating*; *outside* are prefixes."""
+    # Such a set takes no two that overlap.
+    prefixes = collapse_addresses(map(IPv4Network, outside))
+    text = ""
+    for name, elements in (("floating", sorted(floating)), ("outside", sorted(map(str, prefixes)))):
+        text += f"flush set ip {table} {name}\n"
+        text += f"add element ip {table} {name} {{ {', '.join(elements)} }}\n" if elements else ""
+    return text
 
 
 def permitted(table: str, routers: Iterable[DesiredRouter], ports: Iterable[DesiredPort]) -> str:
