@@ -51,9 +51,8 @@ def plug(world: World, *ports: DesiredPort, network: DesiredNetwork = DUAL) -> N
 
 
 def endpoint(world: World, name: str, kind: int = socket.SOCK_STREAM) -> socket.socket:
-    made = world.inside(name, lambda: socket.socket(socket.AF_INET6, kind))
+    made = world.endpoint(name, kind, socket.AF_INET6)
     made.settimeout(30.0)
-    world.sockets.append(made)
     return made
 
 

@@ -103,8 +103,8 @@ class World:
     def in_(self, name: str, *words: str) -> str:
         return command("ip", "netns", "exec", self.full(name), *words)
 
-    def endpoint(self, name: str | Path, kind: int = socket.SOCK_STREAM) -> socket.socket:
-        made = self.inside(name, lambda: socket.socket(socket.AF_INET, kind))
+    def endpoint(self, name: str | Path, kind: int = socket.SOCK_STREAM, family: int = socket.AF_INET) -> socket.socket:
+        made = self.inside(name, lambda: socket.socket(family, kind))
         made.settimeout(3.0)
         self.sockets.append(made)
         return made

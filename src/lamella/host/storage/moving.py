@@ -2,7 +2,7 @@
 
 What is written down says at every instant which side is the truth, and the other one is removed after a crash:
  1. ``copying`` is on the disk before the new side is made: the old one is the truth;
- 2. of an open volume everything is copied, and every write goes to both sides before it is acknowledged: both are the same;
+ 2. of an open volume everything is copied, and again what is written meanwhile, until both are the same, while writers wait;
  3. ``moved`` is on the disk: the new side is the truth; then the storage process goes over to it;
  4. the old side is removed, then the note.
 """
