@@ -138,13 +138,16 @@ _SECTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("port show", "network", "show one of them"),
     ],
     "Other nouns": [
-        (f"{noun} {verb}", "nouns", summary)
-        for noun, plural in (
-            ("host", "hosts"),
-            ("operation", "long changes"),
-            ("project", "projects"),
-        )
-        for verb, summary in (("ls", f"list {plural}"), ("show", f"show one of the {plural}"))
+        *(
+            (f"{noun} {verb}", "nouns", summary)
+            for noun, plural in (
+                ("host", "hosts"),
+                ("operation", "long changes"),
+                ("project", "projects"),
+            )
+            for verb, summary in (("ls", f"list {plural}"), ("show", f"show one of the {plural}"))
+        ),
+        ("host topology", "host", "show a host's sockets, NUMA nodes, caches, cores and huge pages"),
     ],
     "This command": [
         ("version", "doctor", "versions of this command and of the daemon"),
@@ -164,7 +167,9 @@ def overview(noun: str = "") -> str:
         shown = [(name, summary) for name, _, summary in section if not noun or name.startswith(f"{noun} ")]
         if not noun and title == "Other nouns":
             nouns = dict.fromkeys(name.partition(" ")[0] for name, _ in shown)
+            rest = [(key, summary) for key, summary in shown if key.partition(" ")[2] not in ("ls", "show")]
             shown = [(f"{name} ls|show", summary) for name in nouns for key, summary in shown if key == f"{name} ls"]
+            shown += rest
         if shown:
             lines += [f"{title}:", *(f"  {name:<24} {summary}" for name, summary in shown), ""]
     lines += ["`lamella COMMAND --help` says what a command takes.", ""]

@@ -15,6 +15,7 @@ from lamella.host.compute.driver import ComputeDriver, DerivesImages, HasMachine
 from lamella.host.facts import read_facts
 from lamella.host.images.library import Credentials, ImageLibrary, Progress
 from lamella.host.journal import Journal
+from lamella.host.linux.blocking import blocking
 from lamella.host.machine import desired_port
 from lamella.host.network.driver import NetworkDriver
 from lamella.host.network_wing import NetworkWing
@@ -361,7 +362,7 @@ class Agent:
 
     async def facts(self) -> HostStatus:
         pools = {name: await self.storage_wing.pool_status(name) for name in self.storage_wing.pool_names}
-        return read_facts(self._capabilities, pools, self.network.underlay)
+        return await blocking(read_facts, self._capabilities, pools, self.network.underlay)
 
     async def collect_images(self, keep: set[str]) -> int:
         freed = await self.library.collect(keep)

@@ -4,6 +4,7 @@ import os
 import platform
 from pathlib import Path
 
+from lamella.host.processors.reading import read_topology
 from lamella.model.host import Capability, HostStatus, Underlay
 from lamella.model.resource import now
 from lamella.model.storage import PoolStatus
@@ -30,7 +31,7 @@ def memory() -> int:
 def read_facts(
     capabilities: list[Capability], pools: dict[str, PoolStatus], underlay: Underlay | None = None
 ) -> HostStatus:
-    """This host now, with what its wings found that they can do."""
+    """This host now, with what its wings found that they can do. Blocks."""
     return HostStatus(
         phase="ready",
         cpu=len(os.sched_getaffinity(0)) * 1000,
@@ -41,5 +42,6 @@ def read_facts(
         capabilities=capabilities,
         pools=pools,
         underlay=underlay,
+        topology=read_topology(),
         seen_at=now(),
     )

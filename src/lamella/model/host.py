@@ -6,6 +6,7 @@ import msgspec
 
 from lamella.model.resource import Condition, Resource
 from lamella.model.storage import PoolStatus
+from lamella.model.topology import Topology
 
 
 class Capability(msgspec.Struct, kw_only=True):
@@ -32,7 +33,7 @@ class Underlay(msgspec.Struct, kw_only=True, frozen=True):
 
 class HostStatus(msgspec.Struct, kw_only=True):
     """``cpu`` is milli-cores, ``memory`` bytes. ``boot_id`` is the kernel's. ``pools`` is the room in each pool, by name. Without an
-    ``underlay`` its networks end at the host."""
+    ``underlay`` its networks end at the host. ``topology`` is what its processors, caches and memory were when it came."""
 
     phase: str = "pending"
     cpu: int = 0
@@ -43,6 +44,7 @@ class HostStatus(msgspec.Struct, kw_only=True):
     capabilities: list[Capability] = []
     pools: dict[str, PoolStatus] = {}
     underlay: Underlay | None = None
+    topology: Topology | None = None
     seen_at: datetime | None = None
     conditions: list[Condition] = []
 

@@ -1,0 +1,1 @@
+"""Processors: what there is, and who gets which."""
