@@ -9,30 +9,20 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from pathlib import Path
 
 from lamella.host.compute.driver import Home
-from lamella.host.network import attach, capture, plan, resolvers, rtnetlink, state, watching
+from lamella.host.network import attach, capture, links, plan, resolvers, state, watching
 from lamella.host.network.balance.balancers import Balancers, is_balancer
 from lamella.host.network.balance.desired import DesiredBalancer
 from lamella.host.network.capture import Captures
+from lamella.host.network.describing import Descriptions
 from lamella.host.network.driver import Attachment, DesiredNetwork, DesiredPort, Rates, Resident
 from lamella.host.network.fabric import Fabric, rules_refused
 from lamella.host.network.guard.guards import Guards
-from lamella.host.network.names import (
-    BRIDGE_PREFIX,
-    GATEWAY_PREFIX,
-    OVERLAY_PREFIX,
-    PORT_PREFIX,
-    SHAPER_PREFIX,
-    bridge_name,
-    overlay_name,
-    port_name,
-    shaper_name,
-)
+from lamella.host.network.names import bridge_name, overlay_name, port_name, shaper_name
 from lamella.host.network.namespace import Seat
 from lamella.host.network.overlay.tunnels import Tunnels
 from lamella.host.network.plan import Element
 from lamella.host.network.publishing import Publisher
 from lamella.host.network.routers.desired import DesiredRouter
-from lamella.host.network.routers.flows import end_outgoing
 from lamella.host.network.routers.routing import Routing
 from lamella.host.network.services.plan import Site
 from lamella.host.network.services.services import Services
@@ -73,8 +63,8 @@ class BridgeDriver:
         self._tunnels = Tunnels(self._fabric, underlay)
         self._publisher = Publisher(self._fabric, self._routing.lead)
         self._known: dict[str, Element] = {}
-        self._described: dict[str, list[Element]] = {}
         self._six = DualStack(self._fabric)
+        self._descriptions = Descriptions(self._fabric, self._six, self._restore)
         self._guard = Guards(self._fabric)
         self._captures = Captures(self._fabric, home.mark)
         self._balancers = Balancers(home, self._fabric, self._publisher, self.publish)
@@ -96,7 +86,7 @@ class BridgeDriver:
         await self._fabric.open()
         host, layer = await self._fabric.elements()
         self._known = {element.owner: element for element in state.known(layer)}
-        self._described = state.networks(layer)
+        self._descriptions.recall(layer)
         await self._tunnels.open()
         await self._six.open()
         await self._publisher.recall(await self._routing.recall(state.forwards(host, layer)))
@@ -146,11 +136,7 @@ class BridgeDriver:
         self._watch.changes += 1
         if self.networks.get(network.id) != network:
             plan.check_subnet(network, self.networks.values(), self._fabric.transfer)
-        wanted, before = plan.of_network(network), self._described.get(network.id, [])
-        await self._describe(network.id, wanted)
-        if before and any(element.container == "isolated" for element in wanted if element not in before):
-            await self._fabric.in_layer(f"end what leaves network {network.name}", lambda _: end_outgoing(network))
-        await self._describe_six(network.id, network)
+        await self._descriptions.say(network)
 
         def make(seat: Seat) -> None:
             dual_stack.settle(seat, network, attach.ensure_bridge(seat, network))
@@ -159,47 +145,15 @@ class BridgeDriver:
         self.networks[network.id] = network
         self._services.wake()
 
-    async def _describe(self, id: str, wanted: list[Element]) -> None:
-        """Have exactly the elements *wanted* say what the network is."""
-        table, old = self._fabric.table, self._described.pop(id, [])
-        if wanted:
-            self._described[id] = wanted
-        try:
-            await self._fabric.change_layer(
-                [
-                    *plan.remove(table, [element for element in old if element not in wanted]),
-                    *plan.add(table, [element for element in wanted if element not in old]),
-                ]
-            )
-        except Unavailable as error:
-            if not rules_refused(error):
-                raise
-            await self._restore()
-
-    async def _describe_six(self, id: str, network: DesiredNetwork | None) -> None:
-        try:
-            await self._six.describe(id, network)
-        except Unavailable as error:
-            if not rules_refused(error):
-                raise
-            await self._restore()
-            await self._six.describe(id, network)
-
     async def keep_networks(self, ids: set[str]) -> None:
         """Remove every network of ours but those with these *ids*, and those that ports are on; what somebody else named so stays."""
 
         self._watch.changes += 1
 
-        def look(seat: Seat) -> set[str]:
-            links = list(seat.route.links())
-            used = {link.master for link in links if not link.name.startswith((GATEWAY_PREFIX, OVERLAY_PREFIX))}
-            return {link.alias for link in links if link.name.startswith(BRIDGE_PREFIX) and link.index not in used}
-
-        for id in await self._fabric.in_layer("look for networks", look) - ids:
+        for id in await self._fabric.in_layer("look for networks", links.unused) - ids:
             if is_id(id):
-                await self._describe(id, [])
+                await self._descriptions.forget(id)
                 await self._fabric.sweep(overlay_name(id))
-                await self._describe_six(id, None)
                 await self._fabric.sweep(bridge_name(id))
                 self.networks.pop(id, None)
                 self._services.wake()
@@ -270,7 +224,7 @@ class BridgeDriver:
         """
         network = self._network(port)
         await self._link(port, lambda seat: attach.join_namespace(seat, port, network, netns))
-        return _attachment(port, network)
+        return links.attachment(port, network)
 
     async def attach_tap(self, port: DesiredPort) -> tuple[Attachment, int]:
         """A TAP that lives as long as the returned descriptor or a copy of it; non-blocking, with virtio-net headers.
@@ -285,7 +239,7 @@ class BridgeDriver:
             for descriptor in made:
                 os.close(descriptor)
             raise
-        return _attachment(port, network), made[0]
+        return links.attachment(port, network), made[0]
 
     async def _link(self, port: DesiredPort, make: Callable[[Seat], None]) -> None:
         """Let the port's packets in and make its link, in one visit of the layer's thread."""
@@ -308,7 +262,7 @@ class BridgeDriver:
             if text := "".join([*plan.remove(table, before), *plan.add(table, after), *self._six.letting(port)]):
                 seat.nft.run(text)
             if port.firewalls:
-                seat.route.send(*_filtered(port))
+                seat.route.send(*links.filtered(port))
             make(seat)
             shaper.shape(seat, port, self._network(port).mtu)
             for other, mtu in mirrored:
@@ -383,12 +337,7 @@ class BridgeDriver:
 
     async def inventory(self) -> set[str]:
         """Ids of ports that have a link or a rule here, read from the kernel."""
-        labels = await self._fabric.in_layer(
-            "look for ports",
-            lambda seat: {
-                link.alias for link in seat.route.links() if link.name.startswith((PORT_PREFIX, SHAPER_PREFIX))
-            },
-        )
+        labels = await self._fabric.in_layer("look for ports", links.labels)
         owners = {
             owner
             for containers in await self._fabric.elements()
@@ -430,14 +379,16 @@ class BridgeDriver:
         self.networks = {network.id: network for network in networks}
         self.ports = {port.id: port for port in ports}
         self._known = {port.id: plan.known(port) for port in self.ports.values()}
-        self._described = {network.id: plan.of_network(network) for network in networks}
+        self._descriptions.remember(networks)
         self._six.remember(networks, self.ports.values())
         self._publisher.forget(set(self.ports) | self._balancers.ids)
         await self._restore()
         # Before links are in their bridges again: nothing passes there that the firewalls do not see.
         self._guard.lost()
         await self._guard.protect(self._asked[0], self._routing.beside(self._asked[1]))
-        await self._fabric.in_layer("repair links", self._relink)
+        # Copies: others come and go meanwhile.
+        there, links_of = dict(self.networks), list(self.ports.values())
+        await self._fabric.in_layer("repair links", lambda seat: links.relink(seat, there, links_of))
         await self._routing.repair(self.networks, self._publisher.forwards)
         await self._led()
         await self._tunnels.look(self.networks.values())
@@ -447,25 +398,6 @@ class BridgeDriver:
                 await self._publisher.publish(port, self._via(port))
         self._balancers.lost()
 
-    def _relink(self, seat: Seat) -> None:
-        # Copies: others come and go meanwhile.
-        networks, ports = dict(self.networks), list(self.ports.values())
-        bridges = {network.id: attach.ensure_bridge(seat, network) for network in networks.values()}
-        for network in networks.values():
-            dual_stack.settle(seat, network, bridges[network.id])
-        filtered = {
-            request for port in ports if port.firewalls and port.network in networks for request in _filtered(port)
-        }
-        seat.route.send(*filtered)
-        links = {link.name: link for link in seat.route.links()}
-        for port in ports:
-            link, bridge = links.get(port_name(port.id)), bridges.get(port.network)
-            if link is not None and bridge is not None and (link.master != bridge or not link.up):
-                seat.route.send(rtnetlink.set_link(link.name, master=bridge))
-        for port in ports:
-            if port_name(port.id) in links and port.network in networks:
-                shaper.shape(seat, port, networks[port.network].mtu)
-
     async def teardown(self) -> None:
         """Remove everything that bears the mark, the uplink too; works without :meth:`open`."""
         await self._services.teardown()
@@ -473,13 +405,14 @@ class BridgeDriver:
         await self._fabric.teardown()
         self._publisher.close()
         self._publisher.forwards = []
-        self.networks, self.ports, self._known, self._described = {}, {}, {}, {}
+        self.networks, self.ports, self._known = {}, {}, {}
+        self._descriptions.remember([])
         self._six.forget()
         self._guard.lost()
 
     async def _restore(self) -> None:
         layer, host = self._publisher.elements()
-        described = [element for elements in self._described.values() for element in elements]
+        described = [element for elements in self._descriptions.by_network.values() for element in elements]
         await self._fabric.restore([*self._known.values(), *described, *layer], host)
         await self._six.restore()
 
@@ -488,23 +421,3 @@ class BridgeDriver:
         if network is None:
             raise NotFound(f"network {port.network} of port {port.id} is not on this host", hint="ensure it first")
         return network
-
-
-def _attachment(port: DesiredPort, network: DesiredNetwork) -> Attachment:
-    return Attachment(
-        port=port.id,
-        mac=port.mac,
-        address=port.address,
-        gateway=network.gateway,
-        mtu=network.mtu,
-        interface=attach.INTERFACE,
-        address6=port.address6,
-        gateway6=network.gateway6 if port.address6 else "",
-    )
-
-
-def _filtered(port: DesiredPort) -> list[rtnetlink.Request]:
-    """What shows the packets on the port's network to the firewalls."""
-    name = bridge_name(port.network)
-    families = (False, True) if port.address6 else (False,)
-    return [rtnetlink.set_bridge_filtered(name, True, six=six) for six in families]
