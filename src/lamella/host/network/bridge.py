@@ -147,9 +147,7 @@ class BridgeDriver:
 
     async def keep_networks(self, ids: set[str]) -> None:
         """Remove every network of ours but those with these *ids*, and those that ports are on; what somebody else named so stays."""
-
         self._watch.changes += 1
-
         for id in await self._fabric.in_layer("look for networks", links.unused) - ids:
             if is_id(id):
                 await self._descriptions.forget(id)

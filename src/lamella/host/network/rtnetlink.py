@@ -199,10 +199,10 @@ def add_veth(
     return Request(_NEW_LINK, _REQUEST | _CREATE | _EXCLUSIVE, near + _info("veth", _attribute(_VETH_PEER, far)))
 
 
-def add_ifb(name: str, *, mtu: int, alias: str) -> Request:
+def add_ifb(name: str, *, mtu: int) -> Request:
     """A link for queues alone, up: what is led to it goes on from where it came. One that is there already is fine."""
     body = _link_header(up=True) + _text(_IFLA_NAME, name) + _number(_IFLA_MTU, mtu)
-    body += _attribute(_IFLA_ALIAS, alias.encode()) + _info("ifb", b"")
+    body += _info("ifb", b"")
     return Request(_NEW_LINK, _REQUEST | _CREATE | _EXCLUSIVE, body, (errno.EEXIST,))
 
 

@@ -70,7 +70,7 @@ def _have_ifb(route: RouteSocket, port: DesiredPort, mtu: int) -> int:
     there = route.link(name)
     if there is not None and there.up:
         return there.index
-    route.send(rtnetlink.add_ifb(name, mtu=mtu, alias=port.id), rtnetlink.set_link(name, alias=port.id))
+    route.send(rtnetlink.add_ifb(name, mtu=mtu), rtnetlink.set_link(name, alias=port.id))
     made = route.link(name)
     if made is None:
         raise OSError(errno.ENODEV, f"link {name} vanished")
