@@ -13,7 +13,7 @@ from lamella.host.network.driver import DesiredNetwork, Resident
 from lamella.host.network.fabric import Fabric
 from lamella.host.network.services.metadata import Answer, Request, answer
 from lamella.host.network.services.plan import Site
-from lamella.host.network.services.speaking import Door, listening
+from lamella.host.network.services.speaking import Crowd, Door, listening
 from lamella.model.errors import LamellaError
 
 log = logging.getLogger("lamella.host.network")
@@ -28,6 +28,7 @@ class Metadata:
         self._networks: dict[str, DesiredNetwork] = {}
         self._residents: dict[tuple[str, str], Resident] = {}
         self._doors: dict[str, tuple[Site, int, Door]] = {}
+        self._crowd = Crowd()
 
     async def tell(
         self, networks: Iterable[tuple[DesiredNetwork, Site]], residents: dict[tuple[str, str], Resident]
@@ -52,7 +53,7 @@ class Metadata:
         made = await self._fabric.in_layer(
             f"listen at the gateway of network {network.name}", lambda seat: listening(seat, site)
         )
-        door = Door(lambda guest, request: self._answer(network.id, guest, request))
+        door = Door(lambda guest, request: self._answer(network.id, guest, request), self._crowd)
         await door.open(made)
         self._doors[network.id] = (site, space, door)
 

@@ -24,11 +24,20 @@ _IP_FREEBIND = 15  # linux/in.h
 Tell = Callable[[str, Request], Answer]
 
 
-class Door:
-    """Where one network's instances ask. *tell* is called with the address of whoever asks, and the request."""
+class Crowd:
+    """Who is at any door of this host: the daemon has no more descriptors than it was given, whatever all guests do together."""
 
-    def __init__(self, tell: Tell) -> None:
+    def __init__(self, most: int = 1024) -> None:
+        self.most = most
+        self.here = 0
+
+
+class Door:
+    """Where one network's instances ask. *tell* is called with the address of whoever asks, and the request; *crowd* is shared."""
+
+    def __init__(self, tell: Tell, crowd: Crowd) -> None:
         self._tell = tell
+        self._crowd = crowd
         self._guests: dict[str, int] = {}
         self._server: asyncio.Server | None = None
 
@@ -44,9 +53,11 @@ class Door:
     async def _come(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = writer.get_extra_info("peername")
         guest: str = peer[0] if peer else ""
-        if sum(self._guests.values()) >= _MOST or self._guests.get(guest, 0) >= _MOST_OF_ONE:
+        full = self._crowd.here >= self._crowd.most or sum(self._guests.values()) >= _MOST
+        if full or self._guests.get(guest, 0) >= _MOST_OF_ONE:
             writer.transport.abort()
             return
+        self._crowd.here += 1
         self._guests[guest] = self._guests.get(guest, 0) + 1
         try:
             async with asyncio.timeout(_PATIENCE):
@@ -57,6 +68,7 @@ class Door:
         except (OSError, TimeoutError):
             writer.transport.abort()
         finally:
+            self._crowd.here -= 1
             left = self._guests.pop(guest) - 1
             if left:
                 self._guests[guest] = left
