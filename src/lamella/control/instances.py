@@ -140,10 +140,13 @@ class Instances:
             wanted = msgspec.structs.replace(body.spec, **{field: getattr(instance.spec, field) for field in KEPT})
             if wanted.stop_timeout is None:
                 wanted.stop_timeout = instance.spec.stop_timeout
+            before.append(msgspec.convert(msgspec.to_builtins(instance), Instance))
             self._replace_spec(tx, who, instance, wanted)
             instance.labels = dict(body.labels)
 
-        return await self._change(who, project, name, "put", change, expected=expected, wait=wait)
+        before: list[Instance] = []
+        changed = await self._change(who, project, name, "put", change, expected=expected, wait=wait)
+        return await self._taken_back(changed, before[-1], wait)
 
     async def patch(
         self, who: Principal, project: str, name: str, body: ResourcePatch, *, expected: int | None, wait: float

@@ -15,7 +15,7 @@ from lamella.model.assignment import InstanceReport
 from lamella.model.errors import Conflict
 from lamella.model.image import ArtifactKind
 from lamella.model.instance import Instance, InstanceSpec, Isolation, Phase, Power
-from lamella.model.requests import InstanceCreate, Principal, ResourcePatch
+from lamella.model.requests import InstanceCreate, Principal, ResourcePatch, ResourcePut
 from lamella.model.resource import Condition
 from lamella.store.database import open_store
 from lamella.store.store import Change
@@ -142,3 +142,16 @@ async def test_a_refusal_is_told_although_more_was_asked_for_before_anybody_read
         await asking
     # What was asked for since is not taken back.
     assert (await scene.instance()).spec.memory == 2 << 30
+
+
+async def test_a_whole_that_the_host_refuses_is_told_and_taken_back_as_a_part_is(scene: Scene) -> None:
+    await scene.report()
+    await scene.told_of_all()
+    before = await scene.instance()
+    whole = ResourcePut(spec=msgspec.structs.replace(before.spec, memory=1 << 30))
+    asking = asyncio.create_task(scene.layer.put_instance(ROOT, "default", "db", whole, expected=None, wait=60))
+    await scene.generation(before.generation)
+    await scene.report(REFUSED)
+    with pytest.raises(Conflict, match="the guest keeps it"):
+        await asking
+    assert (await scene.instance()).spec.memory is None
