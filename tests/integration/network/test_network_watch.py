@@ -9,6 +9,7 @@ from test_routers import network, on, two_networks
 
 from lamella.host.network.bridge import BridgeDriver
 from lamella.host.network.names import gateway_name
+from lamella.host.network.routers.desired import DesiredRoute
 from lamella.host.network.routers.spaces import Spaces
 from lamella.model.firewall import FirewallSpec
 from lamella.model.firewall_text import parse
@@ -136,3 +137,28 @@ def test_what_keeps_a_network_in_is_looked_at_too(world: World) -> None:
     world.run(use, fresh=False)
     assert routed.silent("p1", "203.0.113.9") and routed.silent("db", "203.0.113.9")
     assert routed.ask("w1", "203.0.113.9") == "web 203.0.113.1"
+
+
+def test_every_rule_and_route_of_a_router_is_looked_at(world: World) -> None:
+    routed = two_networks(world)
+    edge = routed.routers[0]
+    routed.routers[0] = replace(edge, routes=[*edge.routes, DesiredRoute("10.99.0.0/16", "10.20.0.2")])
+    space = Spaces.of(world.home).path(edge.id)
+    table = f"{world.home.mark}-r"
+
+    async def use(driver: BridgeDriver) -> None:
+        await routed.settle(driver)
+        assert await driver.look() == []
+        for words in (
+            ("nft", "insert", "rule", "ip", table, "forward", "accept"),
+            ("nft", "flush", "chain", "ip", table, "input"),
+            ("nft", "flush", "set", "ip", table, "turning"),
+            ("nft", "add", "element", "ip", table, "floating", "{", "203.0.113.77", ":", "10.10.0.2", "}"),
+            ("ip", "route", "del", "10.99.0.0/16"),
+            ("ip", "route", "add", "10.98.0.0/16", "via", "10.20.0.2"),
+        ):
+            command("nsenter", f"--net={space}", *words)
+            assert await driver.look() == ["router edge"], words
+            assert await driver.look() == []
+
+    world.run(use, fresh=False)

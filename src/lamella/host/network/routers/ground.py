@@ -1,9 +1,11 @@
 """One router in the kernel: its namespace, its legs, its routes and its rules, made as they are asked. In the layer's thread."""
 
+import json
 import os
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Any, cast
 
 import msgspec
 
@@ -11,7 +13,7 @@ from lamella.host.network import attach, forwarding, plan, rtnetlink
 from lamella.host.network.driver import DesiredNetwork
 from lamella.host.network.names import GATEWAY_PREFIX, gateway_name, router_name
 from lamella.host.network.namespace import Seat
-from lamella.host.network.nft import Nft, NftError
+from lamella.host.network.nft import Nft
 from lamella.host.network.plan import Transfer
 from lamella.host.network.routers.desired import DesiredRouter
 from lamella.host.network.routers.rules import UPLINK
@@ -20,6 +22,8 @@ from lamella.host.network.rtnetlink import RouteSocket
 
 # The link to the layer is no bottleneck of packet size: paths are discovered on the links beyond.
 _MTU = 65535
+
+_Route = tuple[IPv4Network, int, IPv4Address]
 
 
 class Inside(msgspec.Struct, frozen=True):
@@ -126,24 +130,34 @@ def plug(seat: Seat, there: Inside, networks: Mapping[str, DesiredNetwork]) -> N
 
 def lead(there: Inside, router: DesiredRouter, networks: Mapping[str, DesiredNetwork]) -> None:
     """Exactly the router's static routes."""
+    wanted, present = _routes(there, router, networks)
+    there.route.send(
+        *(rtnetlink.delete_route(*one) for one in present - wanted),
+        *(rtnetlink.add_route(*one) for one in wanted - present),
+    )
+
+
+def _routes(
+    there: Inside, router: DesiredRouter, networks: Mapping[str, DesiredNetwork]
+) -> tuple[set[_Route], set[_Route]]:
+    """By a gateway: what is to be there, and what is."""
     links = {
         IPv4Network(network.subnet): link.index
         for network in networks.values()
         if (link := there.route.link(gateway_name(network.id))) is not None
     }
-    wanted: set[tuple[IPv4Network, int, IPv4Address]] = set()
+    wanted: set[_Route] = set()
     for route in router.routes:
         via = IPv4Address(route.via)
         link = next((index for subnet, index in links.items() if via in subnet), None)
         if link is not None:
             wanted.add((IPv4Network(route.destination), link, via))
     present = {
-        (route.destination, route.link, route.gateway) for route in there.route.routes() if route.gateway is not None
+        (route.destination, route.link, route.gateway)
+        for route in there.route.routes()
+        if route.gateway is not None and route.destination.prefixlen
     }
-    there.route.send(
-        *(rtnetlink.delete_route(*one) for one in present - wanted),
-        *(rtnetlink.add_route(*one) for one in wanted - present),
-    )
+    return wanted, present
 
 
 def remove(seat: Seat, spaces: Spaces, router: str) -> None:
@@ -159,28 +173,36 @@ def remove(seat: Seat, spaces: Spaces, router: str) -> None:
 
 
 def whole(
-    seat: Seat, spaces: Spaces, router: DesiredRouter, table: str, networks: Mapping[str, DesiredNetwork]
+    seat: Seat, spaces: Spaces, router: DesiredRouter, table: str, networks: Mapping[str, DesiredNetwork], printed: str
 ) -> bool:
-    """Whether its namespace, its rules, and its legs to the layer and to those *networks* (by id) that are here are there."""
+    """Whether its namespace is there, its rules as they were *printed*, its routes, and its legs to the layer and to those *networks* (by
+    id) that are here."""
     space = spaces.open(router.id)
     if space is None:
         return False
+    here = {id: networks[id] for id in router.networks if id in networks}
     with inside(seat, space) as there:
-        ruled = ("ip", table) in there.nft.tables() and _isolated(there.nft, table) == {
-            gateway_name(id) for id in router.networks if id in networks and networks[id].isolated
-        }
+        ruled = ("ip", table) in there.nft.tables() and print_of(there.nft, table) == printed
         legs = {link.name for link in there.route.links() if link.up}
+        wanted, present = _routes(there, router, here)
     outer = {link.name for link in seat.route.links() if link.up and link.master}
-    wanted = {gateway_name(network) for network in router.networks if network in networks}
-    return (
-        ruled and legs >= {UPLINK, *wanted} and outer >= wanted and seat.route.link(router_name(router.id)) is not None
-    )
+    names = set(map(gateway_name, here))
+    joined = seat.route.link(router_name(router.id)) is not None
+    return ruled and joined and wanted == present and legs >= {UPLINK, *names} and outer >= names
 
 
-def _isolated(nft: Nft, table: str) -> set[str]:
-    """The legs that nothing goes out from, as the rules in force say."""
-    try:
-        listing = nft.listing(f"list set ip {table} isolated")
-    except NftError:
-        return set()
-    return {str(leg) for item in listing if "set" in item for leg in item["set"].get("elem", [])}
+def print_of(nft: Nft, table: str) -> str:
+    """What tells the rules of *table* in force from others: its listing, whatever numbers the kernel gave them."""
+    return json.dumps([_plain(item) for item in nft.listing(f"list table ip {table}") if "metainfo" not in item])
+
+
+def _plain(item: Any) -> Any:
+    if isinstance(item, dict):
+        parts = cast("dict[str, Any]", item)
+        # Elements of a set come in no order.
+        return {
+            key: sorted(json.dumps(_plain(one)) for one in value) if key == "elem" else _plain(value)
+            for key, value in sorted(parts.items())
+            if key != "handle"
+        }
+    return [_plain(one) for one in cast("list[Any]", item)] if isinstance(item, list) else item

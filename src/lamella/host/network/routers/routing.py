@@ -35,6 +35,8 @@ class Routing:
         self._forwards: list[Forward] = []
         self._between: dict[str, Transfer] = {}
         self._texts: dict[str, str] = {}
+        # As the kernel has them, by router.
+        self._prints: dict[str, str] = {}
         self._lock = asyncio.Lock()
 
     @property
@@ -134,7 +136,7 @@ class Routing:
             return [
                 f"router {router.name}"
                 for router in routers
-                if not ground.whole(seat, self._spaces, router, self.table, networks)
+                if not ground.whole(seat, self._spaces, router, self.table, networks, self._prints.get(router.id, ""))
             ]
 
         return await self._fabric.in_layer("look at routers", look) if routers else []
@@ -181,6 +183,7 @@ class Routing:
         await self._fabric.in_layer(f"remove router {router}", lambda seat: ground.remove(seat, self._spaces, router))
         self._between.pop(router, None)
         self._texts.pop(router, None)
+        self._prints.pop(router, None)
 
     def _maker(self, router: DesiredRouter, taken: list[IPv4Network]) -> Callable[[Seat], None]:
         def make(seat: Seat) -> None:
@@ -221,6 +224,7 @@ class Routing:
             return
         there.nft.run(text)
         self._texts[router.id] = text
+        self._prints[router.id] = ground.print_of(there.nft, self.table)
         course = flows.Course(router, networks.values(), between, self._forwards)
         try:
             with seat.visit(there.space):
