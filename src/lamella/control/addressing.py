@@ -2,9 +2,26 @@
 
 import hashlib
 from collections.abc import Container
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_interface,
+)
+from typing import overload
 
 from lamella.model.errors import Conflict, Invalid, NoRoom
+
+AnyNetwork = IPv4Network | IPv6Network
+AnyAddress = IPv4Address | IPv6Address
+AnyInterface = IPv4Interface | IPv6Interface
+
+# The network's own address and the gateway's come before the first that an instance may have. No more than so many are tried.
+FIRST_ADDRESS = 2
+MOST_TRIED = 100_000
 
 # Host ids from 0x70000000 up: above what distributions hand to people (subuid) and to systemd-nspawn.
 FIRST_ID = 0x7000_0000
@@ -12,46 +29,55 @@ IDS_EACH = 1 << 16
 ID_RANGES = 32768
 
 
-def gateway_of(subnet: IPv4Network) -> IPv4Address:
-    """The first address of *subnet* belongs to the layer."""
+@overload
+def gateway_of(subnet: IPv4Network) -> IPv4Address: ...
+@overload
+def gateway_of(subnet: IPv6Network) -> IPv6Address: ...
+def gateway_of(subnet: AnyNetwork) -> AnyAddress:
+    """The first address of *subnet* that a host may have belongs to the layer (in IPv6 the one before is any router's: RFC 4291, 2.6.1)."""
     return subnet.network_address + 1
 
 
-def free_address(subnet: IPv4Network, taken: Container[str], *, near: int = 0) -> IPv4Interface:
-    """The first free address at or after the offset *near*, going round; never the network's, the gateway's or the broadcast.
+def free_address(subnet: AnyNetwork, taken: Container[str], *, near: int = 0) -> AnyInterface:
+    """The first free address at or after the offset *near* of those that instances may have, going round.
 
-    :raise NoRoom: when every address is taken.
+    :raise NoRoom: when every address is taken (of IPv6: a hundred thousand in a row).
     """
-    first, count = 2, subnet.num_addresses - 3
-    for step in range(count):
-        address = subnet.network_address + first + (near + step) % count
+    ends = 3 if subnet.version == 4 else 2
+    count = subnet.num_addresses - ends
+    for step in range(min(count, MOST_TRIED)):
+        address = subnet.network_address + FIRST_ADDRESS + (near + step) % count
         if str(address) not in taken:
-            return IPv4Interface((address, subnet.prefixlen))
+            return ip_interface((address, subnet.prefixlen))
     raise NoRoom(f"every address of {subnet} is taken", hint="remove instances, or use a network with a larger subnet")
 
 
 def static_address(
-    subnet: IPv4Network, wanted: str, taken: Container[str], *, field: str = "spec.nics.address"
-) -> IPv4Interface:
+    subnet: AnyNetwork, wanted: str, taken: Container[str], *, field: str = "spec.nics.address"
+) -> AnyInterface:
     """The address that somebody asked for by name.
 
     :raise Invalid: when it is none that an instance on *subnet* can have. :raise Conflict: when it is taken.
     """
     try:
-        address = IPv4Address(wanted)
+        address = IPv4Address(wanted) if subnet.version == 4 else IPv6Address(wanted)
     except ValueError:
-        raise Invalid(f"{wanted!r} is no IPv4 address", hint=f"write one of {subnet}", field=field) from None
+        raise Invalid(
+            f"{wanted!r} is no IPv{subnet.version} address", hint=f"write one of {subnet}", field=field
+        ) from None
     if address not in subnet:
         raise Invalid(
             f"address {address} is not in subnet {subnet} of its network", hint="choose one of it", field=field
         )
-    if address in (subnet.network_address, subnet.broadcast_address):
+    if subnet.version == 6 and address == subnet.network_address:
+        raise Invalid(f"{address} is any router's of {subnet}", hint="choose another one", field=field)
+    if subnet.version == 4 and address in (subnet.network_address, subnet.broadcast_address):
         raise Invalid(f"{address} is the address of all of {subnet}", hint="choose one between its ends", field=field)
     if address == gateway_of(subnet):
         raise Conflict(f"{address} is the gateway of {subnet}", hint="choose another one", field=field)
     if str(address) in taken:
         raise Conflict(f"address {address} is taken", hint="lamella port ls tells by whom", field=field)
-    return IPv4Interface((address, subnet.prefixlen))
+    return ip_interface((address, subnet.prefixlen))
 
 
 def mac_of(port_id: str) -> str:

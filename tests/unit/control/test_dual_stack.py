@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from test_device_changes import ROOT, host_of, layer  # noqa: F401  (layer is a fixture)
 from test_networks import made, removed
 
+from lamella.control.addressing import gateway_of, static_address
 from lamella.control.layer import Layer
-from lamella.control.network import dual_stack
+from lamella.control.network import dual_stack, subnets
 from lamella.model.errors import Conflict, Invalid, LamellaError
 from lamella.model.firewall_text import format, parse
 from lamella.model.instance import InstanceSpec, Isolation, Nic
@@ -37,8 +38,8 @@ async def create(layer: Layer, *nics: Nic, name: str = "db") -> list[str]:  # no
         ("fd10::", "how long its prefix is"),
         ("somewhere", "fd10::/64"),
         ("10.10.0.0/24", "fd10::/64"),
-        ("fd10::/48", "fd10::/64"),
-        ("fd10::/120", "fd10::/64"),
+        ("fd10::/48", "fd10::/64 has room"),
+        ("fd10::/120", "fd10::/64 has room"),
         ("fe80::/64", "fd10::/64 is fine"),
         ("ff02::/64", "fd10::/64 is fine"),
         ("::/64", "fd10::/64 is fine"),
@@ -47,12 +48,12 @@ async def create(layer: Layer, *nics: Nic, name: str = "db") -> list[str]:  # no
 )
 def test_what_is_no_subnet_is_said_with_what_would_be(text: str, said: str) -> None:
     with pytest.raises(Invalid) as caught:
-        dual_stack.parse(text)
+        subnets.parse(text, IPv6Network)
     assert said in (caught.value.hint or "") and caught.value.field == "subnet6"
 
 
 def test_a_subnet_is_kept_in_its_one_form() -> None:
-    assert str(dual_stack.parse("FD10:0:0::/64")) == "fd10::/64"
+    assert str(subnets.parse("FD10:0:0::/64", IPv6Network)) == "fd10::/64"
 
 
 @given(st.integers(2, 2**16 - 2), st.sets(st.integers(2, 300), max_size=40), st.integers(64, 112))
@@ -65,7 +66,7 @@ def test_a_free_address_is_free_and_like_that_of_ipv4(host: int, taken: set[int]
     occupied = {str(subnet.network_address + each) for each in taken}
     found = IPv6Interface(dual_stack.address6(network, Nic(), f"{four.ip}/16", occupied))
     assert found.ip in subnet and str(found.ip) not in occupied and found.network == subnet
-    assert found.ip not in (subnet.network_address, dual_stack.gateway_of(subnet))
+    assert found.ip not in (subnet.network_address, gateway_of(subnet))
     if host not in taken:
         assert found.ip == subnet.network_address + host
 
@@ -75,7 +76,7 @@ def test_an_address_that_is_asked_for_is_given_or_refused_with_a_sentence(addres
     subnet = IPv6Network((int(address) >> 64 << 64, 64))
     for asked in (address, address + 1 if int(address) % 2 == 0 else address - 1):
         try:
-            found = dual_stack.static_address(subnet, str(asked), set())
+            found = static_address(subnet, str(asked), set())
         except LamellaError as error:
             assert int(asked) - int(subnet.network_address) in (0, 1) and error.hint
         else:

@@ -17,10 +17,10 @@ ANY = st.builds(
 @given(ANY)
 def test_a_subnet_is_taken_as_it_is_written_or_refused_with_a_way_out(subnet: IPv4Network) -> None:
     try:
-        assert subnets.parse(str(subnet)) == subnet
+        assert subnets.parse(str(subnet), IPv4Network) == subnet
     except Invalid as error:
         assert error.hint and error.field == "subnet"
-        kept = [IPv4Network(text) for text in subnets.KEPT]
+        kept = [IPv4Network(text) for text in subnets.V4.kept]
         assert not 8 <= subnet.prefixlen <= 29 or any(subnet.overlaps(other) for other in kept)
 
 
@@ -39,7 +39,7 @@ def test_a_subnet_is_taken_as_it_is_written_or_refused_with_a_way_out(subnet: IP
 )
 def test_what_is_no_subnet(text: str, hint: str) -> None:
     with pytest.raises(Invalid) as caught:
-        subnets.parse(text)
+        subnets.parse(text, IPv4Network)
     assert hint in caught.value.hint
 
 
@@ -51,7 +51,7 @@ def test_what_is_chosen_overlaps_nothing(taken: list[IPv4Network]) -> None:
         assert all(any(one.overlaps(other) for other in taken) for one in subnets.CHOSEN_FROM.subnets(new_prefix=24))
         return
     subnets.check_free(chosen, [("somebody", other) for other in taken])
-    assert subnets.parse(str(chosen)) == chosen
+    assert subnets.parse(str(chosen), IPv4Network) == chosen
 
 
 def test_who_has_a_subnet_is_named() -> None:

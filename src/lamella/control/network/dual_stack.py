@@ -1,4 +1,4 @@
-"""IPv6 beside IPv4: which prefixes a network may have, and which address of it a port gets. Pure.
+"""IPv6 beside IPv4: which address of it a port gets, and what carries a packet of it. Pure.
 
 Whoever has 10.10.0.7 of 10.10.0.0/24 has fd10::7 of fd10::/64, unless somebody asked for that by name: then the next free one.
 """
@@ -6,69 +6,21 @@ Whoever has 10.10.0.7 of 10.10.0.0/24 has fd10::7 of fd10::/64, unless somebody 
 from collections.abc import Container, Iterable
 from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, IPv6Network
 
-from lamella.model.errors import Conflict, Invalid, NoRoom
+from lamella.control.addressing import FIRST_ADDRESS, free_address, static_address
+from lamella.model.errors import Invalid
 from lamella.model.instance import Isolation, Nic
 from lamella.model.network import Network, Port
 from lamella.model.network_bodies import NetworkCreate
 
-LARGEST, SMALLEST = 64, 112
-# No instance can have an address of these: RFC 4291, 6052 (translation), 3879; the last is what uplinks are made of.
-KEPT = {
-    "::/8": "is reserved",
-    "64:ff9b::/96": "means addresses of IPv4",
-    "fe80::/10": "is link-local",
-    "fec0::/10": "is no more in use",
-    "ff00::/8": "is multicast",
-    "fd6c:616d::/32": "is what uplinks are made of",
-}
-_FIELD = "subnet6"
 # Their guests do not configure IPv6: an address would be told to others and never answer.
 WITHOUT = (Isolation.MICROVM, Isolation.UNIKERNEL, Isolation.WASM)
-
-
-def parse(text: str) -> IPv6Network:
-    """The prefix that *text* names.
-
-    :raise Invalid: when it names none, or one that no network can have; the hint says what to write.
-    """
-    try:
-        subnet = IPv6Network(text, strict=False)
-    except ValueError:
-        raise Invalid(f"{text!r} is no subnet of IPv6", hint="write it like fd10::/64", field=_FIELD) from None
-    if "/" not in text or subnet.network_address != IPv6Address(text.partition("/")[0]):
-        hint = f"did you mean {subnet}?" if "/" in text else f"write how long its prefix is: {text}/64"
-        raise Invalid(f"{text!r} is an address, no subnet", hint=hint, field=_FIELD)
-    if not LARGEST <= subnet.prefixlen <= SMALLEST:
-        raise Invalid(
-            f"a subnet of IPv6 has a prefix of {LARGEST} to {SMALLEST} bits, {text} has {subnet.prefixlen}",
-            hint=f"{subnet.network_address}/64 is fine",
-            field=_FIELD,
-        )
-    for kept, why in KEPT.items():
-        if subnet.overlaps(IPv6Network(kept)):
-            raise Invalid(f"subnet {text} overlaps {kept}, which {why}", hint="fd10::/64 is fine", field=_FIELD)
-    return subnet
 
 
 def check_alone(body: NetworkCreate) -> None:
     """:raise Invalid: when a network is to have IPv6 and what carries IPv4 alone."""
     if body.subnet6 and (body.router or body.external):
         what = "routers carry" if body.router else "floating addresses are of"
-        raise Invalid(f"{what} IPv4 alone", hint="leave the subnet of IPv6 out", field=_FIELD)
-
-
-def check_free(subnet: IPv6Network, taken: Iterable[tuple[str, str]]) -> None:
-    """*taken* are what has a prefix, in words, and the prefix. :raise Conflict: when one of them overlaps *subnet*."""
-    for owner, other in taken:
-        if subnet.overlaps(IPv6Network(other)):
-            raise Conflict(
-                f"subnet {subnet} overlaps {other}, which {owner} has", hint="choose another one", field=_FIELD
-            )
-
-
-def gateway_of(subnet: IPv6Network) -> IPv6Address:
-    """The first address of *subnet* that a host may have belongs to the layer (the one before is for any router: RFC 4291, 2.6.1)."""
-    return subnet.network_address + 1
+        raise Invalid(f"{what} IPv4 alone", hint="leave the subnet of IPv6 out", field="subnet6")
 
 
 def canonical(text: str) -> str:
@@ -105,45 +57,10 @@ def address6(
         return ""
     subnet = IPv6Network(network.spec.subnet6)
     if nic.address6:
-        return str(static_address(subnet, nic.address6, taken))
+        return str(static_address(subnet, nic.address6, taken, field="spec.nics.address6"))
     four = IPv4Interface(address)
-    return str(free_address(subnet, taken, near=int(four.ip) - int(four.network.network_address)))
-
-
-def free_address(subnet: IPv6Network, taken: Container[str], *, near: int) -> IPv6Interface:
-    """The first free address at or after the number *near* in *subnet*, going round.
-
-    :raise NoRoom: when a hundred thousand in a row are taken.
-    """
-    first, count = 2, subnet.num_addresses - 2
-    for step in range(min(count, 100_000)):
-        address = subnet.network_address + first + (near - first + step) % count
-        if str(address) not in taken:
-            return IPv6Interface((address, subnet.prefixlen))
-    raise NoRoom(f"no address of {subnet} is free", hint="remove instances, or use a network with a larger subnet")
-
-
-def static_address(subnet: IPv6Network, wanted: str, taken: Container[str]) -> IPv6Interface:
-    """The address that somebody asked for by name.
-
-    :raise Invalid: when it is none that an instance on *subnet* can have. :raise Conflict: when it is taken.
-    """
-    field = "spec.nics.address6"
-    try:
-        address = IPv6Address(wanted)
-    except ValueError:
-        raise Invalid(f"{wanted!r} is no IPv6 address", hint=f"write one of {subnet}", field=field) from None
-    if address not in subnet:
-        raise Invalid(
-            f"address {address} is not in subnet {subnet} of its network", hint="choose one of it", field=field
-        )
-    if address == subnet.network_address:
-        raise Invalid(f"{address} is any router's of {subnet}", hint="choose another one", field=field)
-    if address == gateway_of(subnet):
-        raise Conflict(f"{address} is the gateway of {subnet}", hint="choose another one", field=field)
-    if str(address) in taken:
-        raise Conflict(f"address {address} is taken", hint="lamella port ls tells by whom", field=field)
-    return IPv6Interface((address, subnet.prefixlen))
+    near = int(four.ip) - int(four.network.network_address) - FIRST_ADDRESS
+    return str(free_address(subnet, taken, near=near))
 
 
 def address6_of(port: Port) -> IPv6Address | None:

@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import msgspec
 
-from lamella.control.network.subnets import KEPT
+from lamella.control.network.subnets import V4
 from lamella.model.errors import Conflict, Invalid, NotFound
 from lamella.model.network import Network
 from lamella.model.router import FloatingAddress, Router, RouterSpec, StaticRoute
@@ -161,7 +161,7 @@ def _parsed(route: StaticRoute) -> tuple[IPv4Network, IPv4Address]:
         ) from None
     if not destination.prefixlen:
         raise Invalid("everything else goes by the uplink", hint="route smaller prefixes", field=_ROUTES)
-    for kept, why in KEPT.items():
+    for kept, why in V4.kept.items():
         if destination.overlaps(IPv4Network(kept)):
             raise Invalid(f"{destination} overlaps {kept}, which {why}", hint="route something else", field=_ROUTES)
     return destination, via

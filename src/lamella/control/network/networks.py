@@ -1,6 +1,6 @@
 """Networks: rows that hosts make bridges of, when an instance of theirs is on them or at once."""
 
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 import msgspec
@@ -33,8 +33,8 @@ class Networks:
     async def create(self, who: Principal, project: str, body: NetworkCreate) -> Network:
         """:raise Conflict: when its name is taken, or its subnet overlaps another network's of the layer."""
         check_name(body.name)
-        wanted = subnets.parse(body.subnet) if body.subnet else None
-        wanted6 = dual_stack.parse(body.subnet6) if body.subnet6 else None
+        wanted = subnets.parse(body.subnet, IPv4Network) if body.subnet else None
+        wanted6 = subnets.parse(body.subnet6, IPv6Network) if body.subnet6 else None
         _check_external(who, body)
         dual_stack.check_alone(body)
 
@@ -49,9 +49,11 @@ class Networks:
             spec = NetworkSpec(subnet=str(subnet), mtu=body.mtu, isolated=body.isolated, external=body.external)
             status = NetworkStatus(gateway=str(gateway_of(subnet)))
             if wanted6 is not None:
-                six = [(_owner(other, project), other.spec.subnet6) for other in others if other.spec.subnet6]
-                dual_stack.check_free(wanted6, six)
-                spec.subnet6, status.gateway6 = str(wanted6), str(dual_stack.gateway_of(wanted6))
+                six = [
+                    (_owner(other, project), IPv6Network(other.spec.subnet6)) for other in others if other.spec.subnet6
+                ]
+                subnets.check_free(wanted6, six)
+                spec.subnet6, status.gateway6 = str(wanted6), str(gateway_of(wanted6))
             network = tx.insert(new_resource("network", body.name, spec, status, project=project, labels=body.labels))
             if spanning.fit(tx, network, spanning.underlays(tx)):
                 network = tx.update(network)
