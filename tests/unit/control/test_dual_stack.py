@@ -114,6 +114,28 @@ async def test_ports_get_an_address_of_each_or_the_one_that_is_asked_for(layer: 
     assert await create(layer, Nic(network="plain"), name="four") == [""]
 
 
+def test_what_goes_out_does_so_through_the_host() -> None:
+    def to(address: str, *, isolated: bool = False) -> tuple[bool, str]:
+        spec = NetworkSpec(subnet="10.10.0.0/24", subnet6="fd10::/64", isolated=isolated)
+        front: Network = new_resource("network", "front", spec, NetworkStatus(), project="default")
+        spec = NetworkSpec(subnet="10.11.0.0/24", subnet6="fd11::/64")
+        back: Network = new_resource("network", "back", spec, NetworkStatus(), project="default")
+        passes, why, _ = dual_stack.way6(front, [front, back], IPv6Address(address), None)
+        return passes, why
+
+    passes, why = to("2001:db8::1")
+    assert passes and "through the host" in why
+    for address, isolated, said in (
+        ("2001:db8::1", True, "isolated"),
+        ("fd10::9", False, "nobody has fd10::9"),
+        ("fd11::9", False, "not joined"),
+        ("fe80::1", False, "secrets"),
+        ("fd00:ec2::254", False, "secrets"),
+    ):
+        passes, why = to(address, isolated=isolated)
+        assert not passes and said in why
+
+
 async def test_two_nics_of_one_instance_never_have_one_address(layer: Layer) -> None:  # noqa: F811
     await made(layer, "front", subnet="10.10.0.0/24", subnet6="fd10::/64")
     nics = Nic(network="front", address="10.10.0.7"), Nic(network="front", name="b", address6="fd10::7")

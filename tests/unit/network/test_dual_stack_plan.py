@@ -51,10 +51,20 @@ def test_elements_read_back_are_the_same(mac: int, host: int) -> None:
 
 def test_networks_read_back_are_the_same() -> None:
     elements = plan.of_network(DUAL)
-    assert {one.container for one in elements} == {"bridged", "gateways"}
+    assert {one.container for one in elements} == {"bridged", "gateways", "outbound"}
+    isolated = plan.of_network(replace(DUAL, isolated=True))
+    assert [one for one in elements if one not in isolated] == [one for one in elements if one.container == "outbound"]
     for one in elements:
         words = [word.strip('"') for word in one.key.split(" . ")]
         assert plan.read(one.container, DUAL.id, words) == one
+
+
+@given(st.text("0123456789abcdef", min_size=8, max_size=8), st.text("0123456789abcdef", min_size=8, max_size=8))
+def test_uplinks_of_layers_do_not_meet(one: str, other: str) -> None:
+    first, second = plan.uplink6(f"lamella-{one}"), plan.uplink6(f"lamella-{other}")
+    assert first.network.subnet_of(plan.UPLINKS) and first.host.ip != first.layer.ip
+    assert {first.host.ip, first.layer.ip} <= set(first.network.hosts()) | {first.network.network_address}
+    assert (one == other) == first.network.overlaps(second.network)
 
 
 def test_without_ipv6_there_is_nothing_of_it() -> None:

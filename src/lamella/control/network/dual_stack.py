@@ -12,6 +12,8 @@ from lamella.model.instance import Isolation, Nic
 from lamella.model.network import Network, Port
 from lamella.model.network_bodies import NetworkCreate
 
+# Where the metadata services of EC2 and of Google's clouds answer by IPv6.
+SECRETS = (IPv6Address("fd00:ec2::254"), IPv6Address("fd20:ce::254"))
 # Their guests do not configure IPv6: an address would be told to others and never answer.
 WITHOUT = (Isolation.MICROVM, Isolation.UNIKERNEL, Isolation.WASM)
 
@@ -81,4 +83,12 @@ def way6(
         return True, f"the switch of network {network.name} carries it to", receiver
     if any(other.spec.subnet6 and destination in IPv6Network(other.spec.subnet6) for other in all):
         return False, "networks of IPv6 are not joined: no router carries it", None
-    return False, "nothing of IPv6 goes out of its network", None
+    if destination.is_link_local or destination in SECRETS:
+        return False, "it is not forwarded: a cloud gives out its host's secrets there", None
+    if network.spec.isolated:
+        return False, f"network {network.name} is isolated: nothing goes out of it", None
+    return (
+        True,
+        "it goes out through the host, under the host's address; what is beyond decides",
+        None,
+    )

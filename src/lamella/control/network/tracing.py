@@ -98,6 +98,9 @@ def _way(ground: Ground, source: Port, receiver: Port | None, packet: Packet) ->
     if isinstance(packet.destination, IPv6Address):
         others = list(ground.networks.values())
         passes, text, found = way6(network, others, packet.destination, receiver)
+        if passes and found is None:
+            outward = _step("uplink", True, text)
+            return Crossed(steps=[outward], source=packet.source, destination=packet.destination)
         said = f"{text} {_name(ground, found)}" if found is not None else text
         return _ended(source, packet, passes, said, found)
     if packet.destination in IPv4Network(network.spec.subnet):

@@ -105,7 +105,7 @@ class BridgeDriver:
         return [
             *await self._fabric.findings(self.networks.values()),
             self._guard.finding(),
-            self._six.finding(),
+            *await self._six.findings(),
             self._balancers.finding(),
             self._services.finding(),
             *self._tunnels.findings(),

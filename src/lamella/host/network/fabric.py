@@ -31,6 +31,7 @@ class Fabric:
         self.home = home
         self._netns = netns
         self._note = home.run / "network" / "forwarding.json"
+        self.note6 = home.run / "network" / "forwarding6.json"
         self._names = uplink_names(home.mark)
         self._between: Transfer | None = None
         self._stack: AsyncExitStack | None = None
@@ -174,7 +175,7 @@ class Fabric:
             for table in (*(f"{self.table}-{theme}" for theme in "rsbgx"), self.table):
                 for family in ("bridge", "ip"):
                     seat.nft.run(f"add table {family} {table}\ndelete table {family} {table}")
-            for table in (f"{self.table}-6", f"{self.table}-g6"):
+            for table in (f"{self.table}-6", f"{self.table}-g6", f"{self.table}-n6"):
                 for family in ("bridge", "ip6"):
                     seat.nft.run(f"add table {family} {table}\ndelete table {family} {table}")
             for link in seat.route.links():
@@ -203,8 +204,11 @@ class Fabric:
     def _clear_host(self, seat: Seat) -> None:
         for table in (f"{self.table}-x", self.table):
             seat.nft.run(f"add table ip {table}\ndelete table ip {table}")
+        if ("ip6", f"{self.table}-6") in seat.nft.tables():
+            seat.nft.run(f"delete table ip6 {self.table}-6")
         seat.route.send(rtnetlink.delete_link(self._names[0]))
         forwarding.switch_back(self._note, seat)
+        forwarding.switch_back6(self.note6, seat)
 
     async def close(self) -> None:
         """End the threads; everything stays in force."""

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ _FORBIDDING = ("drop", "reject")
 
 
 class Remembered(msgspec.Struct, frozen=True):
-    """That this layer switched forwarding on, in which boot of the machine."""
+    """That this layer switched forwarding on, in which boot of the machine. ``listening`` are the links that heard routers then, and were
+    told to go on: a kernel that forwards IPv6 listens no more unless that is asked for (accept_ra 2)."""
 
     boot_id: str
+    listening: list[str] = []
 
 
 def set_sysctl(name: str, value: str, *, family: str = "ipv4") -> None:
@@ -47,14 +50,60 @@ def switch_on(note: Path) -> None:
     set_sysctl("ip_forward", "1")
 
 
+def switch_on6(note: Path) -> None:
+    """Let the host forward IPv6, and its links go on hearing routers; *note* keeps what was before."""
+    conf = _NET / "ipv6" / "conf"
+    if _says(conf / "all" / "forwarding") != "0":
+        return
+    links = {link.name for link in conf.iterdir()} - {"all", "default"}
+    listening = {link for link in links if _says(conf / link / "accept_ra") == "1"}
+    # A daemon that was killed on its way here had told some of them already.
+    before = _remembered(note)
+    if before is not None:
+        listening.update(before.listening)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_bytes(msgspec.json.encode(Remembered(_BOOT.read_text().strip(), sorted(listening))))
+    for link in listening:
+        with suppress(Unavailable):  # it went meanwhile
+            set_sysctl(f"conf/{link}/accept_ra", "2", family="ipv6")
+    set_sysctl("conf/all/forwarding", "1", family="ipv6")
+
+
+def switch_back6(note: Path, seat: Seat) -> None:
+    """Undo :func:`switch_on6`, unless others have come to need it."""
+    if (remembered := _remembered(note)) is not None:
+        chains = [chain for chain in _chains(seat) if chain["family"] in ("ip6", "inet")]
+        if not any(chain.get("hook") == "forward" or chain.get("type") == "nat" for chain in chains):
+            set_sysctl("conf/all/forwarding", "0", family="ipv6")
+            for link in remembered.listening:
+                with suppress(Unavailable):  # it went meanwhile
+                    set_sysctl(f"conf/{link}/accept_ra", "1", family="ipv6")
+    note.unlink(missing_ok=True)
+
+
+def _says(path: Path) -> str:
+    """What a file of the kernel has now; nothing when it is gone."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _remembered(note: Path) -> Remembered | None:
+    """What *note* says of this boot of the machine."""
+    try:
+        found = msgspec.json.decode(note.read_bytes(), type=Remembered)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return found if found.boot_id == _BOOT.read_text().strip() else None
+
+
 def switch_back(note: Path, seat: Seat) -> None:
     """Undo :func:`switch_on`, unless others have come to need it: nat or forward chains in somebody else's tables."""
-    try:
-        remembered = msgspec.json.decode(note.read_bytes(), type=Remembered)
-    except (OSError, msgspec.DecodeError):
+    if not note.exists():
         return
     needed = any(chain.get("hook") == "forward" or chain.get("type") == "nat" for chain in _chains(seat))
-    if remembered.boot_id == _BOOT.read_text().strip() and not needed:
+    if _remembered(note) is not None and not needed:
         set_sysctl("ip_forward", "0")
     note.unlink()
 

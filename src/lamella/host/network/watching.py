@@ -80,6 +80,7 @@ class Watch:
         there = await self._fabric.in_host("look at the host's tables", lambda seat: seat.nft.tables())
         six = await self._fabric.in_layer("look at IPv6", lambda seat: self._six.missing(seat, seen.attached))
         host = [] if ("ip", wanted.table) in there else [f"table ip {wanted.table} of the host"]
+        host += await self._six.missing_in_host()
         return Seen(missing=[*seen.missing, *six, *host, *await self._routing.missing()], attached=seen.attached)
 
 

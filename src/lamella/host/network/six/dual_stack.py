@@ -14,6 +14,7 @@ from lamella.host.network.namespace import Seat
 from lamella.host.network.plan import Element
 from lamella.host.network.six import plan as six
 from lamella.host.network.six import rules
+from lamella.host.network.six.outward import Outward
 from lamella.model.errors import Unsupported
 from lamella.model.host import Capability
 
@@ -29,6 +30,7 @@ class DualStack:
         self.ports: dict[str, list[Element]] = {}
         self.networks: dict[str, list[Element]] = {}
         self._fabric = fabric
+        self._outward = Outward(fabric)
 
     async def open(self) -> None:
         """Find what an earlier daemon left, with the rules as they are now."""
@@ -36,7 +38,7 @@ class DualStack:
         def look(seat: Seat) -> dict[str, list[state.Entry]] | None:
             if ("ip6", self.table) not in seat.nft.tables():
                 return None
-            seat.nft.run(rules.layer_rules(self.table))
+            seat.nft.run(rules.layer_rules(self.table, self._fabric.uplink))
             return state.entries(seat.nft, self.table, six.CONTAINERS)
 
         found = await self._fabric.in_layer("look for IPv6", look)
@@ -45,6 +47,7 @@ class DualStack:
             kept = self.networks if name in {container for _, _, container in six.OF_NETWORKS} else self.ports
             for owner, words, _ in entries:
                 kept.setdefault(owner, []).append(six.read(name, owner, words))
+        await self._lead_out()
 
     async def describe(self, id: str, network: DesiredNetwork | None) -> None:
         """Have exactly what *network* is in force for its id; ``None``: nothing.
@@ -60,10 +63,17 @@ class DualStack:
         await self._frame()
         await self._fabric.change_layer(self._difference(old, wanted))
         _keep(self.networks, id, wanted)
+        if not self._outward.made:
+            await self._lead_out()
+
+    async def _lead_out(self) -> None:
+        """With a network that goes out, have the way there."""
+        if any(element.container == "outbound" for some in self.networks.values() for element in some):
+            await self._outward.make()
 
     async def _frame(self) -> None:
         if not self.framed:
-            await self._fabric.change_layer([rules.layer_rules(self.table)])
+            await self._fabric.change_layer([rules.layer_rules(self.table, self._fabric.uplink)])
             self.framed = True
 
     def letting(self, port: DesiredPort) -> Iterator[str]:
@@ -95,11 +105,12 @@ class DualStack:
             elements = [element for some in every.values() for element in some]
             await self._fabric.change_layer(
                 [
-                    rules.layer_rules(self.table),
+                    rules.layer_rules(self.table, self._fabric.uplink),
                     *plan.flush(self.table, six.CONTAINERS),
                     *plan.add(self.table, elements),
                 ]
             )
+            await self._lead_out()
 
     def missing(self, seat: Seat, attached: Iterable[DesiredPort]) -> list[str]:
         """In the layer's thread: what is not in force, in words."""
@@ -107,6 +118,7 @@ class DualStack:
             return []
         there = seat.nft.tables()
         gone = [f"table {family} {self.table}" for family in ("bridge", "ip6") if (family, self.table) not in there]
+        gone += self._outward.missing_in_layer(there)
         if gone:
             return gone
         entries = state.entries(seat.nft, self.table, six.CONTAINERS)
@@ -117,18 +129,23 @@ class DualStack:
         networks = dict(self.networks)
         return missing + [f"IPv6 of network {id}" for id, some in networks.items() if not found.issuperset(some)]
 
+    async def missing_in_host(self) -> list[str]:
+        return await self._outward.missing_in_host()
+
     def forget(self) -> None:
         """Nothing is in force any more."""
         self.ports, self.networks, self.framed = {}, {}, False
+        self._outward.made = False
 
-    def finding(self) -> Capability:
+    async def findings(self) -> list[Capability]:
         there = _KERNEL.exists()
-        return Capability(
+        kernel = Capability(
             name="network.ipv6",
             available=there,
             value="dual stack" if there else "",
             reason="networks may have a subnet of IPv6" if there else "this kernel has no IPv6",
         )
+        return [kernel, await self._outward.finding()]
 
 
 def settle(seat: Seat, network: DesiredNetwork, index: int) -> None:

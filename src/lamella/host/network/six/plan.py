@@ -1,6 +1,9 @@
 """What a port and a network are where IPv6 is, computed from values alone: elements of the sets of ``rules``."""
 
-from ipaddress import IPv6Address, IPv6Interface
+import hashlib
+from ipaddress import IPv6Address, IPv6Interface, IPv6Network
+
+import msgspec
 
 from lamella.host.network.driver import DesiredNetwork, DesiredPort
 from lamella.host.network.names import bridge_name, port_name
@@ -13,8 +16,33 @@ CONTAINERS = (
     ("bridge", "set", "linked"),
     ("ip6", "set", "bridged"),
     ("ip6", "set", "gateways"),
+    ("ip6", "set", "outbound"),
 )
 OF_PORTS, OF_NETWORKS = CONTAINERS[:3], CONTAINERS[3:]
+
+
+# Unique local addresses (RFC 4193) of which uplinks are made; no network may have them.
+UPLINKS = IPv6Network("fd6c:616d::/32")
+
+
+class Uplink6(msgspec.Struct, frozen=True):
+    """The two ends of the uplink, on a /126."""
+
+    network: IPv6Network
+
+    @property
+    def host(self) -> IPv6Interface:
+        return IPv6Interface((self.network.network_address + 1, self.network.prefixlen))
+
+    @property
+    def layer(self) -> IPv6Interface:
+        return IPv6Interface((self.network.network_address + 2, self.network.prefixlen))
+
+
+def uplink6(mark: str) -> Uplink6:
+    """Those of the layer with that *mark*: 94 bits follow from it, so that layers on one host do not meet."""
+    bits = int.from_bytes(hashlib.sha256(mark.encode()).digest(), "big") >> 256 - 94
+    return Uplink6(IPv6Network((int(UPLINKS.network_address) | bits << 2, 126)))
 
 
 def link_local(mac: str) -> IPv6Address:
@@ -53,14 +81,15 @@ def of_port(port: DesiredPort) -> list[Element]:
 
 
 def of_network(network: DesiredNetwork) -> list[Element]:
-    """What lets its instances reach each other and their gateway; nothing without IPv6."""
+    """What lets its instances reach each other, their gateway and, unless it is isolated, the outside; nothing without IPv6."""
     if not network.subnet6:
         return []
     link = f'"{bridge_name(network.id)}"'
-    return [
+    found = [
         _element(network.id, "ip6", "bridged", f"{link} . {link}"),
         _element(network.id, "ip6", "gateways", f"{link} . {gateway_of(network).ip}"),
     ]
+    return found if network.isolated else [*found, _element(network.id, "ip6", "outbound", link)]
 
 
 def number(value: int) -> str:

@@ -1,4 +1,4 @@
-"""The text of the rules of IPv6 in the layer's namespace, in tables of their own (``<mark>-6``). Ports are elements (``plan``).
+"""The text of the rules of IPv6 in the two namespaces, in tables of their own (``<mark>-6``). Ports are elements (``plan``).
 
     bridge  set known       link . MAC . address of every port, its own and its link-local one
             set targets     the same, the address as a number: whom it may speak for in neighbour discovery
@@ -6,14 +6,18 @@
             chain sent      marks what a port may send; the layer's own chain drops everything of IPv6 that bears no mark
             chain forward   what is meant for routers and DHCP servers goes to no other instance
     ip6     chain input     an echo, neighbours, and the services of a network at its own gateway
-            chain forward   what stays on its network, where firewalls have it shown to these rules; nothing else goes anywhere
+            chain forward   what stays on its network, where firewalls have it shown to these rules, and what goes out by the uplink
+            set outbound    links of the networks that something goes out of
 
 There they are as soon as one network has IPv6; they never change while the layer runs.
 """
 
 from lamella.host.network.names import BRIDGE_PREFIX
 from lamella.host.network.rules import IPV6
+from lamella.host.network.six.plan import Uplink6
 
+# Where clouds give out their hosts' secrets by IPv6: the metadata services of EC2 and of Google's.
+_SECRETS = "fd00:ec2::254, fd20:ce::254"
 # Before the layer's own chain, which drops what bears no mark, at -200.
 _PRIORITY = -220
 # Of the message: the target of a solicitation or advertisement of a neighbour, then its first option: type and length, and a MAC.
@@ -23,8 +27,31 @@ _EARLY_OPTION, _EARLY_MAC = "@th,64,16", "@th,80,48"
 _SOURCE_LINK, _TARGET_LINK = "0x0101", "0x0201"
 
 
-def layer_rules(table: str) -> str:
-    """Whole but for elements; running it again changes nothing that is in force. *table* is that of IPv6.
+def host_rules(table: str, uplink: str, between: Uplink6) -> str:
+    """The host's table, whole; *uplink* is its end. What comes by it is masqueraded once more: networks never meet the host's routes."""
+    inner = between.layer.ip
+    return f"""
+add table ip6 {table}
+add chain ip6 {table} guard {{ type filter hook prerouting priority raw; policy accept; }}
+add chain ip6 {table} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
+flush table ip6 {table}
+add rule ip6 {table} guard iifname "{uplink}" ip6 saddr != {{ {inner}, fe80::/10 }} drop
+add rule ip6 {table} postrouting oifname != "{uplink}" ip6 saddr {inner} masquerade
+"""
+
+
+def masquerading(table: str, uplink: str) -> str:
+    """The layer's table that has what goes out by *uplink* look as if the layer sent it, whole."""
+    return f"""
+add table ip6 {table}
+add chain ip6 {table} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
+flush table ip6 {table}
+add rule ip6 {table} postrouting oifname "{uplink}" masquerade
+"""
+
+
+def layer_rules(table: str, uplink: str) -> str:
+    """Whole but for elements; running it again changes nothing that is in force. *table* is that of IPv6, *uplink* the layer's end.
 
     Of neighbour discovery (RFC 4861) a port may say what is true of itself: messages have no further headers (RFC 6980) and at most one
     option, which gives the port's own MAC. Detection of duplicate addresses asks for the port's own, with a nonce for option (RFC 7527).
@@ -45,6 +72,7 @@ add chain bridge {table} forward {{ type filter hook forward priority {_PRIORITY
 add table ip6 {table}
 add set ip6 {table} bridged {{ type ifname . ifname; }}
 add set ip6 {table} gateways {{ type ifname . ipv6_addr; }}
+add set ip6 {table} outbound {{ type ifname; }}
 add chain ip6 {table} input {{ type filter hook input priority filter; policy drop; }}
 add chain ip6 {table} forward {{ type filter hook forward priority filter; policy drop; }}
 flush table bridge {table}
@@ -77,4 +105,7 @@ add rule ip6 {table} input iifname . ip6 daddr @gateways meta l4proto {{ tcp, ud
 add rule ip6 {table} forward ct state established,related accept
 add rule ip6 {table} forward ct state invalid drop
 add rule ip6 {table} forward iifname . oifname @bridged accept
+add rule ip6 {table} forward ip6 daddr {{ {_SECRETS} }} drop
+add rule ip6 {table} forward iifname @outbound oifname "{uplink}" accept
+add rule ip6 {table} forward iifname {bridges} oifname "{uplink}" reject with icmpv6 type admin-prohibited
 """
