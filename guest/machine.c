@@ -230,7 +230,7 @@ static void replace_file(const char *path, const struct bytes *content) {
     close(fd);
 }
 
-static void write_names(struct view body, const char *hostname, const char *address) {
+static void write_names(struct view body, const char *hostname, const char *address, const char *address6) {
     struct bytes text = {0};
     char *line = format_text("%s\n", hostname);
     bytes_add(&text, line, strlen(line));
@@ -240,8 +240,13 @@ static void write_names(struct view body, const char *hostname, const char *addr
     int size = (int)strcspn(address, "/");
     line = format_text("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n%.*s\t%s\n", size ? size : 9, size ? address : "127.0.1.1", hostname);
     bytes_add(&text, line, strlen(line));
-    replace_file("/etc/hosts", &text);
     free(line);
+    if (*address6) {
+        line = format_text("%.*s\t%s\n", (int)strcspn(address6, "/"), address6, hostname);
+        bytes_add(&text, line, strlen(line));
+        free(line);
+    }
+    replace_file("/etc/hosts", &text);
     bytes_free(&text);
     char **servers = find_texts(body, TAG_NAMESERVER);
     for (char **server = servers; *server; server++) {
@@ -257,7 +262,7 @@ static void write_names(struct view body, const char *hostname, const char *addr
 char *machine_set(struct view body) {
     struct view entropy;
     struct utsname names;
-    char *hostname = find_text(body, TAG_HOSTNAME), *address = find_text(body, TAG_ADDRESS), *problem = NULL;
+    char *hostname = find_text(body, TAG_HOSTNAME), *address = find_text(body, TAG_ADDRESS), *address6 = find_text(body, TAG_ADDRESS6), *problem = NULL;
     uint64_t now = find_number(body, TAG_TIME_NS, 0);
     if (now) {
         struct timespec time = {(time_t)(now / 1000000000u), (long)(now % 1000000000u)};
@@ -267,13 +272,23 @@ char *machine_set(struct view body) {
     if (!problem && hostname && sethostname(hostname, strlen(hostname)) < 0) problem = format_text("the host name was refused: %s", strerror(errno));
     if (!problem && address) {
         char *interface = find_text(body, TAG_INTERFACE), *mac = find_text(body, TAG_MAC), *gateway = find_text(body, TAG_GATEWAY);
-        struct network network = {interface ? interface : "eth0", mac ? mac : "", address, gateway ? gateway : "", (uint32_t)find_number(body, TAG_MTU, 0)};
+        char *gateway6 = find_text(body, TAG_GATEWAY6);
+        struct network network = {
+            .interface = interface ? interface : "eth0",
+            .mac = mac ? mac : "",
+            .address = address,
+            .gateway = gateway ? gateway : "",
+            .address6 = address6 ? address6 : "",
+            .gateway6 = gateway6 ? gateway6 : "",
+            .mtu = (uint32_t)find_number(body, TAG_MTU, 0),
+        };
         problem = network_configure(&network);
-        free(interface), free(mac), free(gateway);
+        free(interface), free(mac), free(gateway), free(gateway6);
     }
-    if (!problem && (hostname || address) && uname(&names) == 0) write_names(body, hostname ? hostname : names.nodename, address ? address : "");
+    if (!problem && (hostname || address) && uname(&names) == 0) write_names(body, hostname ? hostname : names.nodename, address ? address : "", address6 ? address6 : "");
     free(hostname);
     free(address);
+    free(address6);
     return problem;
 }
 

@@ -4,6 +4,8 @@
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/ipv6.h>
 #include <net/if.h>
 #include <net/if_arp.h>
 #include <net/route.h>
@@ -63,6 +65,49 @@ static bool add_default_route(int s, const char *gateway, char *interface) {
     return ioctl(s, SIOCADDRT, &route) == 0 || errno == EEXIST;
 }
 
+/* A switch of the kernel's IPv6 on this interface; one that is not there leaves things as they are. */
+static void put_switch(const char *interface, const char *name, const char *value) {
+    char path[128];
+    snprintf(path, sizeof path, "/proc/sys/net/ipv6/conf/%.15s/%s", interface, name);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0) return;
+    (void)!write(fd, value, strlen(value));
+    close(fd);
+}
+
+/* Addresses are given out once, so nobody looks for duplicates; routes are told, so nobody listens to routers. */
+static const char *configure6(const struct network *n) {
+    char address[64];
+    struct in6_addr through;
+    struct ifreq named = {0};
+    snprintf(address, sizeof address, "%s", n->address6);
+    char *prefix = strchr(address, '/');
+    int bits = prefix ? atoi(prefix + 1) : 128;
+    if (prefix) *prefix = 0;
+    int s = socket(AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (s < 0) return "there is no IPv6 in this kernel";
+    snprintf(named.ifr_name, IFNAMSIZ, "%.15s", n->interface);
+    const char *problem = ioctl(s, SIOCGIFINDEX, &named) < 0 ? "the interface has no number" : NULL;
+    struct in6_ifreq request = {.ifr6_prefixlen = (uint32_t)bits, .ifr6_ifindex = named.ifr_ifindex};
+    struct in6_rtmsg route = {.rtmsg_metric = 1, .rtmsg_flags = RTF_UP | RTF_GATEWAY, .rtmsg_ifindex = named.ifr_ifindex};
+    if (!problem && (inet_pton(AF_INET6, address, &request.ifr6_addr) != 1 || bits < 0 || bits > 128)) {
+        errno = EINVAL;
+        problem = "the address of IPv6 cannot be read";
+    }
+    if (!problem && ioctl(s, SIOCSIFADDR, &request) < 0 && errno != EEXIST) problem = "the address of IPv6 was refused";
+    if (!problem && *n->gateway6) {
+        if (inet_pton(AF_INET6, n->gateway6, &through) != 1) {
+            errno = EINVAL;
+            problem = "the gateway of IPv6 cannot be read";
+        } else {
+            route.rtmsg_gateway = through;
+            if (ioctl(s, SIOCADDRT, &route) < 0 && errno != EEXIST) problem = "the default route of IPv6 was refused";
+        }
+    }
+    close(s);
+    return problem;
+}
+
 char *network_loopback(void) {
     struct ifreq request = {.ifr_name = "lo"};
     int s = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
@@ -101,9 +146,11 @@ static const char *configure(int s, const struct network *n) {
     if (ioctl(s, SIOCSIFADDR, &request) < 0) return "the address was refused";
     request.ifr_netmask = socket_address(mask);
     if (ioctl(s, SIOCSIFNETMASK, &request) < 0) return "the prefix length was refused";
+    put_switch(n->interface, "accept_ra", "0");
+    put_switch(n->interface, "accept_dad", "0");
     if (!set_flags(s, &request, true)) return "the interface did not come up";
     if (*n->gateway && !add_default_route(s, n->gateway, request.ifr_name)) return "the default route was refused";
-    return NULL;
+    return *n->address6 ? configure6(n) : NULL;
 }
 
 char *network_configure(const struct network *n) {

@@ -1,9 +1,10 @@
-/* The instance's interfaces, through the old ioctls: one address each is all that is asked. */
+/* The instance's interfaces, through the old ioctls: one address of each family is all that is asked. */
 #pragma once
 #include <stdint.h>
 
 struct network {
     const char *interface, *mac, *address, *gateway; /* address with its prefix length; gateway may be empty */
+    const char *address6, *gateway6;                 /* likewise; both may be empty */
     uint32_t mtu;
 };
 

@@ -120,6 +120,8 @@ enum tag {
     TAG_COUNT = 58,
     TAG_HELD = 59,
     TAG_PLACE = 60,
+    TAG_ADDRESS6 = 61,
+    TAG_GATEWAY6 = 62,
 };
 
 enum file_type { FILE_REGULAR = 0, FILE_DIRECTORY = 1, FILE_SYMLINK = 2, FILE_OTHER = 3 };

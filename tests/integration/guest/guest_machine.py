@@ -13,7 +13,9 @@ MAC = "02:00:00:00:00:07"
 
 SETUP = GuestSetup(
     hostname="box",
-    network=GuestNetwork(mac=MAC, address="10.0.2.15/24", gateway="10.0.2.2", mtu=1400),
+    network=GuestNetwork(
+        mac=MAC, address="10.0.2.15/24", gateway="10.0.2.2", mtu=1400, address6="fd02::15/64", gateway6="fd02::2"
+    ),
     nameservers=["10.0.2.3"],
     pids=100,
     entropy=os.urandom(32),

@@ -45,7 +45,7 @@ async def test_a_guest_becomes_the_instance(machine: Machine) -> None:
     assert state.phase is GuestPhase.RUNNING
 
     said = await run(
-        client, "sh", "-c", "hostname; id -u; id -g; pwd; echo $A; cat /etc/resolv.conf; tail -n1 /etc/hosts"
+        client, "sh", "-c", "hostname; id -u; id -g; pwd; echo $A; cat /etc/resolv.conf; tail -n2 /etc/hosts"
     )
     assert said.out.decode().split("\n") == [
         "box",
@@ -55,13 +55,14 @@ async def test_a_guest_becomes_the_instance(machine: Machine) -> None:
         "b",
         "nameserver 10.0.2.3",
         "10.0.2.15\tbox",
+        "fd02::15\tbox",
         "",
     ]
     said = await run(
         client,
         "sh",
         "-c",
-        "ip addr show eth0; ip route; cat /sys/fs/cgroup/instance/pids.max; df -T / | tail -n1",
+        "ip addr show eth0; ip route; ip -6 route; cat /sys/fs/cgroup/instance/pids.max; df -T / | tail -n1",
         user="root",
     )
     words = said.out.decode()
@@ -69,6 +70,8 @@ async def test_a_guest_becomes_the_instance(machine: Machine) -> None:
     assert "mtu 1400" in words
     assert "02:00:00:00:00:07" in words
     assert "default via 10.0.2.2" in words
+    assert "inet6 fd02::15/64 scope global" in words and "tentative" not in words
+    assert "default via fd02::2 dev eth0" in words
     assert "\n100\n" in words
     assert "overlay" in words
     assert (await run(client, "id", "-G", user="ann")).out == b"1001 10\n"

@@ -25,6 +25,9 @@ def test_instances_reach_each_other_by_both_families(layer: LayerUnderTest) -> N
     four = layer.show("w1")["status"]["address"]
     until(lambda: reaches(layer, "other", "fd92::80", 80) and reaches(layer, "other", four, 80))
     until(lambda: reaches(layer, "friend", "fd92::80", 81))
+    layer.lamella(*run, "--isolation", "microvm", "--name", "vm", "--address6", "fd92::33", *serve)
+    until(lambda: reaches(layer, "vm", "fd92::80", 80) and reaches(layer, "other", "fd92::33", 80))
+    assert shut(layer, "vm", "fd92::80", 81)
     assert shut(layer, "other", "fd92::80", 81) and shut(layer, "other", "fd92::9", 80)
     for words, passes, why in (
         (("other", "fd92::80", "tcp:80"), True, "web of w1 allows tcp:80"),

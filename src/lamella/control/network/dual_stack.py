@@ -15,7 +15,7 @@ from lamella.model.network_bodies import NetworkCreate
 # Where the metadata services of EC2 and of Google's clouds answer by IPv6.
 SECRETS = (IPv6Address("fd00:ec2::254"), IPv6Address("fd20:ce::254"))
 # Their guests do not configure IPv6: an address would be told to others and never answer.
-WITHOUT = (Isolation.MICROVM, Isolation.UNIKERNEL, Isolation.WASM)
+WITHOUT = (Isolation.UNIKERNEL, Isolation.WASM)
 
 
 def check_alone(body: NetworkCreate) -> None:
@@ -53,7 +53,7 @@ def address6(
         if nic.address6:
             raise Invalid(
                 f"a {isolation} has IPv4 alone, so no {nic.address6}",
-                hint="containers and full machines have IPv6",
+                hint="containers, microVMs and full machines have IPv6",
                 field="spec.nics.address6",
             )
         return ""

@@ -310,6 +310,7 @@ def _network(network: GuestNetwork | None) -> _Pairs:
         (Tag.ADDRESS, network.address),
         (Tag.GATEWAY, network.gateway),
         (Tag.MTU, network.mtu),
+        *([(Tag.ADDRESS6, network.address6), (Tag.GATEWAY6, network.gateway6)] if network.address6 else []),
     ]
 
 

@@ -99,6 +99,8 @@ class Tag(IntEnum):
     COUNT = 58
     HELD = 59
     PLACE = 60
+    ADDRESS6 = 61
+    GATEWAY6 = 62
 
 
 Value = bytes | str | int | bool

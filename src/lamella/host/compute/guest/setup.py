@@ -7,13 +7,16 @@ import msgspec
 
 
 class GuestNetwork(msgspec.Struct, kw_only=True, frozen=True):
-    """One interface as the guest should have it. ``address`` carries its prefix length; empty ``gateway`` is no default route."""
+    """One interface as the guest should have it. ``address`` carries its prefix length; empty ``gateway`` is no default route. Without an
+    ``address6`` it has no IPv6 but for its link-local address."""
 
     mac: str
     address: str
     gateway: str = ""
     mtu: int = 1500
     interface: str = "eth0"
+    address6: str = ""
+    gateway6: str = ""
 
 
 class GuestSetup(msgspec.Struct, kw_only=True, frozen=True):

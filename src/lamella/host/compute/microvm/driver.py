@@ -419,7 +419,15 @@ def _setup(machine: Machine) -> GuestSetup:
     """What the guest is told of itself. Pure, but for the time and fresh randomness."""
     nic = machine.nic
     network = (
-        GuestNetwork(mac=nic.mac, address=nic.address, gateway=nic.gateway, mtu=nic.mtu, interface=nic.interface)
+        GuestNetwork(
+            mac=nic.mac,
+            address=nic.address,
+            gateway=nic.gateway,
+            mtu=nic.mtu,
+            interface=nic.interface,
+            address6=nic.address6,
+            gateway6=nic.gateway6,
+        )
         if nic is not None
         else None
     )
