@@ -40,7 +40,7 @@ class LayerUnderTest:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 90
         while self.lamella("ps", "-q", check=False).returncode != 0:
             if self.daemon.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"the daemon does not answer:\n{self.log()}")
@@ -83,7 +83,7 @@ class LayerUnderTest:
     def show(self, name: str) -> dict[str, Any]:
         return json.loads(self.out("show", name, "-o", "json"))
 
-    def wait_phase(self, name: str, phase: str, timeout: float = 60) -> dict[str, Any]:
+    def wait_phase(self, name: str, phase: str, timeout: float = 90) -> dict[str, Any]:
         deadline = time.monotonic() + timeout
         while True:
             seen = self.show(name)

@@ -45,7 +45,7 @@ class Postgres:
             "UTF8",
             "--locale=C.UTF-8",
         ]
-        subprocess.run([*initdb, "--no-sync"], check=True, capture_output=True, cwd=root, timeout=60, **self._as)
+        subprocess.run([*initdb, "--no-sync"], check=True, capture_output=True, cwd=root, timeout=90, **self._as)
 
     def start(self) -> None:
         command = [self._bin / "postgres", "-D", self._root / "data", "-k", self._root, "-c", "listen_addresses="]
@@ -59,7 +59,7 @@ class Postgres:
                 start_new_session=True,
                 **self._as,
             )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while True:
             try:
                 self.run("SELECT 1")

@@ -29,5 +29,5 @@ def serving(serve: Callable[[asyncio.Event], Awaitable[None]]) -> Iterator[None]
         yield
     finally:
         loop.call_soon_threadsafe(tasks[0].cancel)
-        thread.join(20)
+        thread.join(90)
         loop.close()

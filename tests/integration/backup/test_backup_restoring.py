@@ -33,7 +33,7 @@ from lamella.model.resource import new_resource
 from lamella.model.storage import KeyWrap, PoolSpec, PoolStatus, Volume, VolumeMount, VolumeStatus
 from lamella.model.storage_requests import OpenPool
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180, method="thread")]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600, method="thread")]
 
 FORMS = ("encrypted", "tree")
 

@@ -152,7 +152,7 @@ class Terminal:
     def type(self, text: bytes) -> None:
         os.write(self.master, text)
 
-    def read_until(self, text: bytes, timeout: float = 30) -> bytes:
+    def read_until(self, text: bytes, timeout: float = 90) -> bytes:
         deadline = time.monotonic() + timeout
         while text not in self.seen:
             left = deadline - time.monotonic()
@@ -163,7 +163,7 @@ class Terminal:
         return before
 
     def end(self) -> int:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while self.process.poll() is None and time.monotonic() < deadline:
             if select.select([self.master], [], [], 0.05)[0]:
                 self.seen += os.read(self.master, 65536)

@@ -214,7 +214,7 @@ def test_completion_knows_commands_options_and_names(web: Served) -> None:
         done = subprocess.run(
             ["bash", "-c", script + line],
             capture_output=True,
-            timeout=30,
+            timeout=90,
             env={**web.environment, "PATH": path},
             check=True,
         )

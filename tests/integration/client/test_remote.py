@@ -64,7 +64,7 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     assert up.wait(10)
     yield f"https://127.0.0.1:{port}"
     ends[0]()
-    thread.join(20)
+    thread.join(90)
 
 
 async def test_both_faces_over_tls(remote: str) -> None:

@@ -26,7 +26,7 @@ from lamella.store.store import Transaction
 GIB = 1 << 30
 WHO = Principal(name="unix:root", admin=True)
 Open = Callable[[], Awaitable[Layer]]
-WAIT = 20.0
+WAIT = 90.0
 
 
 @pytest.fixture(autouse=True)

@@ -44,7 +44,7 @@ from lamella.model.storage_bodies import (
 GIB = 1 << 30
 WHO = Principal(name="unix:root", admin=True)
 Open = Callable[[], Awaitable[Layer]]
-WAIT = 20.0
+WAIT = 90.0
 
 
 async def volume(layer: Layer, name: str = "data", *, source: str = "", passphrase: str = "", **spec: object) -> Volume:

@@ -14,7 +14,7 @@ from lamella.host.compute.guest.setup import GuestPhase, GuestProcess, GuestStat
 from lamella.model.errors import Conflict, Invalid
 from lamella.model.stream import Exit, Resize, Stderr, Stdin, StdinEnd, Stdout
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 
 def shell(script: str, **options: object) -> GuestProcess:
@@ -23,7 +23,7 @@ def shell(script: str, **options: object) -> GuestProcess:
 
 async def until_off(machine: Machine, client: GuestClient) -> None:
     await client.acknowledge_exit()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         await client.closed.wait()
         assert await asyncio.to_thread(machine.qemu.wait) == 0
     await client.close()

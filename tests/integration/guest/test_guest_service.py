@@ -29,7 +29,7 @@ from lamella.model.resource import now
 from lamella.model.storage import VolumeForm
 from lamella.model.stream import ExecSpec
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
@@ -63,7 +63,7 @@ def vm_machine(tmp_path: Path) -> Machine:
 
 
 def start(boot: BootFiles, archive: bytes, disk: Path, directory: Path) -> BusyboxMachine:
-    tsc = subprocess.run([binaries.own("lamella-tsc")], capture_output=True, text=True, check=True, timeout=10)
+    tsc = subprocess.run([binaries.own("lamella-tsc")], capture_output=True, text=True, check=True, timeout=90)
     return BusyboxMachine(boot.kernel, archive, disk, directory, tsc_khz=int(tsc.stdout))
 
 
@@ -76,7 +76,7 @@ def box(
     disk = directory / "disk"
     with disk.open("wb") as file:
         file.truncate(32 << 20)
-    subprocess.run(["mke2fs", "-q", "-t", "ext4", disk], check=True, timeout=60)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", disk], check=True, timeout=90)
     files = [
         initramfs.file("etc/inittab", INITTAB.encode()),
         initramfs.file(PATH.removeprefix("/"), agent.read_bytes(), 0o755),
@@ -88,7 +88,7 @@ def box(
 
 @pytest.fixture
 async def guest(box: BusyboxMachine) -> AsyncIterator[GuestClient]:
-    client = await GuestClient.connect(box.agent, timeout=60)
+    client = await GuestClient.connect(box.agent, timeout=90)
     yield client
     await client.close()
 
@@ -170,7 +170,7 @@ async def test_every_writable_disk_is_frozen_and_thaws_by_itself(guest: GuestCli
     await asyncio.sleep(0.5)
     assert not ended.done()
     await guest.freeze(0.5)  # asked again, it moves the deadline
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         assert (await ended).code == 0
     await guest.thaw()
 
@@ -181,10 +181,10 @@ async def test_randomness_and_clock_are_taken(guest: GuestClient) -> None:
 
 
 async def test_a_host_that_goes_takes_its_processes_along_and_may_come_again(box: BusyboxMachine) -> None:
-    first = await GuestClient.connect(box.agent, timeout=30)
+    first = await GuestClient.connect(box.agent, timeout=90)
     await first.exec(ExecSpec(command=["sleep", "7777"]))
     await first.close()
-    second = await GuestClient.connect(box.agent, timeout=30)
+    second = await GuestClient.connect(box.agent, timeout=90)
     try:
         said = await run(second, "sh", "-c", "while ps | grep -q '[s]leep 7777'; do sleep 0.2; done", timeout=20.0)
         assert said.code == 0
@@ -224,7 +224,7 @@ async def test_reboot_and_power_off_are_asked_of_the_init(box: BusyboxMachine) -
         assert "/data/shut-down" in [entry.path for entry in listing]
         assert [entry.path for entry in await inside.list_directory("/tmp")] == []
         await inside.shutdown()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             assert await asyncio.to_thread(box.qemu.wait) == 0
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from tests.house import LayerUnderTest
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 # Busybox answers every file of /tmp/www.
 SERVER = "mkdir -p /tmp/www && hostname >/tmp/www/index.html && echo fine >/tmp/www/healthz && exec httpd -f -p 8080 -h /tmp/www"
 
 
-def until(check: Callable[[], bool], seconds: float = 60) -> None:
+def until(check: Callable[[], bool], seconds: float = 90) -> None:
     """Hosts hear of a change a moment later."""
     deadline = time.monotonic() + seconds
     while not check():

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from tests.house import BIN, LayerUnderTest
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 TALK = "while :; do nc -w 1 10.83.0.1 9 </dev/null; sleep 0.1; done"
 
 
-def until(check: Callable[[], bool], seconds: float = 40) -> None:
+def until(check: Callable[[], bool], seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not check():
         assert time.monotonic() < deadline

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.house import BIN, LayerUnderTest
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(240, method="thread")]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600, method="thread")]
 
 # What was synced is said afterwards: whoever heard a number has it.
 WRITE = (
@@ -42,7 +42,7 @@ def refused(layer: LayerUnderTest, *arguments: str) -> str:
     return said
 
 
-def until(true: Callable[[], bool], what: str, seconds: float = 60) -> None:
+def until(true: Callable[[], bool], what: str, seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, what

@@ -22,7 +22,7 @@ from tests.house import LayerUnderTest
 
 from lamella.api.app import all_routes
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 MANY = "/v1/projects/default/instances"
 ENDS_AT_ONCE = "trap exit TERM; while :; do sleep 0.1; done"
@@ -37,7 +37,7 @@ def socket_path(layer: LayerUnderTest) -> str:
 @pytest.fixture
 def http(layer: LayerUnderTest, socket_path: str) -> Iterator[httpx.Client]:
     transport = httpx.HTTPTransport(uds=socket_path)
-    with httpx.Client(transport=transport, base_url="http://lamella", timeout=30) as client:
+    with httpx.Client(transport=transport, base_url="http://lamella", timeout=90) as client:
         clear(client)
         yield client
         clear(client)
@@ -96,7 +96,7 @@ def base_url(socket_path: str) -> Iterator[str]:
     thread.start()
     yield f"http://127.0.0.1:{port.result(20)}"
     loop.call_soon_threadsafe(stop.set)
-    thread.join(20)
+    thread.join(90)
     for task in asyncio.all_tasks(loop):
         task.cancel()
     loop.run_until_complete(asyncio.sleep(0))
@@ -144,7 +144,7 @@ def test_answers_are_as_the_document_says(
     layer: LayerUnderTest, socket_path: str, document: Any, known: dict[str, str], operation_id: str, kind: str | None
 ) -> None:
     transport = httpx.HTTPTransport(uds=socket_path)
-    with httpx.Client(transport=transport, base_url="http://lamella", timeout=30) as http:
+    with httpx.Client(transport=transport, base_url="http://lamella", timeout=90) as http:
         if http.get(f"{MANY}/web").status_code == 404:
             assert make(http, "web", wait=30, command=["sh", "-c", ENDS_AT_ONCE], stop_timeout=1).status_code == 201
         http.post(f"{MANY}/web/start", params={"wait": 20})
@@ -226,7 +226,7 @@ def test_a_watch_from_a_revision_misses_nothing(http: httpx.Client, socket_path:
     def watch() -> list[tuple[int, str, str]]:
         transport = httpx.HTTPTransport(uds=socket_path)
         seen: list[tuple[int, str, str]] = []
-        with httpx.Client(transport=transport, base_url="http://lamella", timeout=30) as client:
+        with httpx.Client(transport=transport, base_url="http://lamella", timeout=90) as client:
             with client.stream("GET", MANY, params={"watch": "true", "since": since}) as answer:
                 assert answer.headers["content-type"].startswith("text/event-stream")
                 fields: dict[str, str] = {}
@@ -441,7 +441,7 @@ def test_huge_and_broken_bodies(http: httpx.Client) -> None:
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else None,
 )
 def test_bad_input_is_one_sentence(layer: LayerUnderTest, arguments: tuple[str, ...], says: bytes) -> None:
-    done = layer.lamella(*arguments, check=False, timeout=30)
+    done = layer.lamella(*arguments, check=False, timeout=90)
     expected = {125} if arguments[0] in ("run", "exec") else {1, 2}
     assert done.returncode in expected, done
     assert done.stdout == b"" and says in done.stderr and b"Traceback" not in done.stderr, done

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import pytest
 from tests.house import LayerUnderTest
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 
-def until(check: Callable[[], bool], seconds: float = 40) -> None:
+def until(check: Callable[[], bool], seconds: float = 90) -> None:
     """Services hear of a change a moment later."""
     deadline = time.monotonic() + seconds
     while not check():

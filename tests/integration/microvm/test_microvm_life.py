@@ -181,7 +181,7 @@ async def test_a_command_that_does_not_listen_is_forced(lab: Lab, driver: Microv
     await driver.stop(machine.id, signal="TERM", timeout=0.5)
     seen = await driver.observe(machine.id)
     assert seen is not None and seen.phase is Phase.STOPPED and seen.exit_code == 137
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         assert await followed == b"deaf\n"
 
     # Whoever kills QEMU itself is seen at once, and what it ran has no exit code of its own.

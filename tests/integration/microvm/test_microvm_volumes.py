@@ -21,7 +21,7 @@ pytestmark = pytest.mark.root
 def ext4(path: Path, size: int = 64 * MIB) -> Path:
     with path.open("wb") as file:
         file.truncate(size)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-E", "root_owner=0:0", str(path)], check=True, timeout=60)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-E", "root_owner=0:0", str(path)], check=True, timeout=90)
     return path
 
 
@@ -78,7 +78,7 @@ async def test_volumes_layers_and_a_freeze(lab: Lab, driver: MicrovmDriver, tmp_
     assert written is not None and written.disk is not None and len(written.disk.below) == 4
     await driver.stop(id, signal="SIGTERM", timeout=1)
     for path in (data, shown):
-        subprocess.run(["e2fsck", "-fn", str(path)], check=True, timeout=30, stdout=subprocess.DEVNULL)
+        subprocess.run(["e2fsck", "-fn", str(path)], check=True, timeout=90, stdout=subprocess.DEVNULL)
     await driver.create(msgspec.structs.replace(machine, disk=written.disk))
     await driver.start(id)
     code, said = await run(driver, id, "sh", "-c", "cat /marks /srv/data/file")
@@ -140,9 +140,9 @@ def marks_of(base: Path, target: Path, *layers: Path) -> str:
         file = {"driver": "file", "filename": str(layer), "locking": "off"}
         node = {"driver": "qcow2", "file": file, "backing": node}
     source = f"json:{msgspec.json.encode(node).decode()}"
-    subprocess.run(["qemu-img", "convert", "-U", "-O", "raw", source, str(target)], check=True, timeout=60)
-    subprocess.run(["e2fsck", "-fy", str(target)], check=False, timeout=60, stdout=subprocess.DEVNULL)
+    subprocess.run(["qemu-img", "convert", "-U", "-O", "raw", source, str(target)], check=True, timeout=90)
+    subprocess.run(["e2fsck", "-fy", str(target)], check=False, timeout=90, stdout=subprocess.DEVNULL)
     said = subprocess.run(
-        ["debugfs", "-R", "cat /upper/marks", str(target)], capture_output=True, text=True, check=True, timeout=30
+        ["debugfs", "-R", "cat /upper/marks", str(target)], capture_output=True, text=True, check=True, timeout=90
     )
     return said.stdout

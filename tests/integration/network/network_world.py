@@ -30,7 +30,7 @@ NETWORK = DesiredNetwork(id=new_id("network"), name="default", subnet="10.83.0.0
 
 
 def command(*words: str) -> str:
-    done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=90)
     return done.stdout
 
 
@@ -80,7 +80,7 @@ class World:
 
         thread = threading.Thread(target=body)
         thread.start()
-        thread.join(60)
+        thread.join(90)
         if failures:
             raise failures[0]
         return results[0]
@@ -143,7 +143,7 @@ class World:
             client.send(b"?")
         return client.recv(100).decode()
 
-    def pings(self, name: str, address: str, *, patience: float = 30.0) -> bool:
+    def pings(self, name: str, address: str, *, patience: float = 90) -> bool:
         """Whether an echo comes back, tried again until *patience* ends: a first packet may be lost."""
         deadline = time.monotonic() + patience
         while True:

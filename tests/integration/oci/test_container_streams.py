@@ -55,7 +55,7 @@ async def test_a_reader_that_sleeps_does_not_keep_it_from_being_stopped(lab: Lab
     stream = await driver.attach(machine.id)
     await driver.start(machine.id)
     await asyncio.sleep(0.3)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         await driver.stop(machine.id, signal="TERM", timeout=0.1)
     seen = await driver.observe(machine.id)
     assert seen is not None
@@ -184,7 +184,7 @@ async def test_exec_ends_when_its_time_is_up(lab: Lab, driver: OciDriver) -> Non
 
 async def test_exec_does_not_wait_for_what_is_left_behind(lab: Lab, driver: OciDriver) -> None:
     id = await sleeper(lab, driver)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         stream = await driver.exec(id, ExecSpec(command=["sh", "-c", "sleep 1000 & echo gone"]))
         assert await collect(stream) == (0, b"gone\n", b"")
 
@@ -225,7 +225,7 @@ async def test_logs_by_line_by_time_and_as_they_come(lab: Lab, driver: OciDriver
     machine = lab.machine("sh", "-c", "echo one; echo two >&2; sleep 0.3; echo three; sleep 0.3; printf four")
     await driver.create(machine)
     await driver.start(machine.id)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         seen = [(entry.stream, entry.data) async for entry in driver.logs(machine.id, follow=True)]
     assert sorted(seen[:2]) == [("stderr", b"two\n"), ("stdout", b"one\n")]
     assert seen[2:] == [("stdout", b"three\n"), ("stdout", b"four")]
@@ -240,7 +240,7 @@ async def test_following_goes_on_through_a_rotation(lab: Lab, driver: OciDriver)
     await driver.create(machine)
     await driver.start(machine.id)
     last = b""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(90):
         async for entry in driver.logs(machine.id, follow=True):
             last = entry.data
     assert last == b"the end\n"

@@ -61,7 +61,7 @@ class Writer:
         )
         self._answer(40.0)
 
-    def tell(self, command: str, seconds: float = 40.0) -> str:
+    def tell(self, command: str, seconds: float = 90) -> str:
         """Its answer: everything up to the next prompt."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{command}\n".encode())

@@ -109,7 +109,7 @@ def _default(lab: CarryLab):
     return new_resource("pool", "default", PoolSpec(), PoolStatus())
 
 
-@pytest.mark.timeout(180, method="thread")
+@pytest.mark.timeout(600, method="thread")
 async def test_moves_that_are_cut_off_under_a_writer(lab: CarryLab) -> None:
     volume = await lab.volume()
     writer = await lab.write(volume)

@@ -260,7 +260,7 @@ async def capture(monitor: Monitor, desktop: Desktop, ticket: DesktopTicket, scr
         )
         assert process.stdout is not None
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(90):
                 said = await process.stdout.readuntil(b"Password: ")
                 await asyncio.sleep(0.2)
                 os.write(keyboard, ticket.password.encode() + b"\n")

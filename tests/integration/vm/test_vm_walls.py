@@ -113,6 +113,6 @@ async def test_tpm_and_machine_each_outlive_or_follow_the_other(lab: Lab, driver
     await driver.close()
     os.kill(seen.pid, signal.SIGKILL)
     await until_stopped(driver, machine.id)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         await readable(watch)
     os.close(watch)

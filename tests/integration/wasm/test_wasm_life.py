@@ -88,7 +88,7 @@ async def test_a_follower_gets_everything_until_the_end(lab: Lab, driver: WasmDr
     await driver.create(machine)
     follower = asyncio.create_task(_follow(driver, machine.id))
     await driver.start(machine.id)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         assert await follower == b"".join(b"tick %d\n" % number for number in range(5))
 
 
