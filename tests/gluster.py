@@ -105,7 +105,7 @@ class Gluster:
             assert time.monotonic() < deadline, pids
             time.sleep(0.05)
         if self._glusterd is not None:
-            self._glusterd.wait(10)
+            self._glusterd.wait(90)
         SOCKET.unlink(missing_ok=True)
 
 

@@ -53,12 +53,12 @@ class LayerUnderTest:
         """As a crash would: without a word."""
         assert self.daemon is not None
         self.daemon.send_signal(signal.SIGKILL)
-        self.daemon.wait(10)
+        self.daemon.wait(90)
 
     def stop(self) -> None:
         if self.daemon is not None and self.daemon.poll() is None:
             self.daemon.terminate()
-            self.daemon.wait(30)
+            self.daemon.wait(90)
 
     def lamella(
         self, *arguments: str, check: bool = True, stdin: bytes | None = None, timeout: float = 120

@@ -73,7 +73,7 @@ class Postgres:
         """SIGINT ends it in order, SIGQUIT is a crash: no checkpoint, recovery at the next start."""
         assert self._server is not None
         self._server.send_signal(how)
-        self._server.wait(30)
+        self._server.wait(90)
 
     def run(self, sql: str) -> None:
         with psycopg.connect(self._url(), autocommit=True) as connection:

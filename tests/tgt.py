@@ -76,7 +76,7 @@ class Tgt:
     def stop(self) -> None:
         if self._server is not None:
             self._server.kill()
-            self._server.wait(10)
+            self._server.wait(90)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ def serving(serve: Callable[[asyncio.Event], Awaitable[None]]) -> Iterator[None]
 
     thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
     thread.start()
-    assert started.wait(20)
+    assert started.wait(90)
     try:
         yield
     finally:

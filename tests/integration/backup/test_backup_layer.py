@@ -116,7 +116,7 @@ def test_the_daemon_dies_while_it_backs_up_and_the_next_one_works(ground: tuple[
     )
     time.sleep(1.5)
     layer.kill()
-    work.wait(30)
+    work.wait(90)
     layer.start()
     for row in said(layer, "backup", "ls", "data"):
         if row["name"] not in before:

@@ -49,10 +49,10 @@ def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
 def ended(process: "subprocess.Popen[bytes]") -> None:
     process.terminate()
     try:
-        process.wait(10)
+        process.wait(90)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait(10)
+        process.wait(90)
 
 
 @pytest.fixture

@@ -301,7 +301,7 @@ async def test_a_pool_that_is_full_loses_nothing(
         with pytest.raises((NoRoom, Corrupt)):
             await vault.restore(backup, volume)
         ballast.unlink()
-        for _ in range(100):
+        for _ in range(900):
             with suppress(Conflict):
                 assert await vault.shell(volume, look) == now
                 break

@@ -48,7 +48,7 @@ class Served:
 
     def start(self) -> None:
         self._thread.start()
-        assert self._up.wait(10)
+        assert self._up.wait(90)
         assert not self._server.done(), self._server.exception()
 
     def stop(self) -> None:

@@ -63,7 +63,7 @@ class StorageServed:
 
     def start(self) -> None:
         self._thread.start()
-        assert self._up.wait(20)
+        assert self._up.wait(90)
         assert not self._server.done(), self._server.exception()
 
     def stop(self) -> None:

@@ -81,7 +81,7 @@ async def volumes_called(layer: Layer) -> list[str]:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    for _ in range(500):
+    for _ in range(4500):
         if await condition():
             return
         await asyncio.sleep(0.02)

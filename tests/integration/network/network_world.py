@@ -80,7 +80,7 @@ class World:
 
         thread = threading.Thread(target=body)
         thread.start()
-        thread.join(90)
+        thread.join()
         if failures:
             raise failures[0]
         return results[0]

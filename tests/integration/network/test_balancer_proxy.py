@@ -43,7 +43,7 @@ class Slow(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/slow":
             self.came.append(self.path)
-            self.go.wait(60)
+            self.go.wait(90)
         self.send_response(200)
         self.send_header("Content-Length", "0")
         self.end_headers()

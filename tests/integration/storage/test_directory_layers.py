@@ -75,11 +75,11 @@ class Daemon:
     def close(self) -> None:
         if self._process.poll() is None:
             self._process.terminate()
-            self._process.wait(10)
+            self._process.wait(90)
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(90)
 
 
 def node_path(node: Node) -> str:

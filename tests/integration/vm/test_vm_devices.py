@@ -378,7 +378,7 @@ async def test_a_guest_without_hot_plug_keeps_what_it_has_until_it_is_reset(memt
 
     # A reset lets go of it: what stays behind of it is found and removed.
     await monitor.execute("system_reset")
-    for _ in range(100):
+    for _ in range(450):
         if "stuck" not in await hotplug.plugged(monitor):
             break
         await asyncio.sleep(0.2)

@@ -165,11 +165,9 @@ async def a_freeze_ends_by_itself(driver: VmDriver, id: str) -> None:
     begun = time.monotonic()
     assert await driver.freeze(id, 2.0) == 2  # the root partition and the volume
     write = asyncio.create_task(run(driver, id, "echo late >/data/late && sync"))
-    await asyncio.sleep(1.0)
-    assert not write.done()
     assert (await write)[0] == 0 and time.monotonic() - begun > 1.9
     assert await driver.thaw(id) is False
-    assert await driver.freeze(id, 20.0) == 2
+    assert await driver.freeze(id, 60.0) == 2
     assert await driver.thaw(id) is True
 
 

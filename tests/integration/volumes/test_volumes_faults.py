@@ -204,7 +204,7 @@ async def test_two_daemons_have_no_pool_together(lab: VolumesLab) -> None:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pools are tried soon here; what the healthy one may take to answer is still more than a busy machine needs."""
     monkeypatch.setattr(stalls, "LONG", 0.5)
-    monkeypatch.setattr(stalls, "PATIENCE", 5.0)
+    monkeypatch.setattr(stalls, "PATIENCE", 20.0)
 
 
 @pytest.mark.usefixtures("hasty")

@@ -36,7 +36,7 @@ async def counts(agent: RemoteAgent) -> dict[str, int]:
 
 
 async def eventually(agent: RemoteAgent, counted: str) -> None:
-    for _ in range(250):
+    for _ in range(4500):
         if counted in await counts(agent):
             return
         await asyncio.sleep(0.02)

@@ -32,7 +32,7 @@ def test_a_tool_dies_with_the_daemon_that_is_killed(tmp_path: Path) -> None:
         tool = os.pidfd_open(int(told.read_text()))
     finally:
         daemon.kill()
-        daemon.wait(10)
+        daemon.wait(90)
     try:
         assert select.select([tool], [], [], 30)[0], "it goes on"
     finally:

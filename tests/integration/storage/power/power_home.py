@@ -105,7 +105,7 @@ class Writer:
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.wait(20)
+        self._process.wait(90)
 
     def acknowledged(self, moment: int) -> int:
         """The newest number that was acknowledged when the log was no longer than *moment*."""
