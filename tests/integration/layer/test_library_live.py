@@ -83,7 +83,7 @@ async def test_the_whole_shape(url: str, level: str) -> None:
             assert await box.wait(timeout=90) == 5
             await box.start()
             await box.exec("sh", "-c", "while [ $(wc -l < /root/runs) -lt 2 ]; do sleep 0.05; done")
-            await box.stop(timeout=10)
+            await box.stop(timeout=90)
             assert (await box.wait(), box.instance.status.epoch) == (5, 2)
         with pytest.raises(NotFound):
             await layer.instances.get("shape")

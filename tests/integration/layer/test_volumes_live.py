@@ -71,9 +71,15 @@ def test_back_to_monday_and_a_clone_of_it(layer: LayerUnderTest) -> None:
     assert run(layer, "data", "cat /data/day") == "monday\n"
 
 
+def written(layer: LayerUnderTest, name: str, path: str) -> None:
+    """Return when there is something at *path* inside."""
+    layer.lamella("exec", name, "--", "sh", "-c", f"until [ -s {path} ]; do sleep 0.05; done")
+
+
 def test_a_snapshot_of_a_running_instance(layer: LayerUnderTest) -> None:
-    write = "i=0; while :; do i=$((i+1)); echo $i > /data/n; sync; sleep 0.02; done"
+    write = "i=0; while :; do i=$((i+1)); echo $i >/data/next; mv /data/next /data/n; sync; sleep 0.02; done"
     layer.lamella("run", "-d", "--name", "db", "--volume", "data:/data", "busybox", "--", "sh", "-c", write)
+    written(layer, "db", "/data/n")
     layer.lamella("snapshot", "create", "data", "live")
     before = int(layer.out("exec", "db", "--", "cat", "/data/n"))
     deadline = time.monotonic() + 90
@@ -133,8 +139,9 @@ def test_what_is_encrypted_cannot_be_read_in_the_pool(layer: LayerUnderTest) -> 
 
 
 def test_a_daemon_that_is_killed_finds_everything_again(layer: LayerUnderTest) -> None:
-    write = "i=0; while :; do i=$((i+1)); echo $i > /data/n; sync; sleep 0.02; done"
+    write = "i=0; while :; do i=$((i+1)); echo $i >/data/next; mv /data/next /data/n; sync; sleep 0.02; done"
     layer.lamella("run", "-d", "--name", "db", "--volume", "data:/data", "busybox", "--", "sh", "-c", write)
+    written(layer, "db", "/data/n")
     layer.lamella("snapshot", "create", "data", "before")
     layer.kill()
     layer.start()
@@ -176,7 +183,7 @@ def test_a_daemon_that_is_restarted_goes_on_with_what_goes_on(layer: LayerUnderT
     layer.lamella("volume", "create", "data", "--size", "64MiB")
     run(layer, "data", "dd if=/dev/urandom of=/data/x bs=1M count=32 && echo day > /data/day && sync")
     asked = subprocess.Popen(
-        [str(BIN / "lamella"), "volume", "move", "data", "--pool", "far", "--speed", "8MiB/s"],
+        [str(BIN / "lamella"), "volume", "move", "data", "--pool", "far", "--speed", "2MiB/s"],
         env=layer.environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -121,9 +121,9 @@ async def layers_are_changed_under_a_writer(lab: Lab, driver: MicrovmDriver, mac
     assert seen is not None and seen.phase is Phase.RUNNING
     # The writer inside never saw a failure, and goes on.
     _, before = await run(driver, id, "sh", "-c", "wc -l </log")
-    await asyncio.sleep(0.5)
-    _, after = await run(driver, id, "sh", "-c", "wc -l </log")
-    assert int(after) > int(before)
+    async with asyncio.timeout(90):
+        while int((await run(driver, id, "sh", "-c", "wc -l </log"))[1]) <= int(before):
+            await asyncio.sleep(0.1)
     # A copy of the chain up to the second snapshot: the raw disk and the first layer.
     raw = directory / "second.raw"
     chain = VolumeHandle(id="x", form=disk.form, path=disk.path, size=disk.size)

@@ -203,7 +203,7 @@ def test_the_dead_are_out_in_time_and_come_back(world: World) -> None:
     instances(world, 2, 3, 5)
 
     async def use(driver: BridgeDriver) -> None:
-        heard = await asked(driver, desired(2, 3, check=Check(timeout=2.0)), i2="up", i3="up")
+        heard = await asked(driver, desired(2, 3, check=Check(timeout=5.0)), i2="up", i3="up")
         dies(world, "i2")
         await heard.until(i2="down", i3="up")
         assert heard.reports[-1].events[0][0] == "balancer.backend.down"

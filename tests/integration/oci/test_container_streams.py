@@ -74,7 +74,8 @@ async def test_input_reaches_it_and_ends(lab: Lab, driver: OciDriver) -> None:
 
 
 async def test_an_own_terminal(lab: Lab, driver: OciDriver) -> None:
-    machine = lab.machine("sh", "-c", "stty size; read x; stty size; echo got $x; tty", terminal=True, stdin=True)
+    resized = 'until [ "$(stty size)" = "41 117" ]; do sleep 0.05; done; stty size'
+    machine = lab.machine("sh", "-c", f"stty size; {resized}; read x; echo got $x; tty", terminal=True, stdin=True)
     await driver.create(machine)
     stream = await driver.attach(machine.id)
     await driver.start(machine.id)
@@ -82,9 +83,9 @@ async def test_an_own_terminal(lab: Lab, driver: OciDriver) -> None:
     assert isinstance(first, Stdout)
     assert first.data.startswith(b"24 80")
     await stream.send(Resize(rows=41, columns=117))
-    await asyncio.sleep(0.2)
     await stream.send(Stdin(b"word\n"))
-    code, output, _ = await collect(stream)
+    async with asyncio.timeout(90):
+        code, output, _ = await collect(stream)
     assert code == 0
     assert b"41 117\r\n" in output
     assert b"got word\r\n/dev/pts/0\r\n" in output

@@ -183,7 +183,7 @@ class Writer:
     async def stop(self) -> int:
         """The last number that was acknowledged. Fails when a write failed."""
         self.stop_file.touch()
-        code = await asyncio.to_thread(self.process.wait, 20)
+        code = await asyncio.to_thread(self.process.wait, 90)
         self.said.seek(0)
         assert code == 0, self.said.read()
         return self.last

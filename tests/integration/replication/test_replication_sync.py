@@ -79,7 +79,7 @@ async def test_a_lost_replica_is_written_down_before_a_write_is_acknowledged_alo
     await writer.more(50)
     # It comes back, and is made whole while it is written.
     place.with_name("away").rename(place)
-    await lab.until(replication, "current", seconds=40)
+    await lab.until(replication, "current")
     await writer.more(50)
     last = await writer.stop()
     await lab.closed()
@@ -93,7 +93,7 @@ async def test_what_the_replica_lacks_is_promoted_by_force_alone(lab: CarryLab) 
     place.rename(place.with_name("away"))
     os.kill(server(lab, replication), signal.SIGKILL)
     before = writer.last
-    await writer.until(before + 50, seconds=30)
+    await writer.until(before + 50)
     await lab.replicate(_paused(replication), source, target)
     place.with_name("away").rename(place)
     with pytest.raises(Conflict, match="open"):

@@ -157,7 +157,7 @@ async def test_a_flood_fills_neither_disk_nor_memory(lab: Lab, driver: WasmDrive
     machine = lab.machine("deeds", "flood", "20000")
     await driver.create(machine)
     await driver.start(machine.id)
-    await phase(driver, machine.id, Phase.STOPPED, timeout=60)
+    await phase(driver, machine.id, Phase.STOPPED)
     kept = sum(path.stat().st_size for path in (lab.home.state / "wasm" / machine.id).glob("log.*"))
     assert 4 * MIB < kept <= 8 * MIB
     text = await logged(driver, machine.id)
