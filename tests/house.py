@@ -61,7 +61,7 @@ class LayerUnderTest:
             self.daemon.wait(90)
 
     def lamella(
-        self, *arguments: str, check: bool = True, stdin: bytes | None = None, timeout: float = 120
+        self, *arguments: str, check: bool = True, stdin: bytes | None = None, timeout: float = 600
     ) -> subprocess.CompletedProcess[bytes]:
         done = subprocess.run(
             [str(BIN / "lamella"), *arguments],
@@ -101,7 +101,7 @@ class LayerUnderTest:
             ["nsenter", f"--net=/run/netns/{self.netns}", str(BIN / "lamellad"), "--purge"],
             env=self.environment,
             capture_output=True,
-            timeout=120,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr.decode()
 

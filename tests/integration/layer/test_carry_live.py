@@ -129,8 +129,14 @@ def test_an_asynchronous_replica_from_its_creation_to_its_promotion(layer: Layer
     ]
     assert head.split()[7:9] == ["RPO", "WORST"]
     assert "volume: data\n" in layer.out("replication", "show", "data")
-    [kept] = json.loads(layer.out("contract", "db", "-o", "json"))["replicas"]
-    assert kept["kept"] and kept["achieved"] <= kept["promised"] and kept["replica"] == "data-replica"
+
+    def as_promised() -> bool:
+        [kept] = json.loads(layer.out("contract", "db", "-o", "json"))["replicas"]
+        assert kept["replica"] == "data-replica" and (not kept["kept"] or kept["achieved"] <= kept["promised"])
+        return kept["kept"]
+
+    # A busy machine is late now and then, and says so.
+    until(as_promised, "its replica is never as new as was promised")
     layer.lamella("replication", "pause", "data")
     assert "BROKEN" in layer.out("contract", "db") and "it is paused" in layer.out("contract", "db")
     layer.lamella("replication", "resume", "data")

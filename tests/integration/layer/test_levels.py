@@ -236,7 +236,7 @@ def test_every_level_is_on_the_network(layer, level: str, box: str) -> None:
     for other in LEVELS:
         said = layer.out(
             "run", "--rm", "--isolation", other, "busybox", "--",
-            "sh", "-c", f"printf 'GET /index.html HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {address} 81 | tail -n 1",
+            "sh", "-c", f"printf 'GET /index.html HTTP/1.0\\r\\n\\r\\n' | nc -w 60 {address} 81 | tail -n 1",
         )  # fmt: skip
         assert said == "neighbour\n"
 
@@ -264,7 +264,7 @@ def test_a_published_port_leads_inside(layer, level: str, netns: str) -> None:
             ],
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=90,
         )
         if got.stdout == "served\n":
             break
@@ -277,7 +277,10 @@ def test_a_published_port_leads_inside(layer, level: str, netns: str) -> None:
 
 def test_what_has_ended_holds_no_rule_and_publishes_again_when_started(layer, level: str) -> None:
     name = f"port-{level}"
-    layer.lamella("run", "-d", "--isolation", level, "--name", name, "-p", "18099:80", "busybox", "--", "sleep", "1")
+    # The third time it stays.
+    script = "echo >>/root/times; sync; [ $(wc -l </root/times) -lt 3 ] || exec sleep 1000; sleep 1"
+    begin = ("run", "-d", "--isolation", level, "--name", name, "-p", "18099:80")
+    layer.lamella(*begin, "busybox", "--", "sh", "-c", script)
     for _ in range(2):
         layer.wait_phase(name, "stopped")
         deadline = time.monotonic() + 90
