@@ -7,8 +7,10 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import secrets
+import select
 import socket
 import subprocess
 import threading
@@ -138,9 +140,16 @@ class World:
         client = self.endpoint(name, kind)
         if bind:
             client.bind((bind, 0))
-        client.connect((address, port))
+        client.setblocking(False)
+        failed = client.connect_ex((address, port))
+        if failed == errno.EINPROGRESS:
+            _wait(client, select.POLLOUT)
+            failed = client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if failed:
+            raise OSError(failed, os.strerror(failed))
         if kind == socket.SOCK_DGRAM:
             client.send(b"?")
+        _wait(client, select.POLLIN)
         return client.recv(100).decode()
 
     def pings(self, name: str, address: str, *, patience: float = 90) -> bool:
@@ -166,6 +175,19 @@ class World:
             routers.remove(router)
         for name in self.namespaces:
             command("ip", "netns", "del", self.full(name))
+
+
+def _wait(client: socket.socket, event: int) -> None:
+    """For three seconds in which this machine runs: where it stands still meanwhile, nobody could have answered.
+
+    :raise TimeoutError: when they are over.
+    """
+    poll = select.poll()
+    poll.register(client, event)
+    for _ in range(30):
+        if poll.poll(100):
+            return
+    raise TimeoutError
 
 
 def port(number: int, *publish: Publish) -> DesiredPort:
