@@ -182,7 +182,7 @@ class Ceph:
         for process in self._running:
             process.send_signal(signal.SIGKILL)
         for process in self._running:
-            process.wait(20)
+            process.wait(90)
 
 
 def _free_port() -> int:

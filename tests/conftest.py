@@ -16,7 +16,7 @@ from tests.debian import Built, build
 from lamella.host.linux.processes import all_pids
 
 PREFIX = "lamella-"
-GRACE = 10.0
+GRACE = 90.0
 
 # A busy machine is no reason for a property to fail: no timed assertions.
 settings.register_profile("lamella", deadline=None)

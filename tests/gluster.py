@@ -52,7 +52,7 @@ class Gluster:
         self._glusterd: subprocess.Popen[bytes] | None = None
 
     def run(self, *command: str, check: bool = True) -> str:
-        done = subprocess.run([*self.inside, *command], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([*self.inside, *command], capture_output=True, text=True, timeout=90, check=False)
         if check and done.returncode:
             raise AssertionError(f"{' '.join(command)}: {done.returncode}\n{done.stdout}{done.stderr}")
         return done.stdout
@@ -95,7 +95,7 @@ class Gluster:
         return [int(word) for word in done.stdout.split()]
 
     def stop(self) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 90
         while pids := self.pids():
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
@@ -105,7 +105,7 @@ class Gluster:
             assert time.monotonic() < deadline, pids
             time.sleep(0.05)
         if self._glusterd is not None:
-            self._glusterd.wait(10)
+            self._glusterd.wait(90)
         SOCKET.unlink(missing_ok=True)
 
 

@@ -40,7 +40,7 @@ class LayerUnderTest:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 90
         while self.lamella("ps", "-q", check=False).returncode != 0:
             if self.daemon.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"the daemon does not answer:\n{self.log()}")
@@ -53,15 +53,15 @@ class LayerUnderTest:
         """As a crash would: without a word."""
         assert self.daemon is not None
         self.daemon.send_signal(signal.SIGKILL)
-        self.daemon.wait(10)
+        self.daemon.wait(90)
 
     def stop(self) -> None:
         if self.daemon is not None and self.daemon.poll() is None:
             self.daemon.terminate()
-            self.daemon.wait(30)
+            self.daemon.wait(90)
 
     def lamella(
-        self, *arguments: str, check: bool = True, stdin: bytes | None = None, timeout: float = 120
+        self, *arguments: str, check: bool = True, stdin: bytes | None = None, timeout: float = 600
     ) -> subprocess.CompletedProcess[bytes]:
         done = subprocess.run(
             [str(BIN / "lamella"), *arguments],
@@ -83,7 +83,7 @@ class LayerUnderTest:
     def show(self, name: str) -> dict[str, Any]:
         return json.loads(self.out("show", name, "-o", "json"))
 
-    def wait_phase(self, name: str, phase: str, timeout: float = 60) -> dict[str, Any]:
+    def wait_phase(self, name: str, phase: str, timeout: float = 90) -> dict[str, Any]:
         deadline = time.monotonic() + timeout
         while True:
             seen = self.show(name)
@@ -101,7 +101,7 @@ class LayerUnderTest:
             ["nsenter", f"--net=/run/netns/{self.netns}", str(BIN / "lamellad"), "--purge"],
             env=self.environment,
             capture_output=True,
-            timeout=120,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr.decode()
 

@@ -60,7 +60,7 @@ async def build(directory: Path) -> Path:
             *(initramfs.file(f"modules/{module.name}.ko", module.content) for module in modules),
         ]
     )
-    tsc = subprocess.run([binaries.own("lamella-tsc")], capture_output=True, text=True, check=True, timeout=10)
+    tsc = subprocess.run([binaries.own("lamella-tsc")], capture_output=True, text=True, check=True, timeout=90)
     root, scratch = directory / "root", directory / "scratch"
     (root / "boot/grub").mkdir(parents=True)
     scratch.mkdir()

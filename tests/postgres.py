@@ -45,7 +45,7 @@ class Postgres:
             "UTF8",
             "--locale=C.UTF-8",
         ]
-        subprocess.run([*initdb, "--no-sync"], check=True, capture_output=True, cwd=root, timeout=60, **self._as)
+        subprocess.run([*initdb, "--no-sync"], check=True, capture_output=True, cwd=root, timeout=90, **self._as)
 
     def start(self) -> None:
         command = [self._bin / "postgres", "-D", self._root / "data", "-k", self._root, "-c", "listen_addresses="]
@@ -59,7 +59,7 @@ class Postgres:
                 start_new_session=True,
                 **self._as,
             )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while True:
             try:
                 self.run("SELECT 1")
@@ -73,7 +73,7 @@ class Postgres:
         """SIGINT ends it in order, SIGQUIT is a crash: no checkpoint, recovery at the next start."""
         assert self._server is not None
         self._server.send_signal(how)
-        self._server.wait(30)
+        self._server.wait(90)
 
     def run(self, sql: str) -> None:
         with psycopg.connect(self._url(), autocommit=True) as connection:

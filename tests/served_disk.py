@@ -25,7 +25,7 @@ class Served:
             *("--export", f"type=nbd,id=export,node-name=node,name={self.name},writable=on"),
         ]
         self.process = subprocess.Popen(["qemu-storage-daemon", *words], stdin=subprocess.DEVNULL)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 90
         while not self.socket.exists():
             assert self.process.poll() is None and time.monotonic() < deadline, "the storage process did not start"
             time.sleep(0.02)
@@ -34,7 +34,7 @@ class Served:
     def kill(self) -> None:
         if self.process is not None:
             self.process.send_signal(signal.SIGKILL)
-            self.process.wait(10)
+            self.process.wait(90)
             self.process = None
 
 
@@ -42,5 +42,5 @@ def parallel_writer(directory: Path) -> bytes:
     """``parallel_writer.c``, for any Linux guest."""
     made = directory / "parallel_writer"
     source = Path(__file__).with_name("parallel_writer.c")
-    subprocess.run(["gcc", "-O2", "-static", "-pthread", "-o", str(made), str(source)], check=True, timeout=60)
+    subprocess.run(["gcc", "-O2", "-static", "-pthread", "-o", str(made), str(source)], check=True, timeout=90)
     return made.read_bytes()

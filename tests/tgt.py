@@ -34,7 +34,7 @@ class Tgt:
 
     def tell(self, *words: str, check: bool = True) -> bool:
         done = subprocess.run(
-            ["tgtadm", "--lld", "iscsi", *words], env=self._environment, capture_output=True, text=True, timeout=20
+            ["tgtadm", "--lld", "iscsi", *words], env=self._environment, capture_output=True, text=True, timeout=90
         )
         assert not check or done.returncode == 0, f"{words}: {done.stderr}"
         return done.returncode == 0
@@ -51,7 +51,7 @@ class Tgt:
                 stdout=log,
                 stderr=log,
             )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 90
         while not self.tell("--op", "new", "--mode", "target", "--tid", "1", "-T", NAME, check=False):
             assert time.monotonic() < deadline and self._server.poll() is None, (self.home / "log").read_text()
             time.sleep(0.02)
@@ -76,7 +76,7 @@ class Tgt:
     def stop(self) -> None:
         if self._server is not None:
             self._server.kill()
-            self._server.wait(10)
+            self._server.wait(90)
 
 
 @contextlib.contextmanager

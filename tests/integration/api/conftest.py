@@ -33,5 +33,5 @@ async def uds(layer: FakeLayer, tmp_path: Path) -> AsyncIterator[Path]:
 @pytest.fixture
 async def client(uds: Path) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.AsyncHTTPTransport(uds=str(uds))
-    async with httpx.AsyncClient(transport=transport, base_url="http://lamella", timeout=10) as made:
+    async with httpx.AsyncClient(transport=transport, base_url="http://lamella", timeout=90) as made:
         yield made

@@ -24,10 +24,10 @@ def serving(serve: Callable[[asyncio.Event], Awaitable[None]]) -> Iterator[None]
 
     thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
     thread.start()
-    assert started.wait(20)
+    assert started.wait(90)
     try:
         yield
     finally:
         loop.call_soon_threadsafe(tasks[0].cancel)
-        thread.join(20)
+        thread.join(90)
         loop.close()

@@ -22,7 +22,7 @@ from lamella.wire.certificates import Authority
 
 
 def over(uds: Path) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(uds)), base_url="http://lamella", timeout=10)
+    return httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(uds)), base_url="http://lamella", timeout=90)
 
 
 async def start(app: Litestar, **where: object) -> "asyncio.Task[None]":
@@ -168,7 +168,7 @@ async def test_stopping_ends_what_is_open(tmp_path: Path, layer: FakeLayer) -> N
     server = await start(create_app(layer), uds=uds)
     async with over(uds) as client:
         url = "/v1/projects/default/instances?watch=true"
-        async with client.stream("GET", url) as watch, asyncio.timeout(30):
+        async with client.stream("GET", url) as watch, asyncio.timeout(90):
             await stop(server)
             assert [line async for line in watch.aiter_lines()] == []
 

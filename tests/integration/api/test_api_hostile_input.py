@@ -32,7 +32,7 @@ async def ask(uds: Path, request: bytes) -> tuple[int, bytes]:
     """Status and body of what is answered to *request*; status 0 when the connection is closed instead."""
     reader, writer = await asyncio.open_unix_connection(str(uds))
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             writer.write(request)
             await writer.drain()
             writer.write_eof()

@@ -142,7 +142,7 @@ async def test_a_process_that_does_not_read_holds_the_client_back(uds: Path, lay
 
 
 async def until_closed(layer: FakeLayer) -> None:
-    for _ in range(250):
+    for _ in range(4500):
         if layer.streams[-1].closed:
             return
         await asyncio.sleep(0.02)

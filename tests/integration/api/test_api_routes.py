@@ -115,7 +115,7 @@ async def test_logs_are_lines_of_json(client: httpx.AsyncClient) -> None:
 
 
 async def test_followed_logs_answer_at_once(client: httpx.AsyncClient) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         async with client.stream("GET", f"{WEB}/logs", params={"follow": "true", "tail": 0}) as answer:
             assert answer.status_code == 200
 
@@ -123,7 +123,7 @@ async def test_followed_logs_answer_at_once(client: httpx.AsyncClient) -> None:
 async def test_a_watch_tells_every_change_from_a_revision_on(client: httpx.AsyncClient, layer: FakeLayer) -> None:
     since = layer.revision
     await client.post(INSTANCES, json={"name": "one", "spec": {"image": "debian:12"}})
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         async with client.stream("GET", INSTANCES, params={"watch": "true", "since": since}) as stream:
             assert stream.headers["content-type"] == "text/event-stream"
             lines = stream.aiter_lines()

@@ -13,7 +13,7 @@ from lamella.host.storage.backup import table as tables
 from lamella.host.storage.driver import Extent
 from lamella.model.errors import Conflict, Corrupt, Forbidden, LamellaError, NoRoom, NotFound, Unavailable
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120, method="thread")]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600, method="thread")]
 
 MIB = 1 << 20
 SIZE = 40 * MIB + 12345

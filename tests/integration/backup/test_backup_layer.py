@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.house import LayerUnderTest, busybox_root, layer_in, named_netns
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 NETNS = "lamella-test-backup"
 
@@ -116,7 +116,7 @@ def test_the_daemon_dies_while_it_backs_up_and_the_next_one_works(ground: tuple[
     )
     time.sleep(1.5)
     layer.kill()
-    work.wait(30)
+    work.wait(90)
     layer.start()
     for row in said(layer, "backup", "ls", "data"):
         if row["name"] not in before:
@@ -130,7 +130,7 @@ def test_a_policy_makes_them_by_itself(ground: tuple[LayerUnderTest, Path]) -> N
     layer, _ = ground
     layer.out("volume", "create", "small", "--size", "32MiB")
     layer.out("backup", "policy", "set", "small", "--to", "vault", "--daily", "2", "--verify", "0")
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 90
     while not (rows := said(layer, "backup", "ls", "small")) or rows[0]["status"]["phase"] != "ready":
         assert time.monotonic() < deadline, layer.out("backup", "policy", "ls") + layer.log()
         time.sleep(0.2)
@@ -155,7 +155,7 @@ def test_a_bare_machine_and_the_repository_are_enough(ground: tuple[LayerUnderTe
     assert other.lamella(*words, check=False).returncode != 0
     try:
         other.start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 90
         while any(row["status"]["phase"] == "running" for row in said(other, "operation", "ls")):
             assert time.monotonic() < deadline, other.log()
             time.sleep(0.2)

@@ -22,7 +22,7 @@ from lamella.host.storage.driver import Extent
 from lamella.model.backup import Credentials
 from lamella.model.errors import Conflict, Forbidden, LamellaError, Unavailable
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120, method="thread")]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600, method="thread")]
 
 MIB = 1 << 20
 SIZE = 9 * MIB
@@ -36,7 +36,7 @@ def free_port() -> int:
 
 
 def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
@@ -49,10 +49,10 @@ def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
 def ended(process: "subprocess.Popen[bytes]") -> None:
     process.terminate()
     try:
-        process.wait(10)
+        process.wait(90)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait(10)
+        process.wait(90)
 
 
 @pytest.fixture

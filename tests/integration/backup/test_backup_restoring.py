@@ -33,7 +33,7 @@ from lamella.model.resource import new_resource
 from lamella.model.storage import KeyWrap, PoolSpec, PoolStatus, Volume, VolumeMount, VolumeStatus
 from lamella.model.storage_requests import OpenPool
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180, method="thread")]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600, method="thread")]
 
 FORMS = ("encrypted", "tree")
 
@@ -301,7 +301,7 @@ async def test_a_pool_that_is_full_loses_nothing(
         with pytest.raises((NoRoom, Corrupt)):
             await vault.restore(backup, volume)
         ballast.unlink()
-        for _ in range(100):
+        for _ in range(900):
             with suppress(Conflict):
                 assert await vault.shell(volume, look) == now
                 break

@@ -48,12 +48,12 @@ class Served:
 
     def start(self) -> None:
         self._thread.start()
-        assert self._up.wait(10)
+        assert self._up.wait(90)
         assert not self._server.done(), self._server.exception()
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._server.cancel)
-        self._thread.join(20)
+        self._thread.join(90)
         assert not self._thread.is_alive()
 
     def lamella(
@@ -64,7 +64,7 @@ class Served:
             input=input,
             stdin=subprocess.DEVNULL if input is None else None,
             capture_output=True,
-            timeout=30,
+            timeout=90,
             env={**self.environment, **environment},
             check=False,
         )

@@ -63,17 +63,17 @@ class StorageServed:
 
     def start(self) -> None:
         self._thread.start()
-        assert self._up.wait(20)
+        assert self._up.wait(90)
         assert not self._server.done(), self._server.exception()
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._server.cancel)
-        self._thread.join(20)
+        self._thread.join(90)
         assert not self._thread.is_alive()
 
     def lamella(self, *words: str, input: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
         return subprocess.run(
-            [COMMAND, *words], input=input, capture_output=True, timeout=30, env=self.environment, check=False
+            [COMMAND, *words], input=input, capture_output=True, timeout=90, env=self.environment, check=False
         )
 
     def out(self, *words: str, input: bytes = b"") -> str:

@@ -102,7 +102,7 @@ def test_a_console_in_a_pipe_gives_back_what_is_said(db: Served) -> None:
     process.stdin.flush()
     assert process.stdout.readline() == b"heard ping\n"
     process.terminate()
-    assert process.wait(10) == -15
+    assert process.wait(90) == -15
     process.stdin.close()
     process.stdout.close()
     assert db.lamella("ps", "-q").stdout == b"db\n", "whoever visits sends no signals"
@@ -138,7 +138,7 @@ def test_a_viewer_is_let_in_once(db: Served) -> None:
         assert bytes(back) == data
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
-    assert process.wait(10) == 0
+    assert process.wait(90) == 0
     assert process.stdout is not None
     process.stdout.close()
     assert not authority.exists()
@@ -158,7 +158,7 @@ def test_a_viewer_that_does_not_read_fills_nobodys_memory(db: Served) -> None:
         peak = int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
         assert sent < 64 << 20
         assert peak < 64 << 10, "KiB"
-    assert process.wait(10) == 0
+    assert process.wait(90) == 0
     assert process.stdout is not None
     process.stdout.close()
 
@@ -175,7 +175,7 @@ def test_spice_has_several_connections_and_ends_with_the_first(db: Served) -> No
             assert inputs.recv(10) == b"inputs"
         main.sendall(b"again")
         assert main.recv(10) == b"again"
-    assert process.wait(10) == 0
+    assert process.wait(90) == 0
     assert process.stdout is not None
     process.stdout.close()
     assert db.layer.viewers == ["spice", "spice"]
@@ -353,10 +353,10 @@ def test_a_desktop_that_is_broken_off_leaves_nothing(db: Served) -> None:
     folder = Path(told["ca"]).parent
     assert folder.is_dir()
     process.send_signal(2)
-    assert process.wait(10) == 130
+    assert process.wait(90) == 130
     assert process.stdout is not None
     process.stdout.close()
-    for _ in range(100):
+    for _ in range(4500):
         if not folder.exists():
             return
         time.sleep(0.02)

@@ -61,10 +61,10 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
     thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()
-    assert up.wait(10)
+    assert up.wait(90)
     yield f"https://127.0.0.1:{port}"
     ends[0]()
-    thread.join(20)
+    thread.join(90)
 
 
 async def test_both_faces_over_tls(remote: str) -> None:

@@ -26,7 +26,7 @@ from lamella.store.store import Transaction
 GIB = 1 << 30
 WHO = Principal(name="unix:root", admin=True)
 Open = Callable[[], Awaitable[Layer]]
-WAIT = 20.0
+WAIT = 90.0
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +81,7 @@ async def volumes_called(layer: Layer) -> list[str]:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    for _ in range(500):
+    for _ in range(4500):
         if await condition():
             return
         await asyncio.sleep(0.02)

@@ -27,7 +27,7 @@ from lamella.model.storage import PoolSpec, Volume, VolumeMount, VolumeSpec
 from lamella.model.storage_bodies import PoolCreate, SnapshotCreate, VolumeCreate
 
 WHO = Principal(name="unix:root", admin=True)
-WAIT = 20.0
+WAIT = 90.0
 Open = Callable[[], Awaitable[Layer]]
 
 

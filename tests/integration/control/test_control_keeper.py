@@ -15,7 +15,7 @@ from lamella.model.storage_bodies import VolumeCreate
 
 GIB = 1 << 30
 WHO = Principal(name="unix:root", admin=True)
-WAIT = 20.0
+WAIT = 90.0
 FULL = NoRoom("the pool is full")
 
 

@@ -19,7 +19,7 @@ from lamella.model.storage_report import StorageFinding
 from lamella.store.store import Transaction
 
 WHO = Principal(name="unix:root", admin=True)
-WAIT = 20.0
+WAIT = 90.0
 
 
 async def volume(layer: Layer, name: str) -> Volume:

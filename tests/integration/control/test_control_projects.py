@@ -16,7 +16,7 @@ from lamella.model.storage import VolumeSpec
 from lamella.model.storage_bodies import VolumeCreate
 
 WHO = Principal(name="unix:root", admin=True)
-WAIT = 20.0
+WAIT = 90.0
 
 
 @pytest.fixture(autouse=True)

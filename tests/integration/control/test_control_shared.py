@@ -11,7 +11,7 @@ from lamella.model.storage import Feature, PoolSpec, VolumeMount, VolumeSpec
 from lamella.model.storage_bodies import PoolCreate, SnapshotCreate, VolumeCreate
 
 WHO = Principal(name="unix:root", admin=True)
-WAIT = 20.0
+WAIT = 90.0
 
 
 async def test_the_host_of_the_instance_that_has_a_shared_volume_is_asked_about_it(

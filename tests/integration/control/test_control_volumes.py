@@ -44,7 +44,7 @@ from lamella.model.storage_bodies import (
 GIB = 1 << 30
 WHO = Principal(name="unix:root", admin=True)
 Open = Callable[[], Awaitable[Layer]]
-WAIT = 20.0
+WAIT = 90.0
 
 
 async def volume(layer: Layer, name: str = "data", *, source: str = "", passphrase: str = "", **spec: object) -> Volume:
@@ -100,7 +100,7 @@ async def test_a_volume_is_made_where_there_is_room(layer: Layer, host: StorageH
 async def test_what_cannot_be_made_leaves_nothing(layer: Layer, host: StorageHost) -> None:
     with pytest.raises(Invalid, match="beyond this driver"):
         await volume(layer, size=1 << 55)
-    for _ in range(100):
+    for _ in range(4500):
         if not (await layer.store.list("volume")).items:
             break
         await asyncio.sleep(0.02)
@@ -138,20 +138,20 @@ async def test_a_crash_at_any_request_is_made_good(opened: Open, host: StorageHo
             WHO, "default", VolumeCreate(name="data", spec=VolumeSpec(size=GIB)), wait=WAIT
         )
     # Whoever waited was told, so that the name is free again.
-    for _ in range(100):
+    for _ in range(4500):
         if not (await layer.store.list("volume")).items:
             break
         await asyncio.sleep(0.02)
     assert host.volumes == {}
     host.crash.add("CreateVolume")
     await layer.storage.volumes.create(WHO, "default", VolumeCreate(name="data", spec=VolumeSpec(size=GIB)), wait=0)
-    for _ in range(100):
+    for _ in range(4500):
         if host.volumes:
             break
         await asyncio.sleep(0.02)
     await layer.close()
     again = await opened()
-    for _ in range(200):
+    for _ in range(4500):
         made: Volume = await again.store.get("volume", "default", "data")
         if made.status.phase is StoragePhase.READY:
             break
@@ -162,7 +162,7 @@ async def test_a_crash_at_any_request_is_made_good(opened: Open, host: StorageHo
         await remove(again, "volume", "data")
     await again.close()
     last = await opened()
-    for _ in range(200):
+    for _ in range(4500):
         if not (await last.store.list("volume")).items:
             break
         await asyncio.sleep(0.02)
@@ -378,7 +378,7 @@ async def test_a_snapshot_is_cloned_and_restored(layer: Layer, host: StorageHost
         await volume(layer, "locked", source="data", encryption=KeyWrap.PASSPHRASE)
     await remove(layer, "volume", "secret")
     await remove(layer, "volume", "now")
-    for _ in range(100):
+    for _ in range(4500):
         if len((await layer.store.list("snapshot")).items) == 1:
             break
         await asyncio.sleep(0.02)

@@ -49,7 +49,7 @@ def root_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "etc/group").write_text("root:x:0:\nann:x:1001:\nwheel:x:10:bob,ann\n")
     (root / "etc/resolv.conf").symlink_to("../run/nowhere")
     image = directory / "root.erofs"
-    subprocess.run(["mkfs.erofs", image, root], check=True, capture_output=True, timeout=60)
+    subprocess.run(["mkfs.erofs", image, root], check=True, capture_output=True, timeout=90)
     return image
 
 
@@ -61,17 +61,17 @@ async def helper(agent: Path, tmp_path: Path) -> AsyncIterator[GuestClient]:
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    client = await GuestClient.over(process.stdout, process.stdin, timeout=10)
+    client = await GuestClient.over(process.stdout, process.stdin, timeout=90)
     yield client
     await client.close()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         assert await process.wait() == 0
 
 
 @pytest.fixture
 def machine(boot: BootFiles, root_image: Path, tmp_path: Path) -> Iterator[Machine]:
     """A running microVM of that root with a fresh data disk; it is gone after the test."""
-    tsc = subprocess.run([binaries.own("lamella-tsc")], capture_output=True, text=True, check=True, timeout=10)
+    tsc = subprocess.run([binaries.own("lamella-tsc")], capture_output=True, text=True, check=True, timeout=90)
     made = Machine(boot, root_image, tmp_path, tsc_khz=int(tsc.stdout))
     yield made
     made.end()

@@ -32,7 +32,7 @@ class Machine:
         if not self.data.exists():
             with self.data.open("wb") as file:
                 file.truncate(128 << 20)
-            subprocess.run(["mke2fs", "-q", "-t", "ext4", self.data], check=True, timeout=60)
+            subprocess.run(["mke2fs", "-q", "-t", "ext4", self.data], check=True, timeout=90)
         line = "console=ttyS0 quiet reboot=t panic=-1 no_timer_check tsc=reliable mitigations=off cryptomgr.notests=1"
         line += f" tsc_early_khz={tsc_khz}"
         self.qemu = subprocess.Popen(
@@ -57,7 +57,7 @@ class Machine:
         )
 
     async def connect(self) -> GuestClient:
-        return await GuestClient.connect(self.socket, timeout=60)
+        return await GuestClient.connect(self.socket, timeout=90)
 
     async def configured(self) -> GuestClient:
         """A client of the guest after its set-up."""

@@ -147,14 +147,25 @@ async def test_what_cannot_be_run_says_why(helper: GuestClient, tmp_path: Path) 
 
 
 async def test_a_deadline_ends_a_whole_session(helper: GuestClient, tmp_path: Path) -> None:
-    said = await run(helper, "sh", "-c", f"(sleep 600; :) & echo $! >{tmp_path}/pid; sleep 600; :", timeout=0.3)
-    assert said.code == 124
-    assert await ends(int((tmp_path / "pid").read_text()))
+    pid = tmp_path / "pid"
+    # It is given longer where it did not come to say anything.
+    for seconds in (0.3, 5.0, 30.0):
+        said = await run(
+            helper,
+            "sh",
+            "-c",
+            f"(sleep 600; :) & echo $! >{pid}.new; mv {pid}.new {pid}; sleep 600; :",
+            timeout=seconds,
+        )
+        assert said.code == 124
+        if pid.exists():
+            break
+    assert await ends(int(pid.read_text()))
 
 
 async def ends(pid: int) -> bool:
     """Whether a process is gone (or a zombie of somebody) soon."""
-    for _ in range(200):
+    for _ in range(9000):
         try:
             if " Z " in Path(f"/proc/{pid}/stat").read_text():
                 return True
@@ -201,7 +212,7 @@ async def test_a_terminal_has_a_size_an_echo_and_an_interrupt(helper: GuestClien
 async def until(stream: ProcessStream, text: bytes) -> None:
     """Read output until it holds *text*."""
     seen = b""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while text not in seen:
             frame = await stream.receive()
             assert isinstance(frame, Stdout), (seen, frame)
@@ -209,7 +220,7 @@ async def until(stream: ProcessStream, text: bytes) -> None:
 
 
 async def test_a_background_child_does_not_hold_the_answer(helper: GuestClient, tmp_path: Path) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         said = await run(helper, "sh", "-c", f"sleep 600 & echo $! >{tmp_path}/pid; echo done")
     assert (said.out, said.code) == (b"done\n", 0)
     os.kill(int((tmp_path / "pid").read_text()), 9)
@@ -217,7 +228,7 @@ async def test_a_background_child_does_not_hold_the_answer(helper: GuestClient, 
 
 async def test_a_slow_reader_holds_its_own_process_and_nobody_else(helper: GuestClient) -> None:
     flood = await helper.exec(ExecSpec(command=["yes"]))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         for _ in range(20):
             assert (await run(helper, "echo", "hi")).out == b"hi\n"
     await flood.close()
@@ -231,7 +242,7 @@ async def test_a_conversation_that_broke_off_inside_a_frame_is_left_behind(agent
     assert process.stdout is not None
     broken = encode(Frame(1, FrameType.REQUEST, bytes(60_000)), 77)[:-30_000]
     process.stdin.write(struct.pack("<16sIQI", GREETING_HOST, 1, 77, 0) + broken)
-    client = await GuestClient.over(process.stdout, process.stdin, timeout=20)
+    client = await GuestClient.over(process.stdout, process.stdin, timeout=90)
     assert (await run(client, "echo", "again")).out == b"again\n"
     await client.close()
     assert await process.wait() == 0

@@ -23,13 +23,13 @@ from lamella.host.compute.vm.inside import Agents, Inside
 from lamella.host.linux import binaries
 from lamella.host.linux.processes import environment
 from lamella.host.storage.driver import VolumeHandle
-from lamella.model.errors import Unsupported
+from lamella.model.errors import LamellaError, Unsupported
 from lamella.model.image import ImageConfig
 from lamella.model.resource import now
 from lamella.model.storage import VolumeForm
 from lamella.model.stream import ExecSpec
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
@@ -63,7 +63,7 @@ def vm_machine(tmp_path: Path) -> Machine:
 
 
 def start(boot: BootFiles, archive: bytes, disk: Path, directory: Path) -> BusyboxMachine:
-    tsc = subprocess.run([binaries.own("lamella-tsc")], capture_output=True, text=True, check=True, timeout=10)
+    tsc = subprocess.run([binaries.own("lamella-tsc")], capture_output=True, text=True, check=True, timeout=90)
     return BusyboxMachine(boot.kernel, archive, disk, directory, tsc_khz=int(tsc.stdout))
 
 
@@ -76,7 +76,7 @@ def box(
     disk = directory / "disk"
     with disk.open("wb") as file:
         file.truncate(32 << 20)
-    subprocess.run(["mke2fs", "-q", "-t", "ext4", disk], check=True, timeout=60)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", disk], check=True, timeout=90)
     files = [
         initramfs.file("etc/inittab", INITTAB.encode()),
         initramfs.file(PATH.removeprefix("/"), agent.read_bytes(), 0o755),
@@ -88,7 +88,7 @@ def box(
 
 @pytest.fixture
 async def guest(box: BusyboxMachine) -> AsyncIterator[GuestClient]:
-    client = await GuestClient.connect(box.agent, timeout=60)
+    client = await GuestClient.connect(box.agent, timeout=90)
     yield client
     await client.close()
 
@@ -170,7 +170,7 @@ async def test_every_writable_disk_is_frozen_and_thaws_by_itself(guest: GuestCli
     await asyncio.sleep(0.5)
     assert not ended.done()
     await guest.freeze(0.5)  # asked again, it moves the deadline
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         assert (await ended).code == 0
     await guest.thaw()
 
@@ -181,12 +181,12 @@ async def test_randomness_and_clock_are_taken(guest: GuestClient) -> None:
 
 
 async def test_a_host_that_goes_takes_its_processes_along_and_may_come_again(box: BusyboxMachine) -> None:
-    first = await GuestClient.connect(box.agent, timeout=30)
+    first = await GuestClient.connect(box.agent, timeout=90)
     await first.exec(ExecSpec(command=["sleep", "7777"]))
     await first.close()
-    second = await GuestClient.connect(box.agent, timeout=30)
+    second = await GuestClient.connect(box.agent, timeout=90)
     try:
-        said = await run(second, "sh", "-c", "while ps | grep -q '[s]leep 7777'; do sleep 0.2; done", timeout=20.0)
+        said = await run(second, "sh", "-c", "while ps | grep -q '[s]leep 7777'; do sleep 0.2; done", timeout=90.0)
         assert said.code == 0
     finally:
         await second.close()
@@ -195,11 +195,17 @@ async def test_a_host_that_goes_takes_its_processes_along_and_may_come_again(box
 async def test_a_port_that_is_taken_away_and_comes_back_is_found_again(box: BusyboxMachine) -> None:
     async with inside_of(box) as inside:
         assert (await hear(await inside.exec(ExecSpec(command=["echo", "one"])))).out == b"one\n"
-        box.tell("device_del", id="port")
-        await asyncio.sleep(1)
-        box.tell("device_add", driver="virtserialport", id="port", nr=1, chardev="agent", name="org.lamella.agent")
-        await inside.port_changed(ours=True, opened=False)
-        assert (await hear(await inside.exec(ExecSpec(command=["echo", "two"])))).out == b"two\n"
+        said = b""
+        # A guest that has yet to see that the port is gone does not see it come: a slow one gets longer.
+        for pause in (1, 5, 30):
+            box.tell("device_del", id="port")
+            await asyncio.sleep(pause)
+            box.tell("device_add", driver="virtserialport", id="port", nr=1, chardev="agent", name="org.lamella.agent")
+            await inside.port_changed(ours=True, opened=False)
+            with contextlib.suppress(LamellaError):
+                said = (await hear(await inside.exec(ExecSpec(command=["echo", "two"])))).out
+                break
+        assert said == b"two\n"
 
 
 async def test_only_ours_answers_here(box: BusyboxMachine) -> None:
@@ -210,21 +216,30 @@ async def test_only_ours_answers_here(box: BusyboxMachine) -> None:
 
 async def test_an_agent_that_is_killed_is_met_again(box: BusyboxMachine) -> None:
     async with inside_of(box) as inside:
+        whose = ExecSpec(command=["sh", "-c", "echo $PPID"])
+        first = (await hear(await inside.exec(whose))).out
         await inside.exec(ExecSpec(command=["sh", "-c", "kill -9 $PPID"]))
-        await asyncio.sleep(2.5)
-        assert (await hear(await inside.exec(ExecSpec(command=["echo", "three"])))).out == b"three\n"
+        async with asyncio.timeout(90):
+            while True:
+                with contextlib.suppress(LamellaError):
+                    if (await hear(await inside.exec(whose))).out not in (first, b""):
+                        break
+                await asyncio.sleep(0.1)
 
 
 async def test_reboot_and_power_off_are_asked_of_the_init(box: BusyboxMachine) -> None:
     async with inside_of(box) as inside:
         await inside.write_file("/tmp/mark", _one(b"x"))
         await inside.shutdown(reboot=True)
-        await asyncio.sleep(3)
-        listing = await inside.list_directory("/data")
-        assert "/data/shut-down" in [entry.path for entry in listing]
-        assert [entry.path for entry in await inside.list_directory("/tmp")] == []
+        async with asyncio.timeout(90):
+            while True:
+                with contextlib.suppress(LamellaError):
+                    there = [entry.path for place in ("/data", "/tmp") for entry in await inside.list_directory(place)]
+                    if "/data/shut-down" in there and "/tmp/mark" not in there:
+                        break
+                await asyncio.sleep(0.1)
         await inside.shutdown()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             assert await asyncio.to_thread(box.qemu.wait) == 0
 
 
@@ -264,4 +279,4 @@ def test_without_a_port_it_waits_and_ends_when_it_is_told(agent: Path) -> None:
         spent = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
         assert int(spent[11]) + int(spent[12]) < 10  # ticks of 10 ms: it sleeps
         process.terminate()
-        assert process.wait(5) == 0
+        assert process.wait(90) == 0

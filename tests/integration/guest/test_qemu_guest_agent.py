@@ -17,7 +17,7 @@ from lamella.model.errors import Conflict, Corrupt, DeadlineExceeded, NotFound, 
 from lamella.model.files import FileType
 from lamella.model.stream import ExecSpec, Signal, Stdin, StdinEnd
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 
 class Qga:
@@ -52,7 +52,7 @@ def qga(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qga]:
 
 @pytest.fixture
 async def client(qga: Qga) -> AsyncIterator[QgaClient]:
-    client = await QgaClient.connect(qga.socket, timeout=10)
+    client = await QgaClient.connect(qga.socket, timeout=90)
     yield client
     await client.close()
 

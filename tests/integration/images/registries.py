@@ -49,7 +49,7 @@ def registry(path: Path, extra: str = "", tls: tuple[Path, Path] | None = None) 
             env={**os.environ, "OTEL_TRACES_EXPORTER": "none"},
         )
     try:
-        for _ in range(100):
+        for _ in range(1800):
             with contextlib.suppress(OSError), socket.create_connection(tuple_of(host), timeout=1):
                 break
             assert process.poll() is None, (path / "log").read_text()
@@ -57,7 +57,7 @@ def registry(path: Path, extra: str = "", tls: tuple[Path, Path] | None = None) 
         yield host
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(90)
 
 
 def tuple_of(host: str) -> tuple[str, int]:
@@ -76,12 +76,12 @@ def put(host: str, name: str, tag: str, layout: Path) -> None:
     index = json.loads((layout / "index.json").read_text())
     for blob in (layout / "blobs" / "sha256").iterdir():
         begin = urllib.request.Request(f"http://{host}/v2/{name}/blobs/uploads/", method="POST", data=b"")
-        location = urllib.request.urlopen(begin, timeout=10).headers["Location"]
+        location = urllib.request.urlopen(begin, timeout=90).headers["Location"]
         url = f"{location}&digest=sha256:{blob.name}"
         end = urllib.request.Request(
             url, method="PUT", data=blob.read_bytes(), headers={"Content-Type": "application/octet-stream"}
         )
-        urllib.request.urlopen(end, timeout=10).close()
+        urllib.request.urlopen(end, timeout=90).close()
     for descriptor in index["manifests"]:
         document = (layout / "blobs" / "sha256" / descriptor["digest"].removeprefix("sha256:")).read_bytes()
         put_manifest(host, name, tag, descriptor["mediaType"], document)
@@ -94,7 +94,7 @@ def put_manifest(host: str, name: str, version: str, media_type: str, document: 
         data=document,
         headers={"Content-Type": media_type},
     )
-    urllib.request.urlopen(request, timeout=10).close()
+    urllib.request.urlopen(request, timeout=90).close()
 
 
 def certificate(path: Path, name: str) -> tuple[Path, Path, ec.EllipticCurvePrivateKey, x509.Certificate]:

@@ -20,7 +20,7 @@ OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 def tool(*arguments: object, cwd: Path | None = None) -> None:
     """Run a real program; what it says when it fails is the test's message."""
-    done = subprocess.run([str(part) for part in arguments], capture_output=True, timeout=60, cwd=cwd)
+    done = subprocess.run([str(part) for part in arguments], capture_output=True, timeout=90, cwd=cwd)
     assert done.returncode == 0, (done.stdout[-500:] + done.stderr[-2000:]).decode()
 
 

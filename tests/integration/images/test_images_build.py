@@ -30,7 +30,7 @@ async def test_debian_is_built(library: DiskLibrary, report: Report, told: list[
     assert not list((tmp_path / "images/scratch").iterdir())
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 async def test_a_cancelled_build_leaves_nothing(library: DiskLibrary, nothing_left: Callable[[], list[str]]) -> None:
     """No file, no process, no mount: apt and dpkg below it too."""
     begun = asyncio.Event()

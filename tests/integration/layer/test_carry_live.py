@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.house import BIN, LayerUnderTest
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(240, method="thread")]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600, method="thread")]
 
 # What was synced is said afterwards: whoever heard a number has it.
 WRITE = (
@@ -42,7 +42,7 @@ def refused(layer: LayerUnderTest, *arguments: str) -> str:
     return said
 
 
-def until(true: Callable[[], bool], what: str, seconds: float = 60) -> None:
+def until(true: Callable[[], bool], what: str, seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, what
@@ -129,8 +129,14 @@ def test_an_asynchronous_replica_from_its_creation_to_its_promotion(layer: Layer
     ]
     assert head.split()[7:9] == ["RPO", "WORST"]
     assert "volume: data\n" in layer.out("replication", "show", "data")
-    [kept] = json.loads(layer.out("contract", "db", "-o", "json"))["replicas"]
-    assert kept["kept"] and kept["achieved"] <= kept["promised"] and kept["replica"] == "data-replica"
+
+    def as_promised() -> bool:
+        [kept] = json.loads(layer.out("contract", "db", "-o", "json"))["replicas"]
+        assert kept["replica"] == "data-replica" and (not kept["kept"] or kept["achieved"] <= kept["promised"])
+        return kept["kept"]
+
+    # A busy machine is late now and then, and says so.
+    until(as_promised, "its replica is never as new as was promised")
     layer.lamella("replication", "pause", "data")
     assert "BROKEN" in layer.out("contract", "db") and "it is paused" in layer.out("contract", "db")
     layer.lamella("replication", "resume", "data")
@@ -198,7 +204,7 @@ def test_a_daemon_that_is_killed_in_the_middle_of_all_of_it(layer: LayerUnderTes
         )
         time.sleep(chance.uniform(0.1, 0.9))
         layer.kill()
-        asked.wait(60)
+        asked.wait(90)
         layer.start()
 
     def settled() -> None:

@@ -9,7 +9,7 @@ from tests.house import LayerUnderTest
 
 import lamella
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 SERVER = "while :; do echo served | nc -l -p 80; done & while :; do echo other | nc -l -p 81; done"
 
@@ -19,7 +19,7 @@ def reaches(layer: LayerUnderTest, name: str, address: str, port: int) -> bool:
     return bool(layer.lamella("exec", name, "--", "sh", "-c", command, check=False).stdout.strip())
 
 
-def until(check: Callable[[], bool], seconds: float = 30) -> None:
+def until(check: Callable[[], bool], seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not check():
         assert time.monotonic() < deadline
@@ -74,7 +74,7 @@ async def test_the_library_makes_changes_and_attaches_firewalls(layer: LayerUnde
                     return bool((await asks.exec("sh", "-c", f"nc -w 3 {address} {port} </dev/null")).stdout.strip())
 
                 async def becomes(port: int, wanted: bool) -> None:
-                    deadline = time.monotonic() + 30
+                    deadline = time.monotonic() + 90
                     while await reached(port) != wanted:
                         assert time.monotonic() < deadline
 

@@ -4,7 +4,7 @@ import pytest
 from test_firewalls_live import SERVER, reaches, until
 from tests.house import LayerUnderTest
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 
 def shut(layer: LayerUnderTest, name: str, address: str, port: int) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from tests.house import LayerUnderTest
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 SERVER = "while :; do echo served | nc -l -p 80; done & while :; do echo other | nc -l -p 81; done"
 
@@ -17,7 +17,7 @@ def reaches(layer: LayerUnderTest, name: str, address: str, port: int) -> bool:
     return bool(layer.lamella("exec", name, "--", "sh", "-c", command, check=False).stdout.strip())
 
 
-def until(check: Callable[[], bool], seconds: float = 60) -> None:
+def until(check: Callable[[], bool], seconds: float = 90) -> None:
     """Hosts hear of a change a moment later."""
     deadline = time.monotonic() + seconds
     while not check():

@@ -22,7 +22,7 @@ from tests.house import LayerUnderTest
 
 from lamella.api.app import all_routes
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 MANY = "/v1/projects/default/instances"
 ENDS_AT_ONCE = "trap exit TERM; while :; do sleep 0.1; done"
@@ -37,7 +37,7 @@ def socket_path(layer: LayerUnderTest) -> str:
 @pytest.fixture
 def http(layer: LayerUnderTest, socket_path: str) -> Iterator[httpx.Client]:
     transport = httpx.HTTPTransport(uds=socket_path)
-    with httpx.Client(transport=transport, base_url="http://lamella", timeout=30) as client:
+    with httpx.Client(transport=transport, base_url="http://lamella", timeout=90) as client:
         clear(client)
         yield client
         clear(client)
@@ -96,7 +96,7 @@ def base_url(socket_path: str) -> Iterator[str]:
     thread.start()
     yield f"http://127.0.0.1:{port.result(20)}"
     loop.call_soon_threadsafe(stop.set)
-    thread.join(20)
+    thread.join(90)
     for task in asyncio.all_tasks(loop):
         task.cancel()
     loop.run_until_complete(asyncio.sleep(0))
@@ -106,7 +106,7 @@ def base_url(socket_path: str) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def document(base_url: str) -> Any:
     generation = GenerationConfig(modes=[GenerationMode.POSITIVE, GenerationMode.NEGATIVE], database="none")
-    project = ProjectConfig(generation=generation, request_timeout=30)
+    project = ProjectConfig(generation=generation, request_timeout=90)
     config = SchemathesisConfig(projects=ProjectsConfig(default=project))
     schema = schemathesis.openapi.from_url(f"{base_url}/v1/openapi.json", config=config)
 
@@ -144,10 +144,10 @@ def test_answers_are_as_the_document_says(
     layer: LayerUnderTest, socket_path: str, document: Any, known: dict[str, str], operation_id: str, kind: str | None
 ) -> None:
     transport = httpx.HTTPTransport(uds=socket_path)
-    with httpx.Client(transport=transport, base_url="http://lamella", timeout=30) as http:
+    with httpx.Client(transport=transport, base_url="http://lamella", timeout=90) as http:
         if http.get(f"{MANY}/web").status_code == 404:
-            assert make(http, "web", wait=30, command=["sh", "-c", ENDS_AT_ONCE], stop_timeout=1).status_code == 201
-        http.post(f"{MANY}/web/start", params={"wait": 20})
+            assert make(http, "web", wait=90, command=["sh", "-c", ENDS_AT_ONCE], stop_timeout=1).status_code == 201
+        http.post(f"{MANY}/web/start", params={"wait": 90})
     operation = document.find_operation_by_id(operation_id)
     parameters = [parameter.name for parameter in (*operation.path_parameters, *operation.query, *operation.headers)]
     for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
@@ -204,7 +204,7 @@ def test_one_name_is_one_instance_however_many_ask_at_once(http: httpx.Client) -
 
 def test_a_stale_revision_is_refused(http: httpx.Client) -> None:
     # What its host sees changes it, too: at rest, nobody but us does.
-    made = make(http, "stale", power="stopped", wait=20)
+    made = make(http, "stale", power="stopped", wait=90)
     old = {"If-Match": made.headers["etag"]}
     changed = http.patch(f"{MANY}/stale", json={"labels": {"a": "b"}}, headers=old)
     assert changed.status_code == 200 and changed.headers["etag"] != made.headers["etag"]
@@ -215,7 +215,7 @@ def test_a_stale_revision_is_refused(http: httpx.Client) -> None:
     now = http.get(f"{MANY}/stale")
     assert now.json()["labels"] == {"a": "b"} and now.json()["deleted_at"] is None
     fresh = {"If-Match": now.headers["etag"]}
-    assert http.delete(f"{MANY}/stale", headers=fresh, params={"wait": 20}).status_code == 204
+    assert http.delete(f"{MANY}/stale", headers=fresh, params={"wait": 90}).status_code == 204
     problem(http.get(f"{MANY}/stale"), 404, "not-found")
 
 
@@ -226,7 +226,7 @@ def test_a_watch_from_a_revision_misses_nothing(http: httpx.Client, socket_path:
     def watch() -> list[tuple[int, str, str]]:
         transport = httpx.HTTPTransport(uds=socket_path)
         seen: list[tuple[int, str, str]] = []
-        with httpx.Client(transport=transport, base_url="http://lamella", timeout=30) as client:
+        with httpx.Client(transport=transport, base_url="http://lamella", timeout=90) as client:
             with client.stream("GET", MANY, params={"watch": "true", "since": since}) as answer:
                 assert answer.headers["content-type"].startswith("text/event-stream")
                 fields: dict[str, str] = {}
@@ -250,7 +250,7 @@ def test_a_watch_from_a_revision_misses_nothing(http: httpx.Client, socket_path:
         made += pool.map(lambda name: make(http, name, power="stopped").status_code, names[10:])
         assert made == [201] * 20
         for name in names:
-            assert http.delete(f"{MANY}/{name}", params={"wait": 20}).status_code == 204
+            assert http.delete(f"{MANY}/{name}", params={"wait": 90}).status_code == 204
         third = pool.submit(watch)
         seen = [watcher.result(60) for watcher in (first, second, third)]
     assert seen[0] == seen[1] == seen[2]
@@ -289,37 +289,37 @@ def test_to_wait_or_not_to_wait(http: httpx.Client) -> None:
     assert at_once.status_code == 201 and at_once.json()["status"]["phase"] in ("pending", "starting")
     settled = http.get(f"{MANY}/waits/wait", params={"for": "settled", "timeout": 30})
     assert settled.json()["status"]["phase"] == "running"
-    assert make(http, "waited", wait=30).json()["status"]["phase"] == "running"
+    assert make(http, "waited", wait=90).json()["status"]["phase"] == "running"
     problem(http.get(f"{MANY}/waits/wait", params={"for": "stopped", "timeout": 0.2}), 504, "deadline-exceeded")
     assert (
-        http.post(f"{MANY}/waits/stop", json={"timeout": 0}, params={"wait": 20}).json()["status"]["phase"] == "stopped"
+        http.post(f"{MANY}/waits/stop", json={"timeout": 0}, params={"wait": 90}).json()["status"]["phase"] == "stopped"
     )
     problem(http.delete(f"{MANY}/waited"), 409, "conflict")
-    assert http.delete(f"{MANY}/waited", params={"force": "true", "wait": 20}).status_code == 204
+    assert http.delete(f"{MANY}/waited", params={"force": "true", "wait": 90}).status_code == 204
 
 
 def test_what_never_ran_is_at_rest(http: httpx.Client) -> None:
     """Nothing that is asked of it is waited for in vain."""
-    made = make(http, "rests", power="stopped", wait=20)
+    made = make(http, "rests", power="stopped", wait=90)
     assert made.status_code == 201 and made.json()["status"]["phase"] == "pending"
-    changed = http.patch(f"{MANY}/rests", json={"spec": {"memory": 64 << 20}}, params={"wait": 20})
+    changed = http.patch(f"{MANY}/rests", json={"spec": {"memory": 64 << 20}}, params={"wait": 90})
     assert changed.status_code == 200 and changed.json()["spec"]["memory"] == 64 << 20
-    assert http.post(f"{MANY}/rests/stop", params={"wait": 20}).status_code == 200
+    assert http.post(f"{MANY}/rests/stop", params={"wait": 90}).status_code == 200
     logged = http.get(f"{MANY}/rests/logs", params={"follow": "true"})
     assert (logged.status_code, logged.content) == (200, b"")
     problem(http.post(f"{MANY}/rests/pause"), 409, "conflict")
     problem(http.get(f"{MANY}/rests/files", params={"path": "/etc"}), 409, "conflict")
     assert http.get(f"{MANY}/rests/contract").json()["observed"] is False
-    assert http.delete(f"{MANY}/rests", params={"wait": 20}).status_code == 204
+    assert http.delete(f"{MANY}/rests", params={"wait": 90}).status_code == 204
 
 
 def test_what_is_paused_can_be_killed_and_stopped(http: httpx.Client) -> None:
     for verb, body, code in (("kill", {"signal": "KILL"}, 137), ("stop", {"timeout": 5}, 0)):
-        assert make(http, verb, wait=30, command=["sh", "-c", ENDS_AT_ONCE]).status_code == 201
+        assert make(http, verb, wait=90, command=["sh", "-c", ENDS_AT_ONCE]).status_code == 201
         time.sleep(0.3)
-        assert http.post(f"{MANY}/{verb}/pause", params={"wait": 20}).json()["status"]["phase"] == "paused"
+        assert http.post(f"{MANY}/{verb}/pause", params={"wait": 90}).json()["status"]["phase"] == "paused"
         problem(http.post(f"{MANY}/{verb}/kill", json={"signal": "HUP"}), 409, "conflict")
-        ended = http.post(f"{MANY}/{verb}/{verb}", json=body, params={"wait": 20}).json()["status"]
+        ended = http.post(f"{MANY}/{verb}/{verb}", json=body, params={"wait": 90}).json()["status"]
         assert (ended["phase"], ended["exit_code"]) == ("stopped", code)
 
 
@@ -441,7 +441,7 @@ def test_huge_and_broken_bodies(http: httpx.Client) -> None:
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else None,
 )
 def test_bad_input_is_one_sentence(layer: LayerUnderTest, arguments: tuple[str, ...], says: bytes) -> None:
-    done = layer.lamella(*arguments, check=False, timeout=30)
+    done = layer.lamella(*arguments, check=False, timeout=90)
     expected = {125} if arguments[0] in ("run", "exec") else {1, 2}
     assert done.returncode in expected, done
     assert done.stdout == b"" and says in done.stderr and b"Traceback" not in done.stderr, done

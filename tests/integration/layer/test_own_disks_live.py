@@ -12,7 +12,7 @@ from tests.house import LayerUnderTest, layer_in
 
 from lamella.host.linux import syscalls
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(170, method="thread")]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600, method="thread")]
 
 MIB = 1 << 20
 LINE = "0123456789abcde"
@@ -47,7 +47,7 @@ def space(layer: LayerUnderTest) -> list[str]:
 
 
 def until(what: Callable[[], bool], layer: LayerUnderTest) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 90
     while not what():
         assert time.monotonic() < deadline, (layer.out("events"), layer.log())
         time.sleep(0.2)

@@ -13,7 +13,7 @@ from tests.house import LayerUnderTest, layer_in
 from lamella.host.linux import syscalls
 from lamella.host.storage import loop
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(170, method="thread")]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600, method="thread")]
 
 MIB = 1 << 20
 ROUNDS = 6
@@ -27,7 +27,7 @@ class Disk:
         self.point.mkdir()
         with self.image.open("wb") as file:
             file.truncate(128 * MIB)
-        subprocess.run(["mkfs.ext4", "-q", "-F", self.image], check=True, timeout=30)
+        subprocess.run(["mkfs.ext4", "-q", "-F", self.image], check=True, timeout=90)
 
     def mount(self) -> None:
         device, keeper = loop.attach(self.image)
@@ -41,7 +41,7 @@ class Disk:
 
     def holds(self, mark: bytes) -> int:
         """How often *mark* lies anywhere on it, in files or in what was given back."""
-        subprocess.run(["sync", "-f", self.point], check=True, timeout=30)
+        subprocess.run(["sync", "-f", self.point], check=True, timeout=90)
         with self.image.open("rb") as file:
             return sum(piece.count(mark) for piece in iter(lambda: file.read(4 * MIB), b""))
 

@@ -9,7 +9,7 @@ import pytest
 from tests.house import LayerUnderTest, layer_in
 from tests.postgres import Postgres, postgres_server
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +65,17 @@ def test_the_database_crashes_and_comes_back(layer: LayerUnderTest, server: Post
     pid = layer.wait_phase("lives", "running")["status"]["pid"]
     server.stop(signal.SIGQUIT)
     try:
-        asked = layer.lamella("ps", check=False, timeout=60)
+        asked = layer.lamella("ps", check=False, timeout=90)
         assert asked.returncode == 1 and b"Traceback" not in asked.stderr and asked.stderr.strip(), asked
         assert layer.daemon is not None and layer.daemon.poll() is None
     finally:
         server.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while layer.lamella("ps", "-q", check=False).returncode != 0:
         assert time.monotonic() < deadline, layer.log()
         time.sleep(0.2)
     assert layer.wait_phase("lives", "running")["status"]["pid"] == pid
     # The watch of the log goes on: a start is heard of.
-    done = layer.lamella("run", "--rm", "busybox", "--", "sh", "-c", "exit 6", check=False, timeout=60)
+    done = layer.lamella("run", "--rm", "busybox", "--", "sh", "-c", "exit 6", check=False, timeout=90)
     assert done.returncode == 6, done.stderr
     layer.lamella("rm", "--force", "lives")

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from tests.house import LayerUnderTest
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 
-def until(check: Callable[[], bool], seconds: float = 40) -> None:
+def until(check: Callable[[], bool], seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not check():
         assert time.monotonic() < deadline

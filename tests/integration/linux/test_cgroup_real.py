@@ -50,11 +50,16 @@ def test_the_processor_is_really_shared_out(cgroups: Cgroups) -> None:
     group.create(Limits(cpu=200))
     spinner = run_in(group.procs_files(), "sh", "-c", "while :; do :; done")
     try:
-        time.sleep(0.3)
-        before, start = group.usage().cpu_seconds, time.monotonic()
-        time.sleep(1.0)
-        share = (group.usage().cpu_seconds - before) / (time.monotonic() - start)
-        assert 0.05 < share < 0.3
+        # Both ends are inside what the clock measures: a machine that stands still in between makes the share smaller, never larger.
+        start = time.monotonic()
+        before = group.usage().cpu_seconds
+        while True:
+            time.sleep(1.0)
+            used = group.usage().cpu_seconds - before
+            if used > 0.1:
+                break
+            assert time.monotonic() - start < 90
+        assert used < 0.3 * (time.monotonic() - start)
         assert group.usage().processes == 1
         group.freeze()
         before = group.usage().cpu_seconds
@@ -65,14 +70,14 @@ def test_the_processor_is_really_shared_out(cgroups: Cgroups) -> None:
         assert not group.is_frozen()
     finally:
         group.kill_all()
-        assert spinner.wait(5) == -9
+        assert spinner.wait(90) == -9
 
 
 def test_memory_beyond_the_limit_is_killed(cgroups: Cgroups) -> None:
     group = cgroups.group("hog")
     group.create(Limits(memory=32 << 20))
     hog = run_in(group.procs_files(), "python3", "-c", "x = bytearray(128 << 20); input()")
-    assert hog.wait(20) == -9
+    assert hog.wait(90) == -9
     assert group.oom_kills() == 1
 
 
@@ -88,7 +93,7 @@ def test_a_limit_below_the_usage_is_refused_and_harms_nobody(cgroups: Cgroups) -
     assert user.poll() is None
     assert group.usage().memory > 60 << 20
     group.remove()
-    assert user.wait(5) == -9
+    assert user.wait(90) == -9
     assert not group.exists()
 
 
@@ -102,7 +107,7 @@ def test_a_frozen_group_with_children_is_removed(cgroups: Cgroups) -> None:
         (path / "inner").mkdir()
     group.freeze()
     group.remove()
-    assert sleeper.wait(5) == -9
+    assert sleeper.wait(90) == -9
     assert not group.exists()
 
 

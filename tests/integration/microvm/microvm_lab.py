@@ -116,7 +116,7 @@ async def run(driver: MicrovmDriver, id: str, *command: str, **more: Any) -> tup
     return end.code, (out + err).decode(errors="replace")
 
 
-async def until_stopped(driver: MicrovmDriver, id: str, timeout: float = 30) -> Observed:
+async def until_stopped(driver: MicrovmDriver, id: str, timeout: float = 90) -> Observed:
     async with asyncio.timeout(timeout):
         while True:
             seen = await driver.observe(id)

@@ -23,7 +23,7 @@ class StorageProcess:
         self.process = subprocess.Popen(
             ["qemu-storage-daemon", "--blockdev", node, "--export", export], stdin=subprocess.DEVNULL
         )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 90
         while not os.path.ismount(self.file):
             assert self.process.poll() is None and time.monotonic() < deadline, "the storage process did not start"
             time.sleep(0.02)
@@ -32,7 +32,7 @@ class StorageProcess:
         """As a crash would; what is left of the mount is taken away."""
         if self.process is not None:
             self.process.send_signal(signal.SIGKILL)
-            self.process.wait(10)
+            self.process.wait(90)
             self.process = None
         with contextlib.suppress(subprocess.CalledProcessError):
-            subprocess.run(["umount", "-l", str(self.file)], check=True, timeout=10, stderr=subprocess.DEVNULL)
+            subprocess.run(["umount", "-l", str(self.file)], check=True, timeout=90, stderr=subprocess.DEVNULL)

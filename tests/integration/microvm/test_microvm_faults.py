@@ -31,13 +31,13 @@ def small(tmp_path: Path) -> Iterator[Path]:
     """A pool with 16 MiB."""
     pool = tmp_path / "pool"
     pool.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(pool)], check=True, timeout=10)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(pool)], check=True, timeout=90)
     yield pool
-    subprocess.run(["umount", "-l", str(pool)], check=True, timeout=10)
+    subprocess.run(["umount", "-l", str(pool)], check=True, timeout=90)
 
 
 async def until(driver: MicrovmDriver, id: str, phase: Phase) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while (seen := await driver.observe(id)) is None or seen.phase is not phase:
             await asyncio.sleep(0.05)
 
@@ -62,7 +62,7 @@ async def test_a_guest_waits_for_its_storage(
     served.start()
     await driver.heal(id, [data, thin])
     await until(driver, id, Phase.RUNNING)
-    assert await asyncio.wait_for(writer, 60) == (0, "")
+    assert await asyncio.wait_for(writer, 90) == (0, "")
     assert (await run(driver, id, "wc", "-l", "/srv/data/lines"))[1].split()[0] == str(LINES)
     # Nothing is dead now: asked again, nothing changes, and the guest goes on.
     await driver.heal(id, [data, thin])
@@ -72,13 +72,13 @@ async def test_a_guest_waits_for_its_storage(
     fill = "dd if=/dev/urandom of=/srv/thin/much bs=1M count=32 conv=fsync 2>&1 && md5sum </srv/thin/much"
     writer = asyncio.create_task(run(driver, id, "sh", "-c", fill))
     await until(driver, id, Phase.PAUSED)
-    subprocess.run(["mount", "-o", "remount,size=96m", str(small)], check=True, timeout=10)
+    subprocess.run(["mount", "-o", "remount,size=96m", str(small)], check=True, timeout=90)
     await driver.heal(id, [data, thin])
-    code, said = await asyncio.wait_for(writer, 60)
+    code, said = await asyncio.wait_for(writer, 90)
     assert code == 0, said
     assert (await run(driver, id, "sh", "-c", "dmesg | grep -ci 'i/o error'"))[1] == "0\n"
     assert (full.stat().st_blocks * 512) > 32 * MIB
     await driver.stop(id, signal="SIGKILL", timeout=0)
     served.kill()
     for path in (served.backing, full):
-        subprocess.run(["e2fsck", "-fn", str(path)], check=True, timeout=30, stdout=subprocess.DEVNULL)
+        subprocess.run(["e2fsck", "-fn", str(path)], check=True, timeout=90, stdout=subprocess.DEVNULL)

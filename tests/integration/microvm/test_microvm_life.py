@@ -48,7 +48,7 @@ async def test_a_whole_life(lab: Lab, driver: MicrovmDriver) -> None:
 
     usage = await driver.usage(id)
     assert usage.cpu_seconds and usage.memory and usage.disk_used and usage.processes
-    await driver.stop(id, signal="SIGTERM", timeout=10)
+    await driver.stop(id, signal="SIGTERM", timeout=90)
     seen = await driver.observe(id)
     assert seen is not None and seen.phase is Phase.STOPPED and seen.exit_code == 3
     assert seen.started_at and seen.finished_at and seen.started_at <= seen.finished_at
@@ -181,7 +181,7 @@ async def test_a_command_that_does_not_listen_is_forced(lab: Lab, driver: Microv
     await driver.stop(machine.id, signal="TERM", timeout=0.5)
     seen = await driver.observe(machine.id)
     assert seen is not None and seen.phase is Phase.STOPPED and seen.exit_code == 137
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         assert await followed == b"deaf\n"
 
     # Whoever kills QEMU itself is seen at once, and what it ran has no exit code of its own.

@@ -26,9 +26,9 @@ _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 def namespace() -> Iterator[str]:
     """A network namespace of its own, with a TAP and an address on it."""
     name = f"lamella-test-mv{os.getpid()}"
-    subprocess.run(["ip", "netns", "add", name], check=True, timeout=10)
+    subprocess.run(["ip", "netns", "add", name], check=True, timeout=90)
     yield name
-    subprocess.run(["ip", "netns", "delete", name], check=True, timeout=10)
+    subprocess.run(["ip", "netns", "delete", name], check=True, timeout=90)
 
 
 def open_tap(namespace: str) -> int:
@@ -46,18 +46,18 @@ def open_tap(namespace: str) -> int:
     thread.start()
     thread.join()
     for command in ("address add 10.9.0.1/24 dev tap0", "link set tap0 up"):
-        subprocess.run(["ip", "-n", namespace, *command.split()], check=True, timeout=10)
+        subprocess.run(["ip", "-n", namespace, *command.split()], check=True, timeout=90)
     return made[0]
 
 
 def ip(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["ip", *words], capture_output=True, text=True, check=True, timeout=10)
+    return subprocess.run(["ip", *words], capture_output=True, text=True, check=True, timeout=90)
 
 
 def ip_inside(pid: int | None, *words: str) -> subprocess.CompletedProcess[str]:
     """As the process *pid* would see it."""
     argv = ["nsenter", f"--net=/proc/{pid}/ns/net", "ip", *words]
-    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=10)
+    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=90)
 
 
 async def test_a_guest_reaches_its_network(lab: Lab, driver: MicrovmDriver, namespace: str) -> None:

@@ -33,13 +33,13 @@ def jail(
     room.mkdir(exist_ok=True)
     argv = [str(binaries.own("lamella-jailer")), "--room", str(room), "--user", user, "--bind", f"{BUSYBOX}:{BUSYBOX}"]
     return subprocess.run(
-        [*argv, *options, "--", BUSYBOX, *program], capture_output=True, text=True, timeout=20, check=False
+        [*argv, *options, "--", BUSYBOX, *program], capture_output=True, text=True, timeout=90, check=False
     )
 
 
 def spoken(*argv: str) -> str:
     """What a program prints; it must end well."""
-    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=30).stdout
+    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=90).stdout
 
 
 def test_a_jailed_program_has_nothing(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def answer(
 
 def passes(world: World, name: str, address: str, number: int, kind: int = socket.SOCK_STREAM) -> bool:
     """Whether an answer comes, asked for half a minute."""
-    deadline = time.monotonic() + 30.0
+    deadline = time.monotonic() + 90
     while not answer(world, name, address, number, kind):
         if time.monotonic() >= deadline:
             return False
@@ -111,7 +111,7 @@ def stopped(world: World, name: str, address: str, number: int, kind: int = sock
     return not answer(world, name, address, number, kind, 0.4)
 
 
-def pings(world: World, name: str, address: str, *, patience: float = 30.0) -> bool:
+def pings(world: World, name: str, address: str, *, patience: float = 90) -> bool:
     """Whether an echo comes back, tried again until *patience* ends."""
     deadline = time.monotonic() + patience
     while True:

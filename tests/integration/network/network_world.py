@@ -7,8 +7,10 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import secrets
+import select
 import socket
 import subprocess
 import threading
@@ -30,7 +32,7 @@ NETWORK = DesiredNetwork(id=new_id("network"), name="default", subnet="10.83.0.0
 
 
 def command(*words: str) -> str:
-    done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=90)
     return done.stdout
 
 
@@ -80,7 +82,7 @@ class World:
 
         thread = threading.Thread(target=body)
         thread.start()
-        thread.join(60)
+        thread.join()
         if failures:
             raise failures[0]
         return results[0]
@@ -138,12 +140,19 @@ class World:
         client = self.endpoint(name, kind)
         if bind:
             client.bind((bind, 0))
-        client.connect((address, port))
+        client.setblocking(False)
+        failed = client.connect_ex((address, port))
+        if failed == errno.EINPROGRESS:
+            _wait(client, select.POLLOUT)
+            failed = client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if failed:
+            raise OSError(failed, os.strerror(failed))
         if kind == socket.SOCK_DGRAM:
             client.send(b"?")
+        _wait(client, select.POLLIN)
         return client.recv(100).decode()
 
-    def pings(self, name: str, address: str, *, patience: float = 30.0) -> bool:
+    def pings(self, name: str, address: str, *, patience: float = 90) -> bool:
         """Whether an echo comes back, tried again until *patience* ends: a first packet may be lost."""
         deadline = time.monotonic() + patience
         while True:
@@ -166,6 +175,19 @@ class World:
             routers.remove(router)
         for name in self.namespaces:
             command("ip", "netns", "del", self.full(name))
+
+
+def _wait(client: socket.socket, event: int) -> None:
+    """For three seconds in which this machine runs: where it stands still meanwhile, nobody could have answered.
+
+    :raise TimeoutError: when they are over.
+    """
+    poll = select.poll()
+    poll.register(client, event)
+    for _ in range(30):
+        if poll.poll(100):
+            return
+    raise TimeoutError
 
 
 def port(number: int, *publish: Publish) -> DesiredPort:

@@ -68,7 +68,7 @@ def life(world: World, use: Use) -> None:
 
 async def until(check: Callable[[], T], why: str = "") -> T:
     """*check* is asked in a thread until what it returns is true, which is returned; errors of sockets count as no."""
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 90
     while True:
         try:
             if found := await asyncio.to_thread(check):
@@ -104,7 +104,7 @@ def lease(world: World, where: str, *, options: tuple[str, ...] = ("mtu", "stati
     wanted = [word for option in options for word in ("-O", option)]
     client = [busybox, "udhcpc", "-f", "-n", "-q", "-i", "eth0", "-t", "2", "-T", "1", *wanted, "-s", str(script)]
     words = ["ip", "netns", "exec", world.full(where), *client]
-    subprocess.run(words, capture_output=True, timeout=60, check=False)
+    subprocess.run(words, capture_output=True, timeout=90, check=False)
     if not told.exists():
         return {}
     return dict(line.split("=", 1) for line in told.read_text().splitlines() if "=" in line)

@@ -28,7 +28,7 @@ from lamella.model.balancer import Check, Listener
 from lamella.model.ids import new_id
 from lamella.model.instance import Publish
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 HTTP, HTTPS = Listener(protocol="http", port=80), Listener(protocol="https", port=443)
 
 
@@ -171,7 +171,7 @@ def serving(world: World) -> list[int]:
 
 
 async def until(check: Any) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while not await asyncio.to_thread(check):
             await asyncio.sleep(0.05)
 
@@ -245,7 +245,7 @@ def test_tls_ends_at_the_balancer(world: World, tmp_path: Path) -> None:
             )
             heard = Heard()
             await driver.balance([balancer, other], heard)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(90):
                 while not any(r.id == other.id and "/nowhere.pem" in r.conditions[0].message for r in heard.reports):
                     await asyncio.sleep(0.02)
             said = await asyncio.to_thread(get, world, "i5", "/", "www.example", VIP, 443, context)
@@ -315,7 +315,7 @@ def test_the_next_daemon_finds_it(world: World) -> None:
         async def again(driver: BridgeDriver) -> None:
             try:
                 await asked(driver, balancer, i2="up")
-                deadline = time.monotonic() + 30
+                deadline = time.monotonic() + 90
                 while serving(world) != before:
                     assert time.monotonic() < deadline
                     await asyncio.sleep(0.05)

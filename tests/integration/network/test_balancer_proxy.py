@@ -20,7 +20,7 @@ from lamella.host.network.balance.http import process
 from lamella.host.network.balance.http.proxy import Proxy
 from lamella.model.balancer import Listener
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 
 class Fabric:
@@ -43,7 +43,7 @@ class Slow(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/slow":
             self.came.append(self.path)
-            self.go.wait(60)
+            self.go.wait(90)
         self.send_response(200)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -85,7 +85,7 @@ class Place:
         )
 
     def ask(self, path: str = "/") -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=90)
         connection.request("GET", path)
         return connection
 
@@ -106,7 +106,7 @@ class Place:
 
 
 async def until(check: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while not await asyncio.to_thread(check):
             await asyncio.sleep(0.05)
 
@@ -220,7 +220,7 @@ async def test_the_layers_thread_does_not_wait_for_it(
     try:
         serving = asyncio.create_task(serve(proxy, place.balancer()))
         await until(begun.exists)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(90):
             assert await fabric.in_layer("do something else", lambda _: "done") == "done"
         assert not serving.done()
         go.touch()

@@ -180,7 +180,7 @@ def test_a_namespace_owned_by_another_user_namespace(world: World) -> None:
 
 def command_in(pid: int, *words: str) -> str:
     return subprocess.run(
-        ["nsenter", "-t", str(pid), "-n", *words], check=True, capture_output=True, text=True, timeout=10
+        ["nsenter", "-t", str(pid), "-n", *words], check=True, capture_output=True, text=True, timeout=90
     ).stdout
 
 

@@ -19,9 +19,9 @@ from lamella.host.network.driver import DesiredPort
 from lamella.model.capture import CaptureSpec
 from lamella.model.errors import Invalid, LamellaError, NotFound
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 UDP = socket.SOCK_DGRAM
-PATIENCE = 40.0
+PATIENCE = 90.0
 
 
 def packets(data: bytes) -> list[bytes]:
@@ -81,7 +81,7 @@ class Talk:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join(30)
+        self._thread.join(90)
 
 
 def captured(world: World, id: str, wish: CaptureSpec, enough: Callable[[bytes], bool] = lambda data: False) -> bytes:

@@ -13,9 +13,9 @@ from lamella.host.network.bridge import BridgeDriver
 from lamella.host.network.driver import DesiredPort
 from lamella.host.network.names import port_name
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 UDP = socket.SOCK_DGRAM
-PATIENCE = 40.0
+PATIENCE = 90.0
 
 
 class Ear:

@@ -17,7 +17,7 @@ from lamella.host.network.routers.spaces import Spaces
 from lamella.model.firewall import FirewallSpec
 from lamella.model.ids import new_id
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 HERE = "169.254.169.254"
 

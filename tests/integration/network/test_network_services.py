@@ -24,7 +24,7 @@ from lamella.host.network.services import process
 from lamella.model.firewall import FirewallSpec, Rule
 from lamella.model.ids import new_id
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def served(world: World) -> Iterator[World]:
 
 def rules(world: World) -> str:
     words = ("ip", "netns", "exec", world.full("layer"), "nft", "list", "table", "ip", f"{world.home.mark}-s")
-    return subprocess.run(words, capture_output=True, text=True, timeout=20, check=False).stdout
+    return subprocess.run(words, capture_output=True, text=True, timeout=90, check=False).stdout
 
 
 def test_names_of_a_network_are_told_on_that_network(served: World) -> None:

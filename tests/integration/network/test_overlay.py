@@ -129,7 +129,7 @@ def tell(one: Host, two: Host) -> None:
 
 def said(host: Host, address: str, bind: str = "") -> str:
     """What the server there answers, asked for half a minute; nothing when it does not."""
-    deadline = time.monotonic() + 30.0
+    deadline = time.monotonic() + 90
     while True:
         with contextlib.suppress(OSError):
             return host.ask("i", address, 80, bind=bind)
@@ -242,7 +242,7 @@ def test_broadcasts_stay_on_their_host(hosts: tuple[Host, Host]) -> None:
     receiver.settimeout(1.0)
     sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
     heard = b""
-    deadline = time.monotonic() + 30.0
+    deadline = time.monotonic() + 90
     while not heard and time.monotonic() < deadline:
         for address, word in (("10.83.255.255", b"all"), ("255.255.255.255", b"all"), ("10.83.0.3", b"you")):
             sender.sendto(word, (address, 9999))

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.root
 MBIT = 1_000_000
 # Frames of a TCP stream here, with time stamps: so many bytes on the link carry so many of the stream.
 FRAME, CARRIED = 1514, 1448
-PATIENCE = 60.0
+PATIENCE = 90.0
 
 
 class Flow:
@@ -70,7 +70,7 @@ class Flow:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(30)
+            thread.join(90)
         self._receiver.close()
 
 

@@ -187,7 +187,7 @@ async def test_a_new_driver_finds_what_the_old_one_made(lab: Lab, driver: OciDri
     adopted = lab.driver()
     await adopted.open()
     try:
-        for _ in range(200):
+        for _ in range(4500):
             if await phase(adopted, ended.id) == Phase.STOPPED:
                 break
             await asyncio.sleep(0.02)
@@ -199,7 +199,7 @@ async def test_a_new_driver_finds_what_the_old_one_made(lab: Lab, driver: OciDri
         assert await adopted.inventory() == {running.id, ended.id, created.id}
         lab.changes.clear()
         await adopted.kill(running.id, signal.SIGKILL)
-        for _ in range(200):
+        for _ in range(4500):
             if lab.changes:
                 break
             await asyncio.sleep(0.02)
@@ -221,7 +221,7 @@ async def test_a_killed_shim_is_noticed(lab: Lab, driver: OciDriver) -> None:
     assert seen is not None
     assert seen.pid is not None
     os.kill(shim, signal.SIGKILL)
-    for _ in range(200):
+    for _ in range(4500):
         if lab.changes:
             break
         await asyncio.sleep(0.02)
@@ -268,13 +268,18 @@ async def test_limits_are_the_kernels(lab: Lab, driver: OciDriver) -> None:
     machine = lab.machine("sh", "-c", "while :; do :; done", limits=Limits(cpu=200, memory=64 << 20, pids=20))
     await driver.create(machine)
     await driver.start(machine.id)
-    await asyncio.sleep(0.4)
-    before, begin = (await driver.usage(machine.id)).cpu_seconds, time.monotonic()
-    await asyncio.sleep(1.0)
-    usage = await driver.usage(machine.id)
+    # Both ends are inside what the clock measures: a machine that stands still in between makes the share smaller, never larger.
+    begin = time.monotonic()
+    before = (await driver.usage(machine.id)).cpu_seconds
     assert before is not None
-    assert usage.cpu_seconds is not None
-    assert 0.02 < (usage.cpu_seconds - before) / (time.monotonic() - begin) < 0.3
+    async with asyncio.timeout(90):
+        while True:
+            await asyncio.sleep(1.0)
+            usage = await driver.usage(machine.id)
+            assert usage.cpu_seconds is not None
+            if usage.cpu_seconds - before > 0.1:
+                break
+    assert usage.cpu_seconds - before < 0.3 * (time.monotonic() - begin)
     assert usage.memory_limit == 64 << 20
     await driver.update(machine.id, Limits(cpu=500, memory=128 << 20, pids=30))
     assert (await driver.usage(machine.id)).memory_limit == 128 << 20

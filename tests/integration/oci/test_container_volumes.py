@@ -37,12 +37,12 @@ def disk(lab: Lab) -> Iterator[Path]:
     image, place = lab.home.state / "disk.img", lab.home.state / "mounted"
     with image.open("wb") as file:
         file.truncate(32 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, timeout=30)
+    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, timeout=90)
     place.mkdir()
-    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True, timeout=30)
+    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True, timeout=90)
     yield place
     # Not lazily: whoever still has it would show here.
-    subprocess.run(["umount", str(place)], check=True, timeout=30)
+    subprocess.run(["umount", str(place)], check=True, timeout=90)
 
 
 async def said(driver: OciDriver, id: str, command: str) -> tuple[int, str]:
@@ -91,8 +91,8 @@ async def test_a_volume_is_the_containers_own(lab: Lab, driver: OciDriver, disk:
 
     # Ended but not removed: the fixture takes the disk away while the instance is still there.
     await driver.stop(machine.id, signal="SIGKILL", timeout=0)
-    subprocess.run(["umount", str(disk)], check=True, timeout=30)
-    subprocess.run(["mount", "-o", "loop", str(lab.home.state / "disk.img"), str(disk)], check=True, timeout=30)
+    subprocess.run(["umount", str(disk)], check=True, timeout=90)
+    subprocess.run(["mount", "-o", "loop", str(lab.home.state / "disk.img"), str(disk)], check=True, timeout=90)
     # Again, with the same files.
     code, out, _ = await run(driver, lab.machine("/bin/cat", "/srv/file", volumes=[volume(disk, "/srv")]))
     assert (code, out) == (0, b"hi\n")
@@ -116,10 +116,10 @@ async def test_what_cannot_be_is_refused_and_leaves_nothing(lab: Lab, driver: Oc
         (lab.home.state / name).mkdir()
     state = lab.home.state
     options = f"lowerdir={state}/low,upperdir={state}/up,workdir={state}/work"
-    subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", str(over)], check=True, timeout=10)
+    subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", str(over)], check=True, timeout=90)
     try:
         with pytest.raises(Unsupported, match="owners"):
             await driver.create(lab.machine("/bin/true", volumes=[volume(over, "/a")]))
     finally:
-        subprocess.run(["umount", str(over)], check=True, timeout=10)
+        subprocess.run(["umount", str(over)], check=True, timeout=90)
     assert await driver.inventory() == set()

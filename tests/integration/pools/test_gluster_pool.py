@@ -111,7 +111,7 @@ async def test_what_cannot_be_mounted_says_why(in_gluster: Gluster, copies: str,
         await driver("nothing", tmp_path / "two").open()
     with pytest.raises(Conflict, match="is mounted at"):
         await driver(copies, tmp_path / "three", mount="/proc").open()
-    for _ in range(50):
+    for _ in range(900):
         if not mounts.below(tmp_path):
             break
         await asyncio.sleep(0.1)  # a client that gave up is on its way out

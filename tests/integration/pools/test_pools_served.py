@@ -23,7 +23,7 @@ from lamella.host.storage.rbd import RbdDriver
 from lamella.model.ids import new_id
 from lamella.model.storage import VolumeForm
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120, method="thread")]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600, method="thread")]
 MIB = 1 << 20
 
 

@@ -61,7 +61,7 @@ class Writer:
         )
         self._answer(40.0)
 
-    def tell(self, command: str, seconds: float = 40.0) -> str:
+    def tell(self, command: str, seconds: float = 90) -> str:
         """Its answer: everything up to the next prompt."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{command}\n".encode())
@@ -81,7 +81,7 @@ class Writer:
     def end(self) -> None:
         """May be asked again."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(90)
         for stream in (self.process.stdin, self.process.stdout):
             assert stream is not None
             stream.close()
@@ -105,7 +105,7 @@ async def test_after_a_crash_the_next_writer_does_not_wait_for_the_dead_one(pool
         assert "wrote" in await asyncio.to_thread(first.tell, "write -P 1 0 1M")
         await asyncio.to_thread(first.tell, "flush")
         first.process.send_signal(signal.SIGKILL)
-        first.process.wait(10)
+        first.process.wait(90)
         began = time.monotonic()
         await pool.fence(id)
         await qemu_io.tell(node, ["write -P 2 1M 1M", "read -P 1 0 1M", "flush"])

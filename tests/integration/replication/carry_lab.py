@@ -87,7 +87,7 @@ class CarryLab(VolumesLab):
         return found[replication.id]
 
     async def until(
-        self, replication: Replication, phase: str, *, cycles: int = 0, seconds: float = 60
+        self, replication: Replication, phase: str, *, cycles: int = 0, seconds: float = 90
     ) -> ReplicationStatus:
         deadline = time.monotonic() + seconds
         while True:
@@ -117,7 +117,7 @@ def read(node: Node) -> bytes:
     """What a driver's node holds, whoever has it open."""
     with tempfile.NamedTemporaryFile() as out:
         source = f"json:{json.dumps(_shared(node))}"
-        subprocess.run(["qemu-img", "convert", "-U", "-O", "raw", source, out.name], check=True, timeout=60)
+        subprocess.run(["qemu-img", "convert", "-U", "-O", "raw", source, out.name], check=True, timeout=90)
         return Path(out.name).read_bytes()
 
 
@@ -170,20 +170,20 @@ class Writer:
         done = self.acknowledged()
         return int(done[-1][0]) if done else 0
 
-    async def until(self, number: int, seconds: float = 60) -> None:
+    async def until(self, number: int, seconds: float = 90) -> None:
         deadline = time.monotonic() + seconds
         while self.last < number:
             assert self.process.poll() is None, "the writer failed"
             assert time.monotonic() < deadline, f"the writer is at {self.last}, not at {number}"
             await asyncio.sleep(0.02)
 
-    async def more(self, count: int = 50, seconds: float = 60) -> None:
+    async def more(self, count: int = 50, seconds: float = 90) -> None:
         await self.until(self.last + count, seconds)
 
     async def stop(self) -> int:
         """The last number that was acknowledged. Fails when a write failed."""
         self.stop_file.touch()
-        code = await asyncio.to_thread(self.process.wait, 20)
+        code = await asyncio.to_thread(self.process.wait, 90)
         self.said.seek(0)
         assert code == 0, self.said.read()
         return self.last
@@ -225,4 +225,4 @@ class Child:
     def end(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.wait(20)
+        self.process.wait(90)

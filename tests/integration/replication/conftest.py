@@ -18,7 +18,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # uvloop masks signals of its own: an alarm would never be heard (see tests/integration/vm/conftest.py).
     for item in items:
         if "integration/replication" in str(item.path):
-            item.add_marker(pytest.mark.timeout(120, method="thread"))
+            item.add_marker(pytest.mark.timeout(600, method="thread"))
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def _default(lab: CarryLab):
     return new_resource("pool", "default", PoolSpec(), PoolStatus())
 
 
-@pytest.mark.timeout(180, method="thread")
+@pytest.mark.timeout(600, method="thread")
 async def test_moves_that_are_cut_off_under_a_writer(lab: CarryLab) -> None:
     volume = await lab.volume()
     writer = await lab.write(volume)
@@ -143,7 +143,7 @@ async def test_pools_that_come_while_a_closed_volume_moves_neither_wait_nor_take
     last = await writer.stop()
     await lab.closed()
     notes = lab.home.state / "storage" / "moves"
-    moving = asyncio.create_task(move(lab, volume, speed=8 << 20))
+    moving = asyncio.create_task(move(lab, volume, speed=4 << 20))
     while not list(notes.glob("*.json")):
         await asyncio.sleep(0.005)
     # As on every answer of control.

@@ -27,7 +27,7 @@ for block in range(int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])):
 async def write(lab: CarryLab, disk: Path, value: int, *, first: int = 0, stride: int = 1) -> None:
     """Every block, or every *stride*-th one, is full of *value*."""
     argv = [sys.executable, "-c", _WRITE, str(disk), *map(str, (first, BLOCKS, stride, value))]
-    await asyncio.to_thread(subprocess.run, argv, check=True, timeout=60)
+    await asyncio.to_thread(subprocess.run, argv, check=True, timeout=90)
 
 
 async def layers(lab: CarryLab) -> tuple[Volume, Path, bytes]:

@@ -120,7 +120,7 @@ async def test_a_replica_that_is_behind_stays_until_its_source_can_be_read(lab: 
     assert instant(numbers(await lab.content("far", target.id))) == last
 
 
-@pytest.mark.timeout(180, method="thread")
+@pytest.mark.timeout(600, method="thread")
 async def test_daemons_that_are_killed_while_a_pair_begins_grows_and_is_snapshotted(lab: CarryLab) -> None:
     replication, source, target, writer = await begun(lab)
     snapshot = new_snapshot(source)

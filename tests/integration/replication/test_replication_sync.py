@@ -7,6 +7,7 @@ import signal
 import pytest
 from carry_lab import CarryLab, Writer, instant, numbers
 
+from lamella.host.storage.replication import paired as paired_module
 from lamella.model.errors import Conflict
 from lamella.model.replication import Replication, ReplicationMode
 from lamella.model.storage import Volume
@@ -27,7 +28,8 @@ def server(lab: CarryLab, replication: Replication) -> int:
     return int(pid)
 
 
-async def test_every_acknowledged_write_is_in_both(lab: CarryLab) -> None:
+async def test_every_acknowledged_write_is_in_both(lab: CarryLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paired_module, "_WAIT", 90.0)
     replication, source, target, writer = await paired(lab)
     # The storage process and the replica's server end at once: no page of theirs is written any more.
     there = server(lab, replication)
@@ -44,7 +46,11 @@ async def test_every_acknowledged_write_is_in_both(lab: CarryLab) -> None:
     assert instant(numbers(await lab.content("default", source.id))) == last
 
 
-async def test_a_replica_that_dies_again_and_again_only_makes_its_writer_wait(lab: CarryLab) -> None:
+async def test_a_replica_that_dies_again_and_again_only_makes_its_writer_wait(
+    lab: CarryLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It comes back in time, however busy the machine is.
+    monkeypatch.setattr(paired_module, "_WAIT", 90.0)
     replication, _, target, writer = await paired(lab)
     for _ in range(4):
         os.kill(server(lab, replication), signal.SIGKILL)
@@ -56,12 +62,15 @@ async def test_a_replica_that_dies_again_and_again_only_makes_its_writer_wait(la
     assert instant(numbers(await lab.content("far", target.id))) == last
 
 
-async def test_a_lost_replica_is_written_down_before_a_write_is_acknowledged_alone(lab: CarryLab) -> None:
+async def test_a_lost_replica_is_written_down_before_a_write_is_acknowledged_alone(
+    lab: CarryLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paired_module, "_WAIT", 15.0)
     replication, source, target, writer = await paired(lab)
     place = lab.far_path / "volumes" / target.id
     place.rename(place.with_name("away"))
     os.kill(server(lab, replication), signal.SIGKILL)
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(1)
     stalled = writer.last
     await asyncio.sleep(1)
     assert writer.last == stalled, "nobody says that it is safe"
@@ -79,7 +88,7 @@ async def test_a_lost_replica_is_written_down_before_a_write_is_acknowledged_alo
     await writer.more(50)
     # It comes back, and is made whole while it is written.
     place.with_name("away").rename(place)
-    await lab.until(replication, "current", seconds=40)
+    await lab.until(replication, "current")
     await writer.more(50)
     last = await writer.stop()
     await lab.closed()
@@ -93,7 +102,7 @@ async def test_what_the_replica_lacks_is_promoted_by_force_alone(lab: CarryLab) 
     place.rename(place.with_name("away"))
     os.kill(server(lab, replication), signal.SIGKILL)
     before = writer.last
-    await writer.until(before + 50, seconds=30)
+    await writer.until(before + 50)
     await lab.replicate(_paused(replication), source, target)
     place.with_name("away").rename(place)
     with pytest.raises(Conflict, match="open"):

@@ -28,14 +28,14 @@ Make = Callable[..., BtrfsDriver]
 
 
 def tool(*command: str | Path) -> str:
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done
     return done.stdout
 
 
 def io(node: Node, *commands: str) -> None:
     given = [part for command in commands for part in ("-c", command)]
-    done = subprocess.run(["qemu-io", *given, f"json:{json.dumps(node)}"], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["qemu-io", *given, f"json:{json.dumps(node)}"], capture_output=True, text=True, timeout=90)
     assert done.returncode == 0 and "failed" not in done.stdout + done.stderr, done
 
 

@@ -40,13 +40,13 @@ def qemu_io(handle: VolumeHandle, *commands: str) -> str:
         check=True,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=90,
     ).stdout
 
 
 def described(handle: VolumeHandle) -> dict[str, object]:
     out = subprocess.run(
-        ["qemu-img", "info", "--output=json", str(handle.path)], check=True, capture_output=True, timeout=30
+        ["qemu-img", "info", "--output=json", str(handle.path)], check=True, capture_output=True, timeout=90
     ).stdout
     return json.loads(out)
 
@@ -107,9 +107,9 @@ def small(tmp_path: Path) -> Iterator[Path]:
     """A filesystem of its own that has less room than an empty clone takes."""
     mount = tmp_path / "small"
     mount.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", mount], check=True, timeout=20)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", mount], check=True, timeout=90)
     yield mount
-    subprocess.run(["umount", mount], check=True, timeout=20)
+    subprocess.run(["umount", mount], check=True, timeout=90)
 
 
 @pytest.mark.root

@@ -21,12 +21,12 @@ MIB = 1 << 20
 
 def io(node: Node, *commands: str) -> None:
     given = [part for command in commands for part in ("-c", command)]
-    done = subprocess.run(["qemu-io", *given, f"json:{json.dumps(node)}"], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["qemu-io", *given, f"json:{json.dumps(node)}"], capture_output=True, text=True, timeout=90)
     assert done.returncode == 0 and "failed" not in done.stdout + done.stderr, done
 
 
 def tool(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, timeout=20)
+    subprocess.run(command, check=True, capture_output=True, timeout=90)
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ async def test_a_second_daemon_is_kept_out(pool: DirectoryDriver) -> None:
 
     async def other() -> str:
         done = await asyncio.to_thread(
-            subprocess.run, [sys.executable, "-c", program, str(pool.path)], capture_output=True, text=True, timeout=60
+            subprocess.run, [sys.executable, "-c", program, str(pool.path)], capture_output=True, text=True, timeout=90
         )
         return done.stderr
 
@@ -213,9 +213,9 @@ async def test_shredding_goes_on_after_a_crash(pool: DirectoryDriver, tmp_path: 
 def small(tmp_path: Path) -> Iterator[Path]:
     mount = tmp_path / "small"
     mount.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mount], check=True, timeout=20)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mount], check=True, timeout=90)
     yield mount
-    subprocess.run(["umount", mount], check=True, timeout=20)
+    subprocess.run(["umount", mount], check=True, timeout=90)
 
 
 @pytest.mark.root

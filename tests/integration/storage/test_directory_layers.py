@@ -69,17 +69,17 @@ class Daemon:
     def io(self, *commands: str) -> None:
         url = f"nbd+unix:///v?socket={self.socket}"
         given = [part for command in commands for part in ("-c", command)]
-        done = subprocess.run(["qemu-io", "-f", "raw", *given, url], capture_output=True, text=True, timeout=30)
+        done = subprocess.run(["qemu-io", "-f", "raw", *given, url], capture_output=True, text=True, timeout=90)
         assert done.returncode == 0 and "failed" not in done.stdout, done
 
     def close(self) -> None:
         if self._process.poll() is None:
             self._process.terminate()
-            self._process.wait(10)
+            self._process.wait(90)
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(90)
 
 
 def node_path(node: Node) -> str:
@@ -91,7 +91,7 @@ def node_path(node: Node) -> str:
 def io(node: Node, *commands: str) -> None:
     given = [part for command in commands for part in ("-c", command)]
     done = subprocess.run(
-        ["qemu-io", "-r", *given, f"json:{json.dumps(node)}"], capture_output=True, text=True, timeout=30
+        ["qemu-io", "-r", *given, f"json:{json.dumps(node)}"], capture_output=True, text=True, timeout=90
     )
     assert done.returncode == 0 and "failed" not in done.stdout + done.stderr, done
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.root
 
 
 def run(*command: str | Path) -> None:
-    subprocess.run(command, check=True, capture_output=True, timeout=20)
+    subprocess.run(command, check=True, capture_output=True, timeout=90)
 
 
 @pytest.fixture

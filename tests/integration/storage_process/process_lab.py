@@ -52,7 +52,7 @@ class Writer:
                 found.append((int(first), [int(place) for place in places], float(seconds)))
         return found
 
-    async def go_on(self, more: int = 20, timeout: float = 30) -> None:
+    async def go_on(self, more: int = 20, timeout: float = 90) -> None:
         """Return when *more* rounds were acknowledged from now."""
         wanted, end = len(self.rounds()) + more, time.monotonic() + timeout
         while len(self.rounds()) < wanted:

@@ -220,7 +220,7 @@ async def test_what_lies_in_lower_layers_is_copied(daemon: QemuStorageDaemon, tm
 def _fill(node: Node, data: Path, place: int) -> None:
     """The bytes of *data* at *place* MiB."""
     image = "json:" + json.dumps(node)
-    subprocess.run(["qemu-io", "-c", f"write -s {data} {place}M 1M", "-c", "flush", image], check=True, timeout=30)
+    subprocess.run(["qemu-io", "-c", f"write -s {data} {place}M 1M", "-c", "flush", image], check=True, timeout=90)
 
 
 def _taken(path: Path) -> int:

@@ -26,7 +26,7 @@ CUTS = 12
 
 
 async def settled(daemon: QemuStorageDaemon) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 90
     while True:
         try:
             await daemon.ready()
@@ -180,7 +180,7 @@ async def _begin(daemon: QemuStorageDaemon, verb: str, directory: Path, number: 
 
 async def _outcome(task: "asyncio.Task[Any]") -> int:
     try:
-        await asyncio.wait_for(task, 30)
+        await asyncio.wait_for(task, 90)
         return 1
     except LamellaError:
         return 0
@@ -203,7 +203,7 @@ async def test_what_a_killed_daemon_was_copying_is_closed_by_the_next(home: Home
     (tmp_path / "vol_b.raw").write_bytes(os.urandom(64 * MIB))
     task = asyncio.create_task(first.copy(source, target, speed=4 * MIB))
     monitor = first.doors.monitor if plain else first.disks.monitor
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         while not await monitor.ask(list[object], "query-jobs"):
             await asyncio.sleep(0.01)
     await first.close()
@@ -219,7 +219,7 @@ async def test_what_a_killed_daemon_was_copying_is_closed_by_the_next(home: Home
         for path in ("vol_b.raw", "vol_c.raw"):
             # With the lock: nobody has it open.
             argv = ["qemu-io", "-f", "raw", "-c", "write 0 512", str(tmp_path / path)]
-            await asyncio.to_thread(subprocess.run, argv, check=True, timeout=20)
+            await asyncio.to_thread(subprocess.run, argv, check=True, timeout=90)
         await writer.go_on()
         acknowledged = await writer.stop()
         assert not lost(await asyncio.to_thread(file.read_bytes), acknowledged)

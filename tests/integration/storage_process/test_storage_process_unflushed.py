@@ -39,15 +39,15 @@ async def lost(daemon: QemuStorageDaemon, file: Path, first: int, flush: str) ->
     child = await asyncio.create_subprocess_exec(*arguments, stdin=pipe, stdout=pipe)
     try:
         assert child.stdin is not None and child.stdout is not None
-        assert await asyncio.wait_for(child.stdout.readline(), 30) == b"written\n"
+        assert await asyncio.wait_for(child.stdout.readline(), 90) == b"written\n"
         kill(daemon.disks.process.pid)
         await settled(daemon)
         child.stdin.write(b"go on\n")
-        return int(await asyncio.wait_for(child.stdout.readline(), 60))
+        return int(await asyncio.wait_for(child.stdout.readline(), 90))
     finally:
         with suppress(ProcessLookupError):
             child.kill()
-        await asyncio.wait_for(child.wait(), 30)
+        await asyncio.wait_for(child.wait(), 90)
 
 
 async def test_what_was_not_flushed_when_disks_is_killed(daemon: QemuStorageDaemon, tmp_path: Path) -> None:

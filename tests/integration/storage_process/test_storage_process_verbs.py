@@ -68,7 +68,7 @@ async def test_resize_is_seen_by_who_has_it(daemon: QemuStorageDaemon, tmp_path:
     await writer.go_on()
     await daemon.resize("vol_a", 96 * MIB)
     assert await daemon.size("vol_a") == 96 * MIB == (tmp_path / "vol_a.raw").stat().st_size
-    for _ in range(400):
+    for _ in range(1800):
         if file.stat().st_size == 96 * MIB:
             break
         await asyncio.sleep(0.05)
@@ -105,9 +105,12 @@ async def test_limits_change_while_it_is_written(daemon: QemuStorageDaemon, tmp_
     await writer.go_on()
     await daemon.limit("vol_a", IoLimits(iops=40))
     await asyncio.sleep(0.5)
-    before, began = len(writer.rounds()), time.monotonic()
+    began = time.monotonic()
+    before = len(writer.rounds())
     await asyncio.sleep(2)
-    made, most = len(writer.rounds()) - before, 10 * (time.monotonic() - began)
+    await writer.go_on(1)
+    made = len(writer.rounds()) - before
+    most = 10 * (time.monotonic() - began)
     # A round is four writes and a flush, which is not counted. A busy machine makes fewer, never more.
     assert 1 <= made <= 1.2 * most + 3
     await daemon.limit("vol_a", IoLimits(iops=4000), "project/shared")
@@ -155,7 +158,7 @@ async def test_use_is_counted(home: Home, tmp_path: Path) -> None:
                 f"count={place * number}",
                 "conv=notrunc,fsync",
             ]
-            await asyncio.to_thread(subprocess.run, argv, check=True, timeout=30, capture_output=True)
+            await asyncio.to_thread(subprocess.run, argv, check=True, timeout=90, capture_output=True)
 
     def grown(seen: dict[str, Counted], since: dict[str, Counted]) -> list[int]:
         return [round((seen[id].bytes - (since[id].bytes if id in since else 0)) / MIB) for id in ids]
@@ -166,7 +169,7 @@ async def test_use_is_counted(home: Home, tmp_path: Path) -> None:
         assert grown(seen, before) == [0, 1, 2, 3, 4, 5]
         assert seen["vol_f"].operations > before["vol_f"].operations
         argv = ["dd", f"if={files['vol_a']}", "of=/dev/null", "bs=1M", "count=7", "iflag=direct"]
-        await asyncio.to_thread(subprocess.run, argv, check=True, timeout=30, capture_output=True)
+        await asyncio.to_thread(subprocess.run, argv, check=True, timeout=90, capture_output=True)
         after = await daemon.counted()
         assert grown(after, seen) == [7, 0, 0, 0, 0, 0]
         await daemon.close()
@@ -179,7 +182,7 @@ async def test_use_is_counted(home: Home, tmp_path: Path) -> None:
         pid = daemon.doors.process.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             while daemon.doors.process.pid in (None, pid) or not daemon.revived:
                 await asyncio.sleep(0.02)
         fresh = await daemon.counted()
@@ -207,11 +210,11 @@ async def test_zeros_are_zeros(daemon: QemuStorageDaemon, tmp_path: Path, kind: 
     for offset, length in ((4096, 4096), (65536, 262144), (1 << 19, 4096)):
         said += ["-c", f"write -z -u {offset} {length}", "-c", f"read -P 0 {offset} {length}"]
     argv = [*said, "-c", "read -P 65 0 4096", str(file)]
-    done = await asyncio.to_thread(subprocess.run, argv, check=True, timeout=30, capture_output=True, text=True)
+    done = await asyncio.to_thread(subprocess.run, argv, check=True, timeout=90, capture_output=True, text=True)
     assert "fail" not in done.stdout.lower(), done.stdout
     # What may not be punched may be zeroed.
     zero = ["fallocate", "--zero-range", "--keep-size", "--offset", "700000", "--length", "70000", str(file)]
-    await asyncio.to_thread(subprocess.run, zero, check=True, timeout=30)
+    await asyncio.to_thread(subprocess.run, zero, check=True, timeout=90)
     look = [*said[:3], "-c", "read -P 0 700000 70000", "-c", "read -P 65 770000 4096", str(file)]
-    done = await asyncio.to_thread(subprocess.run, look, check=True, timeout=30, capture_output=True, text=True)
+    done = await asyncio.to_thread(subprocess.run, look, check=True, timeout=90, capture_output=True, text=True)
     assert "fail" not in done.stdout.lower(), done.stdout

@@ -310,7 +310,7 @@ async def test_a_look_is_of_one_moment(store: Store) -> None:
     def look(tx: Transaction) -> tuple[int, int, int]:
         first = len(tx.list("instance"))
         loop.call_soon_threadsafe(began.set)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while not written.is_set() and time.monotonic() < deadline:
             time.sleep(0.005)
         seen = tx.by_id(made.id)
@@ -442,7 +442,7 @@ async def test_a_watch_tells_the_backlog_and_then_what_comes(store: Store) -> No
     await asyncio.sleep(0.05)
     assert not waiting.done()
     made = await put(store, instance("c"))
-    change = await asyncio.wait_for(waiting, 5)
+    change = await asyncio.wait_for(waiting, 90)
     assert (change.revision, change.action, change.resource) == (3, "created", made)
     await watch.aclose()  # type: ignore[attr-defined]
 
@@ -461,7 +461,7 @@ async def test_a_slow_watcher_misses_nothing(store: Store) -> None:
     watcher = asyncio.create_task(slowly())
     for batch in range(60):
         await store.write(lambda tx, batch=batch: [tx.insert(instance(f"i{batch}-{n}")) for n in range(10)] and None)
-    assert await asyncio.wait_for(watcher, 30) == list(range(1, 601))
+    assert await asyncio.wait_for(watcher, 90) == list(range(1, 601))
 
 
 async def test_watchers_end_when_the_store_is_closed(store: Store, another: Another) -> None:
@@ -470,7 +470,7 @@ async def test_watchers_end_when_the_store_is_closed(store: Store, another: Anot
     await asyncio.sleep(0.05)
     await other.close()
     with pytest.raises(Unavailable):
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, 90)
     with pytest.raises(Unavailable):
         await other.revision()
     with pytest.raises(Unavailable):

@@ -62,7 +62,7 @@ def test_a_writer_killed_at_random_moments_loses_nothing_that_it_acknowledged(ur
         # In the first rounds it dies young.
         time.sleep(random.uniform(0, 0.05 + 0.1 * number))
         actor.kill()
-        out, _ = actor.communicate(timeout=30)
+        out, _ = actor.communicate(timeout=90)
         assert actor.returncode == -signal.SIGKILL
         for line in out.splitlines(keepends=True):
             if line.endswith("\n"):
@@ -151,7 +151,7 @@ async def test_a_database_that_crashes_under_an_open_store_is_found_again(
     await other.open()
     await other.write(lambda tx: tx.insert(instance("from-elsewhere")))
     await other.close()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         await all_seen.wait()
     watching.cancel()
     assert seen == list(range(1, 42))

@@ -18,7 +18,7 @@ async def start(verb: str, url: str, *args: object) -> Process:
         sys.executable, ACTORS, verb, url, *map(str, args), stdin=asyncio.subprocess.DEVNULL, stdout=PIPE
     )
     assert actor.stdout is not None
-    assert await asyncio.wait_for(actor.stdout.readline(), 60) == b"open\n"
+    assert await asyncio.wait_for(actor.stdout.readline(), 90) == b"open\n"
     return actor
 
 
@@ -47,14 +47,14 @@ async def test_a_watch_has_no_gap_and_no_repeat_while_several_processes_write(ur
     late = asyncio.create_task(watched(store, await store.revision() // 2, last))
     for actor in actors:
         await finish(actor)
-    seen = await asyncio.wait_for(early, 30)
+    seen = await asyncio.wait_for(early, 90)
     assert [change.revision for change in seen] == list(range(1, last + 1))
     assert all(change.resource.revision == change.revision for change in seen)
     names = [change.name for change in seen]
     for writer, number in [*((f"w{n}", each) for n in range(writers)), ("own", own)]:
         # Each writer's own changes, in the order in which it made them.
         assert [name for name in names if name.startswith(f"{writer}-")] == [f"{writer}-{n}" for n in range(number)]
-    tail = await asyncio.wait_for(late, 30)
+    tail = await asyncio.wait_for(late, 90)
     assert tail == seen[-len(tail) :]
 
 

@@ -52,7 +52,7 @@ async def taken(lab: VolumesLab, volume: Volume, path: Path, *, format: str = "r
 def raw(path: Path, format: str) -> bytes:
     plain = path.with_suffix(".plain")
     driver = {"vhd": "vpc"}.get(format, format)
-    subprocess.run(["qemu-img", "convert", "-f", driver, "-O", "raw", path, plain], check=True, timeout=60)
+    subprocess.run(["qemu-img", "convert", "-f", driver, "-O", "raw", path, plain], check=True, timeout=90)
     return plain.read_bytes()
 
 
@@ -99,7 +99,7 @@ async def test_an_appliance_a_compressed_disk_and_a_larger_volume(lab: VolumesLa
         ["qemu-img", "convert", "-O", "vmdk", "-o", "subformat=streamOptimized", "d.raw", "d.vmdk"],
         cwd=tmp_path,
         check=True,
-        timeout=60,
+        timeout=90,
     )
     ovf = b"""<?xml version="1.0"?><Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1"
  xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1"
@@ -133,7 +133,7 @@ async def test_what_is_refused(lab: VolumesLab, tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="the disk has"):
         await brought(lab, tmp_path / "disk.raw", size=MIB)
     torn = tmp_path / "torn.qcow2"
-    subprocess.run(["qemu-img", "convert", "-O", "qcow2", tmp_path / "disk.raw", torn], check=True, timeout=60)
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", tmp_path / "disk.raw", torn], check=True, timeout=90)
     os.truncate(torn, 300 * 1024)
     with pytest.raises(Corrupt):
         await brought(lab, torn)
@@ -141,7 +141,7 @@ async def test_what_is_refused(lab: VolumesLab, tmp_path: Path) -> None:
     subprocess.run(
         ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "/etc/shadow", "-F", "raw", backed, "1M"],
         check=True,
-        timeout=60,
+        timeout=90,
     )
     with pytest.raises(Corrupt, match="not read"):
         await brought(lab, backed)
@@ -199,10 +199,10 @@ async def test_an_export_that_nobody_reads_on_takes_nothing_from_others(lab: Vol
     volume = await brought(lab, tmp_path / "disk.raw")
     stalled = lab.wing.export(volume, "", "raw")
     first = await anext(stalled)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         await taken(lab, volume, tmp_path / "beside.raw")
     assert (tmp_path / "beside.raw").read_bytes() == disk
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         with pytest.raises(Conflict, match="being exported"):
             await lab.attach(volume, "inst_one", Isolation.UNIKERNEL)
         with pytest.raises(Conflict, match="being exported"):
@@ -216,7 +216,7 @@ async def test_an_export_that_nobody_reads_on_takes_nothing_from_others(lab: Vol
     # Its snapshot may be read for as long as anybody likes.
     stalled = lab.wing.export(volume, snapshot.id, "raw")
     await anext(stalled)
-    async with asyncio.timeout(20), guest_of(mounted.path) as guest:
+    async with asyncio.timeout(90), guest_of(mounted.path) as guest:
         await guest.write(b"other")
         await lab.resize(volume, 2 * SIZE)
     await lab.wing.detach("inst_one")

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.root
 
 
 async def gone(pid: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         while start_time(pid) is not None:
             await asyncio.sleep(0.02)
 
@@ -25,7 +25,7 @@ async def gone(pid: int) -> None:
 async def until_silent(lab: Lab, id: str) -> int:
     """Wait until the serial line stands still; returns how many bytes came out."""
     path = Places(lab.home, "unikernel", id).state / "serial"
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         size = -1
         while (now := path.stat().st_size) != size:
             size = now

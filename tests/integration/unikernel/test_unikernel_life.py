@@ -175,7 +175,7 @@ async def test_the_power_button(lab: Lab, driver: UnikernelDriver) -> None:
     stream = await driver.attach(machine.id)
     await driver.start(machine.id)
     await read_until(stream, b"listening\n")
-    await driver.stop(machine.id, signal="SIGTERM", timeout=20)
+    await driver.stop(machine.id, signal="SIGTERM", timeout=120)
     out, end = await drain(stream)
     # Between the order and the end of the machine it may say a little more.
     assert out.startswith(b"button\n") and end is not None and end.code == 0

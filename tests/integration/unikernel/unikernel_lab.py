@@ -95,7 +95,7 @@ async def drain(stream: ProcessStream) -> tuple[bytes, Exit | None]:
     return out, end
 
 
-async def read_until(stream: ProcessStream, text: bytes, timeout: float = 20) -> bytes:
+async def read_until(stream: ProcessStream, text: bytes, timeout: float = 90) -> bytes:
     """What comes out up to the piece in which *text* is complete."""
     out = b""
     async with asyncio.timeout(timeout):
@@ -106,7 +106,7 @@ async def read_until(stream: ProcessStream, text: bytes, timeout: float = 20) ->
     return out
 
 
-async def until_stopped(driver: UnikernelDriver, id: str, timeout: float = 30) -> Observed:
+async def until_stopped(driver: UnikernelDriver, id: str, timeout: float = 90) -> Observed:
     async with asyncio.timeout(timeout):
         while True:
             seen = await driver.observe(id)
@@ -121,7 +121,7 @@ async def ran(driver: UnikernelDriver, machine: Machine) -> tuple[bytes, Exit, O
     await driver.create(machine)
     stream = await driver.attach(machine.id)
     await driver.start(machine.id)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         out, end = await drain(stream)
     assert end is not None
     return out, end, await until_stopped(driver, machine.id)

@@ -115,7 +115,7 @@ class ShellGuest(BareQemu):
     """:class:`BareQemu` with the small Linux."""
 
     def __init__(self, directory: Path, boot: tuple[Path, Path], arguments: list[str], line: str = "") -> None:
-        tsc = subprocess.run([binaries.own("lamella-tsc")], capture_output=True, text=True, check=True, timeout=10)
+        tsc = subprocess.run([binaries.own("lamella-tsc")], capture_output=True, text=True, check=True, timeout=90)
         words = f"console=ttyS0 quiet panic=-1 no_timer_check tsc=reliable tsc_early_khz={int(tsc.stdout)} {line}"
         files = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in boot]
         try:
@@ -131,14 +131,14 @@ class ShellGuest(BareQemu):
         self._until(b"\nshell-ready\n", timeout)
         self.run("true")
 
-    def run(self, command: str, timeout: float = 30) -> str:
+    def run(self, command: str, timeout: float = 90) -> str:
         """What *command* prints in the guest."""
         self.said = b""
         self.serial.sendall(base64.b64encode(command.encode()) + b"\n")
         text = self._until(b"\ndone\n", timeout)
         return text[: text.index(b"\ndone\n")].decode(errors="replace").strip()
 
-    def wait_for(self, command: str, expected: str, timeout: float = 30) -> None:
+    def wait_for(self, command: str, expected: str, timeout: float = 90) -> None:
         """Return when *command* prints *expected* in the guest."""
         end = time.monotonic() + timeout
         while (said := self.run(command)) != expected:

@@ -65,7 +65,7 @@ def clone_disk(directory: Path, name: str, size: int, base: Path) -> DataDisk:
     """A qcow2 of *size* over the raw *base*; its header names a base that is not there, which nobody may open."""
     path = directory / f"{name}.qcow2"
     command = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", "/nowhere/at-all", "-F", "raw", path, str(size)]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=90)
     path.chmod(0o600)
     based = Base(path=base, size=base.stat().st_size)
     volume = VolumeHandle(id=f"volume-{name}", form=VolumeForm.BLOCK, path=path, size=size, format="qcow2", base=based)

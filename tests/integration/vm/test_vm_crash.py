@@ -29,7 +29,7 @@ async def test_a_daemon_that_dies_in_the_middle(lab: Lab, driver: VmDriver, gues
         stdout=asyncio.subprocess.PIPE,
     )
     assert daemon.stdout is not None
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(90):
         assert await daemon.stdout.readline() == b"opened\n"
     await asyncio.sleep(moment)
     daemon.kill()
@@ -54,7 +54,7 @@ async def test_a_create_that_is_called_off_leaves_nothing(lab: Lab, driver: VmDr
         await asyncio.wait([making])
         if making.cancelled():
             # One that was whole, and is cleared for the next, may still be on its way out.
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(90):
                 while (seen := await driver.observe(machine.id)) is not None and seen.phase is not Phase.STOPPED:
                     await asyncio.sleep(0.05)
     await driver.remove(machine.id)

@@ -146,15 +146,21 @@ async def test_another_machines_certificate_is_not_taken_for_this_ones(
 
 
 async def test_viewers_leave_nothing_open_in_qemu(qemu: BareQemu, monitor: Monitor, desktop: Desktop) -> None:
-    counts: list[int] = []
-    for _ in range(3):
+    async def visit() -> None:
         ticket = await desktop.ticket(monitor, "vnc")
         stream = await desktop.connect(monitor, "vnc")
         await RfbViewer(stream).open(ticket)
         await stream.close()
-        await asyncio.sleep(0.5)
-        counts.append(qemu.files())
-    assert counts[0] == counts[2]
+
+    # What QEMU opens for the first one alone is there by then; it sees a moment later that somebody has gone.
+    await visit()
+    await asyncio.sleep(0.5)
+    before = qemu.files()
+    for _ in range(2):
+        await visit()
+    async with asyncio.timeout(90):
+        while qemu.files() > before:
+            await asyncio.sleep(0.1)
 
 
 async def test_the_key_is_its_own_users_alone(pki: Path) -> None:
@@ -260,7 +266,7 @@ async def capture(monitor: Monitor, desktop: Desktop, ticket: DesktopTicket, scr
         )
         assert process.stdout is not None
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(90):
                 said = await process.stdout.readuntil(b"Password: ")
                 await asyncio.sleep(0.2)
                 os.write(keyboard, ticket.password.encode() + b"\n")

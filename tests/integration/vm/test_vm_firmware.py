@@ -72,10 +72,10 @@ async def test_secure_boot_starts_what_is_signed_with_an_enrolled_key_and_nothin
         console = await driver.attach(machine.id)
         await driver.start(machine.id)
         if starts:
-            await read_until(console, "BdsDxe: starting Boot", timeout=60)
+            await read_until(console, "BdsDxe: starting Boot")
             await until_blue(driver, machine.id)
         else:
-            said = await read_until(console, "Access Denied", timeout=60)
+            said = await read_until(console, "Access Denied")
             assert "BdsDxe: starting" not in said
         await driver.remove(machine.id)
 
@@ -88,7 +88,7 @@ async def test_a_machine_keeps_its_variables(lab: Lab, driver: VmDriver) -> None
     await driver.create(machine)
     console = await driver.attach(machine.id)
     await driver.start(machine.id)
-    await read_until(console, "BdsDxe", timeout=60)
+    await read_until(console, "BdsDxe")
     await driver.kill(machine.id, signal.SIGKILL)
     await until_stopped(driver, machine.id)
     plain = state / machine.id / "variables.fd"

@@ -34,9 +34,9 @@ _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 def namespace() -> Iterator[str]:
     """A network namespace of its own."""
     name = f"lamella-test-vm{os.getpid()}"
-    subprocess.run(["ip", "netns", "add", name], check=True, timeout=10)
+    subprocess.run(["ip", "netns", "add", name], check=True, timeout=90)
     yield name
-    subprocess.run(["ip", "netns", "delete", name], check=True, timeout=10)
+    subprocess.run(["ip", "netns", "delete", name], check=True, timeout=90)
 
 
 def open_tap(namespace: str, name: str) -> int:
@@ -59,8 +59,8 @@ def open_tap(namespace: str, name: str) -> int:
 def carried(namespace: str) -> set[str]:
     """Names of the links in *namespace* whose other end is held open."""
     for name in ("tap1", "tap2"):
-        subprocess.run(["ip", "-n", namespace, "link", "set", name, "up"], check=True, timeout=10)
-    said = subprocess.run(["ip", "-n", namespace, "-o", "link"], capture_output=True, text=True, check=True, timeout=10)
+        subprocess.run(["ip", "-n", namespace, "link", "set", name, "up"], check=True, timeout=90)
+    said = subprocess.run(["ip", "-n", namespace, "-o", "link"], capture_output=True, text=True, check=True, timeout=90)
     lines = [line for line in said.stdout.splitlines() if "LOWER_UP" in line]
     return {line.split()[1].rstrip(":") for line in lines}
 
@@ -69,7 +69,7 @@ def clone(lab: Lab, base: Path) -> VolumeHandle:
     """A volume over *base*, as a pool makes them."""
     path = lab.home.path / "disks" / f"{new_id('volume')}.qcow2"
     path.parent.mkdir(exist_ok=True)
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(64 * MIB)], check=True, timeout=30)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(64 * MIB)], check=True, timeout=90)
     below = Base(path=base, size=base.stat().st_size)
     return VolumeHandle(id=path.stem, form=VolumeForm.BLOCK, path=path, size=64 * MIB, format="qcow2", base=below)
 

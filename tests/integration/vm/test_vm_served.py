@@ -97,7 +97,7 @@ async def test_a_guest_loses_nothing_while_its_storage_process_is_another(
     await driver.rewire(msgspec.structs.replace(machine, volumes=[]))
     seen = await driver.observe(id)
     assert seen is not None and seen.devices == []
-    await driver.stop(id, signal="SIGTERM", timeout=20)
+    await driver.stop(id, signal="SIGTERM", timeout=120)
 
 
 FIND = '$(for d in /sys/block/vd*; do [ "$(cat $d/serial)" = bare ] && echo /dev/${d##*/}; done)'

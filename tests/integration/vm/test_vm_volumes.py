@@ -31,7 +31,7 @@ def linux_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ext4(path: Path, size: int = 64 * MIB) -> Path:
     with path.open("wb") as file:
         file.truncate(size)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-E", "root_owner=0:0", str(path)], check=True, timeout=60)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-E", "root_owner=0:0", str(path)], check=True, timeout=90)
     return path
 
 
@@ -51,7 +51,7 @@ async def run(driver: VmDriver, id: str, command: str) -> tuple[int, str]:
     stream = await driver.exec(id, ExecSpec(command=["/bin/sh", "-c", command]))
     said, code = b"", -1
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(90):
             while (frame := await stream.receive()) is not None:
                 match frame:
                     case Stdout(data) | Stderr(data):
@@ -67,7 +67,7 @@ async def run(driver: VmDriver, id: str, command: str) -> tuple[int, str]:
 
 async def until(driver: VmDriver, id: str, name: str, words: str) -> None:
     """Wait until a mechanism says *words*."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(90):
         while not any(one.name == name and words in one.value for one in await driver.mechanisms(id)):
             await asyncio.sleep(0.2)
 
@@ -117,7 +117,7 @@ async def test_volumes_come_and_go_and_layers_grow(
     await driver.rewire(machine)
     seen = await driver.observe(id)
     assert seen is not None and seen.devices == machine.devices
-    subprocess.run(["e2fsck", "-fn", str(hot.path)], check=True, timeout=30, stdout=subprocess.DEVNULL)
+    subprocess.run(["e2fsck", "-fn", str(hot.path)], check=True, timeout=90, stdout=subprocess.DEVNULL)
     assert (await run(driver, id, "ls /srv/hot; grep -c /srv/ /proc/mounts"))[1] == "1\n"
 
     # Another daemon: what is mounted stays, and is known.
@@ -165,11 +165,9 @@ async def a_freeze_ends_by_itself(driver: VmDriver, id: str) -> None:
     begun = time.monotonic()
     assert await driver.freeze(id, 2.0) == 2  # the root partition and the volume
     write = asyncio.create_task(run(driver, id, "echo late >/data/late && sync"))
-    await asyncio.sleep(1.0)
-    assert not write.done()
     assert (await write)[0] == 0 and time.monotonic() - begun > 1.9
     assert await driver.thaw(id) is False
-    assert await driver.freeze(id, 20.0) == 2
+    assert await driver.freeze(id, 60.0) == 2
     assert await driver.thaw(id) is True
 
 
@@ -204,11 +202,11 @@ async def layers_are_changed_at_one_instant(driver: VmDriver, machine: Machine, 
     node = {"driver": "qcow2", "file": locked(directory / "more1.qcow2"), "backing": node}
     copied = directory / "second.raw"
     source = f"json:{msgspec.json.encode(node).decode()}"
-    subprocess.run(["qemu-img", "convert", "-U", "-O", "raw", source, str(copied)], check=True, timeout=60)
+    subprocess.run(["qemu-img", "convert", "-U", "-O", "raw", source, str(copied)], check=True, timeout=90)
     assert copied.read_bytes()[:2] == b"2\0"
     # They are QEMU's: nobody else opens the one that is written.
     top = str(directory / "more4.qcow2")
-    tried = subprocess.run(["qemu-img", "info", top], capture_output=True, text=True, check=False, timeout=30)
+    tried = subprocess.run(["qemu-img", "info", top], capture_output=True, text=True, check=False, timeout=90)
     assert tried.returncode != 0 and "lock" in tried.stderr
 
 

@@ -78,7 +78,7 @@ async def test_a_tpm_remembers_over_restarts_of_machine_and_daemon(
         await driver.close()
         console = await driver.attach(machine.id)
         assert (await tell(console, "clock", "\n")).split()[3] == words[3]
-        await driver.stop(machine.id, signal="SIGTERM", timeout=30)
+        await driver.stop(machine.id, signal="SIGTERM", timeout=120)
     assert counts[1] == counts[0] + 1 and counts[2] == counts[0] + 2, "the TPM counts its resets, and keeps that"
     fresh = lab.machine(disk=guest_disk, board=Board(tpm=True, graphics=Graphics.NONE))
     await driver.create(fresh)
@@ -113,6 +113,6 @@ async def test_tpm_and_machine_each_outlive_or_follow_the_other(lab: Lab, driver
     await driver.close()
     os.kill(seen.pid, signal.SIGKILL)
     await until_stopped(driver, machine.id)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         await readable(watch)
     os.close(watch)

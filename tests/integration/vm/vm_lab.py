@@ -129,7 +129,7 @@ def build_guest(directory: Path) -> Path:
     return disk
 
 
-async def read_until(stream: ProcessStream, text: str, timeout: float = 30.0) -> str:
+async def read_until(stream: ProcessStream, text: str, timeout: float = 90) -> str:
     """What a console says until *text* has come by.
 
     :raise AssertionError: when it does not, with what came instead.
@@ -149,13 +149,13 @@ async def read_until(stream: ProcessStream, text: str, timeout: float = 30.0) ->
     return seen
 
 
-async def tell(stream: ProcessStream, word: str, answer: str, timeout: float = 30.0) -> str:
+async def tell(stream: ProcessStream, word: str, answer: str, timeout: float = 90) -> str:
     """Type a line at the small guest and read until *answer*."""
     await stream.send(Stdin(f"{word}\n".encode()))
     return await read_until(stream, answer, timeout)
 
 
-async def until(driver: VmDriver, id: str, right: Callable[[Observed], bool], timeout: float = 30.0) -> Observed:
+async def until(driver: VmDriver, id: str, right: Callable[[Observed], bool], timeout: float = 90) -> Observed:
     """Look until what is seen is *right*."""
     async with asyncio.timeout(timeout):
         while True:
@@ -166,7 +166,7 @@ async def until(driver: VmDriver, id: str, right: Callable[[Observed], bool], ti
             await asyncio.sleep(0.05)
 
 
-async def until_stopped(driver: VmDriver, id: str, timeout: float = 30.0) -> Observed:
+async def until_stopped(driver: VmDriver, id: str, timeout: float = 90) -> Observed:
     return await until(driver, id, lambda seen: seen.phase is Phase.STOPPED, timeout)
 
 
@@ -201,7 +201,7 @@ def _predict(kind: int, left: int, up: int, corner: int) -> int:
     return min((left, up, corner), key=lambda one: abs(guess - one))
 
 
-async def until_blue(driver: VmDriver, id: str, timeout: float = 60.0) -> None:
+async def until_blue(driver: VmDriver, id: str, timeout: float = 90) -> None:
     """Look at the screen until more than half of it is the blue of old text screens: 168 or 170 of 255, as the card has it."""
     found: dict[tuple[int, int, int], float] = {}
     try:

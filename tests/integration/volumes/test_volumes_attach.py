@@ -231,7 +231,7 @@ async def test_deleting_is_done_twice_and_never_while_it_is_open(lab: VolumesLab
 
 def sync(place: Path) -> None:
     """Of this filesystem alone."""
-    subprocess.run(["sync", "-f", str(place)], check=True, timeout=20)
+    subprocess.run(["sync", "-f", str(place)], check=True, timeout=90)
 
 
 async def test_measuring_tells_what_is_used(lab: VolumesLab) -> None:

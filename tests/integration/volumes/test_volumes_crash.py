@@ -50,7 +50,7 @@ class Killer:
 
     async def _line(self) -> str:
         assert self._child.stdout is not None
-        return (await asyncio.wait_for(self._child.stdout.readline(), 60)).decode().strip()
+        return (await asyncio.wait_for(self._child.stdout.readline(), 90)).decode().strip()
 
     async def cut(self, request: AnyStorageRequest, share: float, *, everything: bool, of: str = "") -> None:
         """Kill it after *share* of the time that such a request *of* this kind took; the first is let through to be timed."""
@@ -95,7 +95,7 @@ async def killer(lab: VolumesLab) -> AsyncIterator[Killer]:
     yield killer
     assert child.stdin is not None
     child.stdin.close()
-    await asyncio.wait_for(child.wait(), 20)
+    await asyncio.wait_for(child.wait(), 90)
     print(f"{killer.cuts} cuts, {', '.join(f'{kind} {took:.2f} s' for kind, took in killer.took.items())}")
     assert killer.cuts
 

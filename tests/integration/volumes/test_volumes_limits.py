@@ -22,7 +22,7 @@ from lamella.model.storage_requests import LimitVolume, OpenPool
 RATE = 16 * MIB
 
 
-def written(path: Path, size: int, *, seconds: float = 60) -> float:
+def written(path: Path, size: int, *, seconds: float = 90) -> float:
     """Write *size* bytes through the page cache, and wait until they are in the volume: for how long, in seconds."""
     began = time.monotonic()
     block = os.urandom(MIB)
@@ -76,7 +76,7 @@ async def tight(lab: VolumesLab) -> AsyncIterator[VolumesLab]:
 
 
 async def heard(lab: VolumesLab, type: str) -> str:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while True:
             for kind, subject, message in lab.events:
                 if (kind, subject) == (type, "tight"):
@@ -108,7 +108,7 @@ async def test_a_pool_that_fills_up_holds_its_writer_until_there_is_room(tight: 
     left = os.statvfs(ballast.parent).f_bavail * os.statvfs(ballast.parent).f_frsize
     assert left > 0, "it was held too late"
     ballast.unlink()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(90):
         await writer
     await heard(tight, "pool.room")
     assert (mounted.path / "file").read_bytes() == b"".join(content * 40)
@@ -153,7 +153,7 @@ async def test_what_a_former_daemon_held_goes_on_when_there_is_room(tight: Volum
     spec = PoolSpec(path=str(ballast.parent / "pool"), warn_below=0.4)
     await tight.wing.use_pools([new_resource("pool", "tight", spec, PoolStatus())])
     assert await settled(tight, data.id, held=False)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(90):
         await asyncio.to_thread(written, mounted.path / "file", 8 * MIB)
 
 
@@ -161,7 +161,7 @@ async def settled(lab: VolumesLab, id: str, *, held: bool) -> IoLimits:
     """Its limits, when the storage process has it so."""
     daemon = lab.wing.parts.daemon
     assert isinstance(daemon, QemuStorageDaemon)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while (opened := daemon.known(id)).held is not held:
             await asyncio.sleep(0.05)
     return opened.limits

@@ -43,14 +43,14 @@ def _started(place: Path) -> tuple[subprocess.Popen[bytes], int]:
             *("--flags", "not-need-init,startup-clear"),
         ]
         daemon = subprocess.Popen(command, env=environment(MARK), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while daemon.poll() is None and time.monotonic() < deadline:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port + 1)) == 0:
                     return daemon, port
             time.sleep(0.02)
         daemon.kill()
-        said = daemon.communicate(timeout=10)[1]
+        said = daemon.communicate(timeout=90)[1]
     raise AssertionError(f"swtpm does not start: {said.decode(errors='replace')}")
 
 
@@ -63,7 +63,7 @@ def software_tpm(place: Path) -> Iterator[str]:
         yield f"swtpm:host=127.0.0.1,port={port}"
     finally:
         daemon.kill()
-        daemon.communicate(timeout=10)
+        daemon.communicate(timeout=90)
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ class VolumesLab:
     def _clear(self) -> None:
         kill_marked(self.home.mark)
         mounts.release(self.home.path)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while self.processes() and time.monotonic() < deadline:
             time.sleep(0.02)
         with contextlib.suppress(LamellaError, OSError):
@@ -172,7 +172,7 @@ class Guest:
 
     async def hear(self) -> str:
         assert self._process.stdout is not None
-        return (await asyncio.wait_for(self._process.stdout.readline(), 30)).decode().strip()
+        return (await asyncio.wait_for(self._process.stdout.readline(), 90)).decode().strip()
 
     async def write(self, content: bytes, offset: int = 0, file: int = 0) -> None:
         await self.say(f"write {file} {offset} {content.hex()}")
@@ -200,7 +200,7 @@ async def guest_of(*paths: Path) -> AsyncIterator[Guest]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        await asyncio.wait_for(process.wait(), 20)
+        await asyncio.wait_for(process.wait(), 90)
 
 
 def new_volume(name: str = "data", size: int = 64 * MIB, **spec: Any) -> Volume:

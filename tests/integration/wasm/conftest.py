@@ -44,7 +44,7 @@ def lab(tmp_path: Path, built: Path) -> Iterator[Lab]:
         }
 
     # What was killed at the very end may take a moment to be gone.
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while any((found := left()).values()) and time.monotonic() < deadline:
         time.sleep(0.05)
     cgroups.remove()

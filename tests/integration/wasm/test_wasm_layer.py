@@ -47,7 +47,7 @@ def test_a_daemon_that_was_killed_finds_it_again(layer: LayerUnderTest) -> None:
     layer.lamella("run", "-d", "--name", "t", "--isolation", "wasm", "deeds", "--", "ticks", "15")
     layer.kill()
     layer.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while b"stopped (6)" not in layer.lamella("ps", "-a").stdout:
         assert time.monotonic() < deadline
         time.sleep(0.2)

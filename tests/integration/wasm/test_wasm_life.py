@@ -46,7 +46,7 @@ async def test_it_waits_for_its_start_and_every_verb_may_be_said_twice(lab: Lab,
     seen = await phase(driver, machine.id, Phase.RUNNING)
     assert seen.pid is not None and seen.launched == machine.limits
     for _ in range(2):
-        await driver.stop(machine.id, signal="TERM", timeout=5)
+        await driver.stop(machine.id, signal="TERM", timeout=60)
     assert (await phase(driver, machine.id, Phase.STOPPED)).exit_code == 143
     for _ in range(2):
         await driver.remove(machine.id)
@@ -88,7 +88,7 @@ async def test_a_follower_gets_everything_until_the_end(lab: Lab, driver: WasmDr
     await driver.create(machine)
     follower = asyncio.create_task(_follow(driver, machine.id))
     await driver.start(machine.id)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         assert await follower == b"".join(b"tick %d\n" % number for number in range(5))
 
 
@@ -112,7 +112,7 @@ async def test_paused_it_stands_still_and_goes_on(lab: Lab, driver: WasmDriver) 
     await driver.resume(machine.id)
     await phase(driver, machine.id, Phase.RUNNING)
     await driver.pause(machine.id)
-    await driver.stop(machine.id, signal="TERM", timeout=5)
+    await driver.stop(machine.id, signal="TERM", timeout=60)
     assert (await phase(driver, machine.id, Phase.STOPPED)).exit_code == 137
 
 

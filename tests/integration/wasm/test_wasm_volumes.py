@@ -33,11 +33,11 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     image, place = tmp_path / "disk.img", tmp_path / "mounted"
     with image.open("wb") as file:
         file.truncate(32 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, timeout=30)
+    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, timeout=90)
     place.mkdir()
-    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True, timeout=30)
+    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True, timeout=90)
     yield place
-    subprocess.run(["umount", str(place)], check=True, timeout=30)
+    subprocess.run(["umount", str(place)], check=True, timeout=90)
 
 
 async def test_what_a_module_makes_belongs_to_0_on_the_volume(lab: Lab, driver: WasmDriver, disk: Path) -> None:

@@ -85,7 +85,7 @@ async def run(driver: WasmDriver, machine: Machine) -> tuple[int | None, bytes, 
         await stream.close()
 
 
-async def read_all(stream: ProcessStream, timeout: float = 60.0) -> tuple[int | None, bytes, bytes]:
+async def read_all(stream: ProcessStream, timeout: float = 90) -> tuple[int | None, bytes, bytes]:
     """Exit code, standard output, standard error."""
     out, errors = bytearray(), bytearray()
     async with asyncio.timeout(timeout):
@@ -104,7 +104,7 @@ async def logged(driver: WasmDriver, id: str) -> bytes:
     return b"".join([entry.data async for entry in driver.logs(id)])
 
 
-async def phase(driver: WasmDriver, id: str, wanted: Phase, timeout: float = 20.0) -> Observed:
+async def phase(driver: WasmDriver, id: str, wanted: Phase, timeout: float = 90) -> Observed:
     """Look until the instance is in *wanted*."""
     deadline = time.monotonic() + timeout
     while True:

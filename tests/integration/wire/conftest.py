@@ -51,7 +51,7 @@ async def start(authority: Authority, tmp_path: Path) -> AsyncIterator[Start]:
             env={**os.environ, "LAMELLA_MARK": "wiretest"},
         )
         assert process.stdout is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             party = Party(process, int(await process.stdout.readline()))
             running.append(party)
             # The port is bound before it listens.

@@ -143,7 +143,7 @@ async def test_a_change_that_the_host_cannot_make_is_taken_back(layer: Layer) ->
 
     await report(conditions=[])
     body = ResourcePatch(spec={"disks": [{"name": "more", "size": 1 << 30}], "memory": 1 << 30})
-    asking = asyncio.create_task(layer.patch(ROOT, "default", "instance", "db", body, expected=None, wait=10))
+    asking = asyncio.create_task(layer.patch(ROOT, "default", "instance", "db", body, expected=None, wait=90))
     while (await assignment(layer)).instance.generation == before.instance.generation:
         await asyncio.sleep(0.01)
     failed = Condition(type="Ready", status=False, reason="conflict", message="the guest keeps it", hint="ask it")

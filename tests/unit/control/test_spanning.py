@@ -122,7 +122,7 @@ async def test_hosts_hear_of_whoever_comes_and_goes_elsewhere(layer: Layer) -> N
 
     async def heard(since: int) -> Assignments:
         """The next that it is told of neighbours."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while True:
                 news = await layer.desk.assignments(first, since, 10)
                 since = news.revision

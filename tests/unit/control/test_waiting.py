@@ -61,7 +61,7 @@ class Scene:
         await self.layer.desk.report(self.host, [InstanceReport(id=now.id, status=status)])
 
     async def told_of_all(self) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(90):
             while self.log.told < await self.layer.store.revision():
                 await asyncio.sleep(0.01)
 
@@ -70,7 +70,7 @@ class Scene:
         return asyncio.create_task(self.layer.patch(ROOT, "default", "instance", "db", body, expected=None, wait=wait))
 
     async def generation(self, above: int) -> int:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(90):
             while (now := (await self.instance()).generation) <= above:
                 await asyncio.sleep(0.01)
         return now
@@ -105,7 +105,7 @@ async def test_a_report_from_before_the_change_does_not_answer_for_it(scene: Sce
     await scene.generation(before.generation)
     # It comes to be waited for before anything of the log does.
     listeners = scene.layer.bulletin._listeners  # pyright: ignore[reportPrivateUsage]
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(90):
         while not listeners:
             await asyncio.sleep(0.01)
     scene.log.open.set()
@@ -132,7 +132,7 @@ async def test_a_refusal_is_told_although_more_was_asked_for_before_anybody_read
 
     scene.log.by_id = slowly  # type: ignore[attr-defined]
     asking = scene.asking(1 << 30)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(90):
         await reading.wait()
     await scene.report(REFUSED)
     await scene.told_of_all()

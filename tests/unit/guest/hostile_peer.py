@@ -57,7 +57,7 @@ async def conversation(behave: Callable[[Peer], Awaitable[None]]) -> AsyncGenera
     task = asyncio.create_task(act())
     client: GuestClient | None = None
     try:
-        client = await GuestClient.over(*await asyncio.open_connection(sock=ours), timeout=5)
+        client = await GuestClient.over(*await asyncio.open_connection(sock=ours), timeout=90)
         yield client, peer
     finally:
         if client is not None:

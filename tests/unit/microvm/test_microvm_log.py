@@ -107,7 +107,7 @@ async def test_whoever_follows_sees_all_and_the_end(tmp_path: Path) -> None:
         await log.sync()
         log.close()
 
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(90), asyncio.TaskGroup() as tasks:
         tasks.create_task(write())
         found = [one.data async for one in log.read(follow=True, tail=None, since=None)]
     assert b"".join(found) == b"".join(lines)

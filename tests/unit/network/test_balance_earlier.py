@@ -42,7 +42,7 @@ def test_haproxy() -> None:
 def test_rules() -> None:
     text = plan.frame("t", "up") + plan.change("t", plan.Balanced(), plan.balanced([BALANCER], {}, lives))
     words = ["unshare", "--net", "sh", "-c", "nft -f - && nft -j list table ip t"]
-    done = subprocess.run(words, input=text, check=True, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(words, input=text, check=True, capture_output=True, text=True, timeout=90)
     listing = msgspec.json.decode(done.stdout, type=dict[str, list[dict[str, Any]]])["nftables"]
     assert by_rules(listing) == expected(reads=False)
     assert by_rules([]) == set()

@@ -80,7 +80,7 @@ async def test_work_goes_on_when_nobody_listens_any_more() -> None:
     requests.serve(MeasureVolumes, measure)
     async for _ in requests.answer(MeasureVolumes(volumes=[])):
         break
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(90):
         await done.wait()
 
 
@@ -138,7 +138,7 @@ async def test_locks_of_several_volumes_never_wait_for_each_other_in_a_ring() ->
                 await asyncio.sleep(0)
                 order.append(f"-{name}")
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(90):
         await asyncio.gather(work("a", ["1", "2"]), work("b", ["2", "3", "1"]), work("c", ["3", "1", "3"]))
     # Each begins only when the one before has ended: all three share a volume.
     assert all(first[1:] == second[1:] for first, second in zip(order[::2], order[1::2], strict=True))

@@ -90,7 +90,7 @@ def test_opening_an_up_to_date_store_imports_neither_alembic_nor_another_driver(
         "print(sorted({'alembic', 'psycopg', 'mako', 'sqlalchemy.orm'} & set(sys.modules)))\n"
     )
     url = f"sqlite:///{tmp_path}/a.db"
-    done = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, timeout=90, check=True)
     assert done.stdout == "[]\n"
 
 

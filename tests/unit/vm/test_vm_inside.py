@@ -53,7 +53,7 @@ def short_introduction(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_an_old_guest_where_nobody_answers_is_told_at_once_with_what_to_do(tmp_path: Path) -> None:
-    async with silent_machine(tmp_path) as (inside, _), asyncio.timeout(5):
+    async with silent_machine(tmp_path) as (inside, _), asyncio.timeout(90):
         for verb, asked in {
             "exec": inside.exec(ExecSpec(command=["true"])),
             "stat": inside.stat("/"),

@@ -21,6 +21,8 @@ from lamella.host.linux.cgroup_files import read_text
 from lamella.model.errors import DeadlineExceeded, Unsupported
 
 ROOT = Path("/sys/fs/cgroup")
+# Seconds for processes to stand still or to die: on a busy machine they wait for a processor or a disk first.
+_PATIENCE = 30.0
 
 
 class GroupUsage(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,17 +175,17 @@ class Cgroup:
         """Stop every process; returns when the kernel says that all stand still.
 
         :raise Unsupported: without a freezer.
-        :raise DeadlineExceeded: when they did not stand still within five seconds.
+        :raise DeadlineExceeded: when they did not stand still within half a minute.
         """
         if self._cgroups.version == 2:
             cgroup_v2.freeze(self.path(""), frozen=True)
         else:
             cgroup_v1.freeze(self.path("freezer"), frozen=True)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + _PATIENCE
         while not self.is_frozen():
             if time.monotonic() > deadline:
                 self.thaw()
-                raise DeadlineExceeded(f"the processes of {self.id} did not stand still within 5 s", hint="try again")
+                raise DeadlineExceeded(f"the processes of {self.id} did not stand still within {_PATIENCE:g} s", hint="try again")
             time.sleep(0.001)
 
     def thaw(self) -> None:
@@ -197,7 +199,7 @@ class Cgroup:
             return cgroup_v2.is_frozen(self.path(""))
         return "freezer" in self._cgroups.trees and cgroup_v1.is_frozen(self.path("freezer"))
 
-    def kill_all(self, timeout: float = 5.0) -> None:
+    def kill_all(self, timeout: float = _PATIENCE) -> None:
         """SIGKILL every process and wait until none is left.
 
         :raise DeadlineExceeded: when some outlive it, which means that they wait in the kernel for a device.
@@ -219,7 +221,7 @@ class Cgroup:
             time.sleep(pause)
             pause = min(pause * 2, 0.02)
 
-    def remove(self, timeout: float = 5.0) -> None:
+    def remove(self, timeout: float = _PATIENCE) -> None:
         """Kill what is left and remove the group everywhere; gone already is fine.
 
         :raise DeadlineExceeded: when the kernel keeps it busy.

@@ -16,7 +16,7 @@ from lamella.model.errors import DeadlineExceeded, LamellaError, Unavailable
 from lamella.model.instance import Phase
 
 # How long a guest's filesystems may stand still, in seconds.
-DEADLINE = 10.0
+DEADLINE = 20.0
 
 
 class Stillness:

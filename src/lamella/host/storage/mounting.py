@@ -21,7 +21,7 @@ from lamella.model.errors import Corrupt, Unavailable
 _FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878
 _OPTIONS = "errors=remount-ro,discard"
 # How long whatever still holds a mount may take to let go, in seconds.
-_PATIENCE = 10.0
+_PATIENCE = 30.0
 
 
 class Mounts:

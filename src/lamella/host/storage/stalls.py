@@ -22,7 +22,7 @@ log = logging.getLogger("lamella.host.storage")
 T = TypeVar("T")
 
 # Seconds: a verb that takes longer has its pool tried; a trial that takes longer says that the pool stands still.
-LONG, PATIENCE = 5.0, 10.0
+LONG, PATIENCE = 5.0, 20.0
 
 
 class Stalls:

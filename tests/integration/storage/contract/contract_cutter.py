@@ -110,7 +110,7 @@ class Cutter:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(20)
+        self._process.wait(90)
 
 
 if __name__ == "__main__":

@@ -46,4 +46,4 @@ def lab(scratch: Path) -> Iterator[Lab]:
         yield made
     finally:
         os.close(held)
-        subprocess.run(["umount", str(path)], check=True, timeout=60)
+        subprocess.run(["umount", str(path)], check=True, timeout=90)

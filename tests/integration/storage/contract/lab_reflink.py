@@ -18,8 +18,8 @@ def lab(scratch: Path) -> Iterator[Lab]:
     with image.open("wb") as file:
         file.truncate(2 << 30)
     mount.mkdir()
-    subprocess.run(["mkfs.btrfs", "-q", image], check=True, timeout=60)
-    subprocess.run(["mount", "-o", "loop,noatime", image, mount], check=True, timeout=60)
+    subprocess.run(["mkfs.btrfs", "-q", image], check=True, timeout=90)
+    subprocess.run(["mount", "-o", "loop,noatime", image, mount], check=True, timeout=90)
     try:
         driver = "lamella.host.storage.directory:DirectoryDriver"
         # What is the same as without shared blocks is tried there.
@@ -33,4 +33,4 @@ def lab(scratch: Path) -> Iterator[Lab]:
             cuts=2,
         )
     finally:
-        subprocess.run(["umount", mount], check=True, timeout=60)
+        subprocess.run(["umount", mount], check=True, timeout=90)

@@ -225,7 +225,7 @@ async def test_a_live_snapshot_is_what_a_power_cut_would_leave(lab: Lab, pool: S
     sent = 0
     taken: list[str] = []
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while len(taken) < 12 and time.monotonic() < deadline:
             for _ in range(50):
                 try:
@@ -237,7 +237,7 @@ async def test_a_live_snapshot_is_what_a_power_cut_would_leave(lab: Lab, pool: S
         assert writer.poll() is None, "the writer failed under the snapshots"
     finally:
         writer.kill()
-        writer.wait(10)
+        writer.wait(90)
     seen: set[int] = set()
     for snapshot in taken:
         said = lab.io(await pool.node(id, snapshot), "read -v 0 16", f"read -v {far} 16", read_only=True)

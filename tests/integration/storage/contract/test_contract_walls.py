@@ -48,7 +48,7 @@ async def test_two_writers_are_one_too_many(lab: Lab, pool: StorageDriver, needs
         ):
             done = lab.run(*command, check=False)
             assert done.returncode != 0 and b"lock" in done.stderr, done
-        first.communicate(b"quit\n", timeout=20)
+        first.communicate(b"quit\n", timeout=90)
     lab.expect(node, (1, 0, 4096))
 
 
@@ -62,7 +62,7 @@ async def test_who_is_shut_out_writes_no_more(lab: Lab, pool: StorageDriver, nee
     with writing(lab, node) as first:
         await pool.fence(id)
         lab.write(node, 2, 0, 4096)
-        said, _ = first.communicate(b"write -P 3 0 4k\nquit\n", timeout=60)
+        said, _ = first.communicate(b"write -P 3 0 4k\nquit\n", timeout=90)
         assert b"failed" in said, said
     lab.expect(node, (2, 0, 4096))
 
@@ -75,7 +75,7 @@ def writing(lab: Lab, node: Node) -> Iterator[subprocess.Popen[bytes]]:
         assert first.stdin is not None and first.stdout is not None
         first.stdin.write(b"write -P 1 0 4k\n")
         first.stdin.flush()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 90
         while b"ops/sec" not in first.stdout.readline():
             assert time.monotonic() < deadline
         yield first

@@ -19,7 +19,7 @@ from lamella.host.storage import loop
 from lamella.host.storage.process import fuse
 
 MIB = 1 << 20
-DEADLINE = 60.0
+DEADLINE = 90.0
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class Writer:
         return list(NOTE.iter_unpack(data[: len(data) // NOTE.size * NOTE.size]))
 
     async def more(self, count: int = 20) -> None:
-        wanted, end = len(self._read()) + count, time.monotonic() + 60
+        wanted, end = len(self._read()) + count, time.monotonic() + 90
         while len(self._read()) < wanted:
             assert self._process.poll() is None, "a write failed"
             assert time.monotonic() < end, "the writer stands still"
@@ -105,7 +105,7 @@ class Writer:
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.wait(20)
+        self._process.wait(90)
 
     def acknowledged(self, moment: int) -> int:
         """The newest number that was acknowledged when the log was no longer than *moment*."""

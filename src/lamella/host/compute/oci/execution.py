@@ -48,7 +48,7 @@ from lamella.model.stream import (
 )
 
 TIMED_OUT = 124
-PID_WAIT = 5.0
+PID_WAIT = 60.0
 
 
 class ExecStream:

@@ -195,7 +195,7 @@ class Shim:
             self._pidfd = -1
 
 
-def end_strays(place: Place, timeout: float = 5.0) -> None:
+def end_strays(place: Place, timeout: float = 30.0) -> None:
     """Kill every conmon and runtime that still works on this bundle, whether a file names it or not. Blocks until they are gone.
 
     :raise Unavailable: when one does not go.

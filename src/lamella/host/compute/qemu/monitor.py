@@ -23,7 +23,7 @@ from lamella.model.errors import Internal, Unavailable
 
 Answer = TypeVar("Answer")
 
-PATIENCE = 10.0
+PATIENCE = 20.0
 MOST_EVENTS = 64
 # It tells at length of every connection that ends, which here is how microVMs end.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)

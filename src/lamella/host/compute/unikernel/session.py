@@ -25,8 +25,8 @@ from lamella.model.signals import signal_number
 
 logger = logging.getLogger(__name__)
 
-KEEPER_PATIENCE = 2.0
-ANSWER_PATIENCE = 5.0
+KEEPER_PATIENCE = 10.0
+ANSWER_PATIENCE = 20.0
 
 POWER_SIGNALS = frozenset(signal_number(name) for name in ("SIGHUP", "SIGINT", "SIGTERM", "SIGPWR"))
 """Signals that press the power button: the only thing that a kernel can be asked."""

@@ -38,7 +38,7 @@ from lamella.model.usage import LogEntry, Usage
 AGENT_DEADLINE = 5.0
 # When a guest that has grown is told to use what it got, in seconds after one another.
 ONLINE_PAUSES = (0.1, 1.0)
-CONSOLE_DEADLINE = 5.0
+CONSOLE_DEADLINE = 30.0
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@
 | reseed, set the clock | yes | no |
 
 exec and the file verbs wait for a guest that may be booting: up to ``BOOT_PATIENCE`` seconds, while it began to boot, or its agent
-stopped to answer (it may boot again), less than five minutes ago. The others do not wait, but for the first two seconds after
+stopped to answer (it may boot again), less than five minutes ago. The others do not wait, but for the first ten seconds after
 :meth:`Inside.open`, in which an agent that is there introduces itself.
 """
 
@@ -36,7 +36,7 @@ from lamella.model.usage import Usage
 
 BOOT_PATIENCE = 90.0
 YOUNG = 300.0
-INTRODUCTION = 2.0
+INTRODUCTION = 10.0
 
 # Thaws after $1 seconds what can be thawed, whatever happens to its starter. Nothing of it writes.
 _THAW = """

@@ -188,13 +188,33 @@ def shorten(directory: Path, largest: int = 1 << 20) -> None:
             os.truncate(directory / "log", 0)
 
 
+def reads_again(pid: int, pidfd: int) -> None:
+    """Have it read its files again. One that has only just been executed has yet to read them: a signal, which it does not catch yet,
+    would be its end.
+
+    :raise ProcessLookupError: when it has ended.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError as error:
+        raise ProcessLookupError(pid) from error
+    caught = next((int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt:")), 0)
+    if caught >> (signal.SIGHUP - 1) & 1:
+        signal.pidfd_send_signal(pidfd, signal.SIGHUP)
+
+
 def end(pids: Iterable[int]) -> None:
     """Kill them and wait until they are gone. Blocks."""
     for pid in pids:
         with suppress(ProcessLookupError):
-            pidfd = os.pidfd_open(pid)
-            try:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                select.select([pidfd], [], [], _PATIENCE)
-            finally:
-                os.close(pidfd)
+            finish(os.pidfd_open(pid))
+
+
+def finish(pidfd: int) -> None:
+    """Kill the process of *pidfd*, wait until it is gone with all that it had open, and close it. Blocks."""
+    try:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            select.select([pidfd], [], [], _PATIENCE)
+    finally:
+        os.close(pidfd)

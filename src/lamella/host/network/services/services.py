@@ -8,7 +8,6 @@ import asyncio
 import logging
 import os
 import shutil
-import signal
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -175,8 +174,10 @@ class Services:
         namespace = await self._fabric.in_layer("find a network", lambda seat: process.namespace_of(seat, service))
         same = [one for one in alive if one.arguments == service.arguments and one.namespace == namespace]
         if server.pid and server.pid not in {one.pid for one in same}:
-            # It has ended, or is not what is asked any more: the sweep ends it.
+            # It ends, or is not what is asked any more: another one begins when the sockets of this one are closed.
+            pidfd = os.dup(server.pidfd)
             self._let_go(server)
+            await asyncio.to_thread(process.finish, pidfd)
         if server.service is None or server.service.files != service.files:
             await asyncio.to_thread(process.write, server.directory, service.files)
             server.service = service
@@ -186,14 +187,14 @@ class Services:
         if server.pid:
             if tell:
                 with suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(server.pidfd, signal.SIGHUP)
+                    process.reads_again(server.pid, server.pidfd)
             await asyncio.to_thread(process.shorten, server.directory)
             return _ROUND
         loop = asyncio.get_running_loop()
         if same:
             with suppress(ProcessLookupError):
                 self._hold(server, same[0].pid)
-                signal.pidfd_send_signal(server.pidfd, signal.SIGHUP)
+                process.reads_again(server.pid, server.pidfd)
                 return _ROUND
         if (pause := server.not_before - loop.time()) > 0:
             return pause

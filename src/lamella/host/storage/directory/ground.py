@@ -26,7 +26,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 # Seconds: a daemon that was killed may have a child that has not let go of its descriptors yet.
-_PATIENCE = 2.0
+_PATIENCE = 10.0
 RECORD = "volume.json"
 IDENTITY = ".identity"
 DRAFT = f".{RECORD}.new"

@@ -18,7 +18,7 @@ from lamella.host.storage.process.qsd import TOP, Qsd
 from lamella.model.errors import Conflict, Internal, NoRoom, Unavailable
 
 SOCKET = "nbd"
-_PATIENCE = 10.0
+_PATIENCE = 30.0
 
 
 class BlockNode(msgspec.Struct):

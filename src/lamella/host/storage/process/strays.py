@@ -18,7 +18,7 @@ from lamella.host.storage.process.records import Opened
 log = logging.getLogger("lamella.host.storage")
 
 # Seconds for a node that is in use till a connection that was cut off is gone.
-_PATIENCE = 5.0
+_PATIENCE = 30.0
 
 
 async def drop(monitor: Monitor, opened: Iterable[Opened]) -> None:
