@@ -99,9 +99,9 @@ class InstanceSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     ``cpu`` is a ceiling in milli-cores (a machine gets that rounded up in vCPUs), ``memory`` in bytes, ``disk`` the size of the
     writable layer in bytes. ``cpu_guarantee`` and ``memory_guarantee`` are what it gets whatever others do, in the same units: 0 unless
-    asked, never above the ceiling. With ``cpu_pin`` its ceiling is whole cores that nobody else has, all their threads. ``stop_timeout`` is in seconds, 10 unless asked, 60 for a full machine. ``epoch`` counts the runs that
-    were asked for; the layer keeps it. The run with the number ``attach_epoch`` begins when somebody has attached (or after a
-    minute): nothing is missed.
+    asked, never above the ceiling. With ``cpu_pin`` its ceiling is whole cores that nobody else has, all their threads.
+    ``stop_timeout`` is in seconds, 10 unless asked, 60 for a full machine. ``epoch`` counts the runs that were asked for; the layer
+    keeps it. The run with the number ``attach_epoch`` begins when somebody has attached (or after a minute): nothing is missed.
     ``grace`` is the ``stop_timeout`` of the stop or restart that was asked last; the layer keeps it too.
 
     ``volumes`` are those with a life of their own: they stay when the instance goes.
