@@ -43,6 +43,9 @@ _RESOURCES = (
     _Resource("memory", "memory as ceilings", "spec.memory", format_size, lambda text: f"--memory {text}", 1 << 20),
 )
 
+# What a guarantee is to whoever has cores of its own.
+_OWN = _Resource("cpu_guarantee", "guaranteed cores", "spec.cpu", format_cpu, lambda text: f"--cpu {text}", 1000)
+
 
 class Shortage(msgspec.Struct, kw_only=True, frozen=True):
     """Why something does not fit on a host: the sentence, what would fit, and the field that asked for too much."""
@@ -77,20 +80,24 @@ def bounds_of(host: Host) -> Bounds:
 def taken(host: Host, instances: Iterable[Instance], *, but: str = "") -> Share:
     """What those of *instances* take that are on *host* and count, but for the one with the id *but*."""
     mine = (
-        share_of(item.spec) for item in instances if item.status.host == host.id and item.id != but and counts(item)
+        share_of(item.spec, len(item.status.cpus))
+        for item in instances
+        if item.status.host == host.id and item.id != but and counts(item)
     )
     return sum(mine, NOTHING)
 
 
-def shortage(host: Host, taken: Share, wanted: Share, had: Share = NOTHING) -> Shortage | None:
+def shortage(host: Host, taken: Share, wanted: Share, had: Share = NOTHING, *, pinned: bool = False) -> Shortage | None:
     """Why *host*, of which others have *taken* so much, has no room for *wanted*; ``None`` when it has. What does not grow beyond what the
-    instance *had* is never refused."""
+    instance *had* is never refused. With *pinned* its guarantee is cores of its own."""
     bounds = bounds_of(host)
     for item in _RESOURCES:
         most, asked = getattr(bounds, item.name), getattr(wanted, item.name)
         free = None if most is None else max(0, most - getattr(taken, item.name))
         if free is None or asked <= max(free, getattr(had, item.name)):
             continue
+        if pinned and item is _RESOURCES[0]:
+            item = _OWN
         fits = free // item.step * item.step
         least = "would fit" if fits else "nothing of it is left"
         return Shortage(
@@ -107,7 +114,8 @@ def check(host: Host, instances: Iterable[Instance], instance: Instance, had: Sh
 
     :raise NoRoom: when it has not; it says of what, how much is left, and what would fit.
     """
-    short = shortage(host, taken(host, instances, but=instance.id), share_of(instance.spec), had)
+    others = taken(host, instances, but=instance.id)
+    short = shortage(host, others, share_of(instance.spec), had, pinned=instance.spec.cpu_pin)
     if short is not None:
         raise NoRoom(short.message, hint=short.hint, field=short.field)
 

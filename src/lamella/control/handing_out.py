@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from lamella.control import capacity
 from lamella.control.capacity import Shortage
+from lamella.control.pinning import find_cores
 from lamella.control.shares import NOTHING, Share, counts, share_of
 from lamella.model.contract import Line
+from lamella.model.errors import LamellaError
 from lamella.model.host import Host
 from lamella.model.instance import Instance, InstanceSpec
 from lamella.store.store import Transaction
@@ -17,8 +19,17 @@ def shortages(tx: Transaction, spec: InstanceSpec, hosts: Sequence[Host]) -> dic
     if wanted == NOTHING:
         return {}
     instances: list[Instance] = tx.list("instance")
-    found = ((host.id, capacity.shortage(host, capacity.taken(host, instances), wanted)) for host in hosts)
-    return {id: short for id, short in found if short is not None}
+    found: dict[str, Shortage] = {}
+    for host in hosts:
+        short = capacity.shortage(host, capacity.taken(host, instances), wanted, pinned=spec.cpu_pin)
+        if short is None and spec.cpu_pin:
+            try:
+                find_cores(tx, host, spec)
+            except LamellaError as error:
+                short = Shortage(message=f"host {host.name}: {error.message}", hint=error.hint, field="spec.cpu_pin")
+        if short is not None:
+            found[host.id] = short
+    return found
 
 
 def held(instance: Instance) -> Share:

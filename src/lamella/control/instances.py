@@ -26,6 +26,7 @@ from lamella.control.merging import merge_labels, merge_patch
 from lamella.control.naming import new_name
 from lamella.control.network.firewalls import firewalls_of
 from lamella.control.network.rates import rates_of, without
+from lamella.control.pinning import settle_pins
 from lamella.control.placement import Placement, place
 from lamella.control.shares import share_of
 from lamella.control.storage.attaching import Named, able_hosts, attach, resolve
@@ -111,6 +112,7 @@ class Instances:
             )
             # An appliance may have sizes of its own.
             check_room(tx, admitted.instance, share_of(body.spec))
+            settle_pins(tx, admitted.instance)
             instance = tx.insert(admitted.instance)
             if named:
                 attach(tx, instance, named)
@@ -387,6 +389,7 @@ class Instances:
             had = held(instance)
             change(tx, instance)
             check_room(tx, instance, had)
+            settle_pins(tx, instance)
             tx.audit(Audit(principal=who.name, verb=verb, subject=f"instance/{project}/{instance.name}"))
             return tx.update(instance, expected=expected)
 

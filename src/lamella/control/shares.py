@@ -57,12 +57,12 @@ def check_shares(spec: InstanceSpec) -> None:
         )
 
 
-def share_of(spec: InstanceSpec) -> Share:
-    """What *spec* takes of a host while it runs. A ceiling of processors counts when it was asked for; the memory of a machine always
-    counts. Cores of one's own are guaranteed."""
+def share_of(spec: InstanceSpec, own: int = 0) -> Share:
+    """What *spec* takes of a host while it runs, with *own* CPUs that nobody else has. A ceiling of processors counts when it was asked
+    for; the memory of a machine always counts. Cores of one's own are guaranteed."""
     guarantee = spec.cpu_guarantee or 0
     return Share(
-        cpu_guarantee=max(guarantee, spec.cpu or 0) if spec.cpu_pin else guarantee,
+        cpu_guarantee=max(guarantee, spec.cpu or 0, own * 1000) if spec.cpu_pin else guarantee,
         memory_guarantee=spec.memory_guarantee or 0,
         cpu=spec.cpu or 0,
         memory=spec.memory or DEFAULT_MEMORY.get(spec.isolation, 0),
@@ -70,8 +70,10 @@ def share_of(spec: InstanceSpec) -> Share:
 
 
 def counts(instance: Instance) -> bool:
-    """Whether the instance runs, or may begin to without being asked for anew."""
+    """Whether the instance runs, or may begin to without being asked for anew. Who has cores of its own counts until it gives them back."""
     spec, status = instance.spec, instance.status
+    if status.cpus:
+        return True
     if spec.power is Power.STOPPED or instance.deleted_at is not None:
         return False
     over = status.phase is Phase.STOPPED and status.epoch >= spec.epoch

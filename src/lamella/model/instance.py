@@ -186,7 +186,7 @@ class InstanceStatus(msgspec.Struct, kw_only=True):
     images in the drives; ``volumes`` the ids of ``spec.volumes`` by name. ``board`` is the machine type that the first start chose
     (``pc-q35-7.2``): every later one is the same.
     ``devices`` are the names of what is plugged in now and can be unplugged; ``retired`` the ids of volumes and ports that go as soon
-    as the host has let go of them.
+    as the host has let go of them. ``cpus`` are those of the host that are its own, ``nodes`` those whose memory is near them.
     """
 
     phase: Phase = Phase.PENDING
@@ -214,6 +214,8 @@ class InstanceStatus(msgspec.Struct, kw_only=True):
     board: str = ""
     devices: list[str] = []
     id_base: int = 0
+    cpus: list[int] = []
+    nodes: list[int] = []
     launched_cpu: int | None = None
     launched_memory: int | None = None
     accelerator: str = ""

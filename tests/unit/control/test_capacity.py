@@ -72,6 +72,9 @@ def test_a_refusal_says_what_is_left_and_what_would_fit() -> None:
     assert refused.value.message == "host alpha has 1 of 3.5 guaranteed cores left, and 2 are asked for"
     assert "--cpu-guarantee 1 would fit" in refused.value.hint and refused.value.field == "spec.cpu_guarantee"
     capacity.check(host, there, an_instance(host, cpu_guarantee=1000))
+    with pytest.raises(NoRoom) as refused:
+        capacity.check(host, there, an_instance(host, cpu=2000, cpu_pin=True))
+    assert refused.value.hint.startswith("--cpu 1 would fit")
     with pytest.raises(NoRoom, match="24GiB memory as ceilings left, and 25GiB"):
         capacity.check(host, there, an_instance(host, memory=25 * GIB))
     # A guest's memory is real, also when nobody said how much.

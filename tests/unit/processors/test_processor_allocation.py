@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.unit.processors.recorded_machines import NAMES, lay_out
 
-from lamella.host.processors.allocation import cores_of, pin, reserved
+from lamella.control.allocation import cores_of, pin, reserved
 from lamella.host.processors.reading import read_topology
 from lamella.model.errors import NoRoom
 from lamella.model.topology import Topology
