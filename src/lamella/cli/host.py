@@ -1,5 +1,7 @@
 """``host topology``: where a host's processors are, below which caches, and near which memory."""
 
+from typing import cast
+
 from lamella.cli import output
 from lamella.cli.document import Document
 from lamella.cli.session import Session
@@ -39,7 +41,20 @@ def topology(options: "Options") -> int:
         return 0
     for text in picture(found.text("name"), msgspec.convert(told, Topology)):
         output.line(text)
+    for text in pinned(session, found.text("id")):
+        output.line(text)
     return 0
+
+
+def pinned(session: Session, host: str) -> "Iterable[str]":
+    """Who of the project has cores of its own there."""
+    from lamella.model.cpulist import format_list
+
+    instances, _ = session.find("instance", {})
+    for instance in instances:
+        cpus = instance.at("status", "cpus")
+        if cpus and isinstance(cpus, list) and instance.text("status", "host") == host:
+            yield f"CPUs {format_list(cast('list[int]', cpus))} are {output.clean(instance.text('name'))}'s own"
 
 
 def picture(name: str, topology: "Topology") -> "list[str]":

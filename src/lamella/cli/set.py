@@ -52,7 +52,7 @@ def patch(options: "Options") -> dict[str, object]:
 
         raise Invalid(
             "there is nothing to change",
-            hint="say what: --memory 1GiB, --cpu 2, --restart always, --rate-in 100Mbit, --label KEY=VALUE",
+            hint="say what: --memory 1GiB, --cpu 2, --cpu-guarantee 1, --restart always, --rate-in 100Mbit, --label KEY=VALUE",
         )
     return made
 

@@ -95,27 +95,45 @@ def restart(text: str) -> "Json":
 
 
 def sizes(options: "Options") -> "Json":
-    """What ``--cpu``, ``--memory`` and ``--pids`` ask for; ``none`` takes a limit away.
+    """What ``--cpu``, ``--memory``, ``--pids`` and the options of guarantees ask for; ``none`` takes one away.
 
     :raise Invalid: when one is no quantity.
     """
     made: Json = {}
-    if options.cpu is not None or options.memory is not None:
-        from lamella.model.quantity import parse_cpu, parse_size
+    cores = (("cpu", options.cpu, "cpu"), ("cpu_guarantee", options.cpu_guarantee, "cpu-guarantee"))
+    for name, text, option in cores:
+        if text is not None:
+            from lamella.model.quantity import parse_cpu
 
-        if options.cpu is not None:
-            made["cpu"] = None if options.cpu == "none" else parse_cpu(options.cpu)
-        if options.memory is not None:
-            made["memory"] = None if options.memory == "none" else parse_size(options.memory, field="memory")
+            made[name] = None if text == "none" else parse_cpu(text, field=option)
+    if options.memory is not None:
+        from lamella.model import memory_range
+
+        made |= memory_range.parse(options.memory)
+    if options.cpu_pin or options.no_cpu_pin:
+        if options.cpu_pin and options.no_cpu_pin:
+            raise _invalid("--cpu-pin and --no-cpu-pin contradict each other", "leave one of them out", "cpu-pin")
+        made["cpu_pin"] = options.cpu_pin
+    if options.priority is not None:
+        made["priority"] = options.priority
     if options.pids is not None:
         made["pids"] = options.pids
     return made
 
 
 def size_options(parser: "Parser") -> None:
-    """Add ``--cpu``, ``--memory`` and ``--pids``."""
+    """Add the options of :func:`sizes`."""
     parser.option("--cpu", metavar="CORES", help="ceiling in cores: 2, 1.5 or 250m")
-    parser.option("-m", "--memory", metavar="SIZE", help="ceiling: 512MiB, 2GiB")
+    parser.option("--cpu-guarantee", metavar="CORES", help="what it gets whatever others do (none)")
+    parser.option("--cpu-pin", action="store_true", help="its --cpu are whole cores that nobody else has")
+    parser.option("--no-cpu-pin", action="store_true", help="give them back")
+    parser.option("-m", "--memory", metavar="SIZE", help="ceiling: 512MiB; or floor and ceiling: 1GiB..4GiB, ..4GiB")
+    parser.option(
+        "--priority",
+        choices=("low", "normal", "high"),
+        metavar="LEVEL",
+        help="low gives way first, then normal, then high",
+    )
     parser.option("--pids", type=int, metavar="N", help="most processes at once (4096)")
 
 

@@ -21,7 +21,10 @@ class Changes(TypedDict, total=False):
     """
 
     cpu: wish.Cores | None
+    cpu_guarantee: wish.Cores | None
+    cpu_pin: bool
     memory: wish.Size | None
+    priority: str
     pids: int
     restart: str
     stop_timeout: float | str
@@ -34,12 +37,13 @@ class Changes(TypedDict, total=False):
 def patch(changes: Changes) -> ResourcePatch:
     """The merge patch that *changes* are, but for those of a NIC. :raise Invalid: when one of them is not understood."""
     spec: dict[str, Any] = {}
-    if "cpu" in changes:
-        spec["cpu"] = None if changes["cpu"] is None else wish.cores(changes["cpu"])
+    given: dict[str, Any] = {**changes}
+    for name in ("cpu", "cpu_guarantee"):
+        if name in given:
+            spec[name] = None if given[name] is None else wish.cores(given[name], field=name)
     if "memory" in changes:
-        spec["memory"] = None if changes["memory"] is None else wish.size(changes["memory"], field="memory")
-    if "pids" in changes:
-        spec["pids"] = changes["pids"]
+        spec |= {"memory": None} if changes["memory"] is None else wish.memory(changes["memory"])
+    spec |= {name: given[name] for name in ("pids", "cpu_pin", "priority") if name in given}
     if "restart" in changes:
         spec["restart"] = msgspec.to_builtins(wish.restart(changes["restart"]))
     if "stop_timeout" in changes:

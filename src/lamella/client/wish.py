@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 import msgspec
 
 from lamella.client import machine
-from lamella.model import bit_rate
+from lamella.model import bit_rate, memory_range
 from lamella.model.errors import Invalid
 from lamella.model.instance import Nic, Power, Publish, RestartMode, RestartPolicy
 from lamella.model.quantity import parse_cpu, parse_duration, parse_size
@@ -20,7 +20,8 @@ Cores = float | str
 class Wishes(TypedDict, total=False):
     """What may be said of an instance beside its image.
 
-    ``cpu`` is cores (1.5, ``"250m"``), ``memory`` and ``disk`` bytes or ``"512MiB"``, ``stop_timeout`` seconds or ``"10s"``,
+    ``cpu`` is cores (1.5, ``"250m"``), as is ``cpu_guarantee``, ``memory`` and ``disk`` bytes or ``"512MiB"``, memory also floor and
+    ceiling (``"1GiB..4GiB"``), ``stop_timeout`` seconds or ``"10s"``, ``priority`` ``"low"``, ``"normal"`` or ``"high"``,
     ``network`` a network's name or ``"none"``, ``address`` the one to have there, ``publish`` as ``docker run -p`` has it,
     ``rate_in`` and ``rate_out`` ceilings in bits a second or ``"100Mbit"``,
     ``restart`` as ``--restart``.
@@ -43,7 +44,10 @@ class Wishes(TypedDict, total=False):
     user: str
     hostname: str
     cpu: Cores
+    cpu_guarantee: Cores
+    cpu_pin: bool
     memory: Size
+    priority: str
     pids: int
     disk: Size
     network: str
@@ -100,6 +104,11 @@ def size(value: Size, *, field: str) -> int:
     return value if isinstance(value, int) else parse_size(value, field=field)
 
 
+def memory(value: Size) -> dict[str, int | None]:
+    """The fields of a spec that *value* says. :raise Invalid: when it is no size, and no floor and ceiling."""
+    return {"memory": value} if isinstance(value, int) else memory_range.parse(value)
+
+
 def instance(image: str, wishes: Wishes, *, power: Power = Power.RUNNING) -> InstanceCreate:
     """The request that *wishes* are.
 
@@ -113,6 +122,8 @@ def instance(image: str, wishes: Wishes, *, power: Power = Power.RUNNING) -> Ins
         "user",
         "hostname",
         "pids",
+        "cpu_pin",
+        "priority",
         "stop_signal",
         "stdin",
         "terminal",
@@ -128,11 +139,13 @@ def instance(image: str, wishes: Wishes, *, power: Power = Power.RUNNING) -> Ins
             spec[name] = list(given[name])
     if "environment" in given:
         spec["environment"] = dict(given["environment"])
-    if "cpu" in given:
-        spec["cpu"] = cores(given["cpu"])
-    for name in ("memory", "disk"):
+    for name in ("cpu", "cpu_guarantee"):
         if name in given:
-            spec[name] = size(given[name], field=name)
+            spec[name] = cores(given[name], field=name)
+    if "memory" in given:
+        spec |= memory(given["memory"])
+    if "disk" in given:
+        spec["disk"] = size(given["disk"], field="disk")
     for name in ("stop_timeout", "deadline"):
         if name in given:
             spec[name] = seconds(given[name], field=name)

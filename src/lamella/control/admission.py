@@ -13,6 +13,7 @@ from lamella.control.devices import new_port, new_volume
 from lamella.control.fitting import COMMANDS, check_image, check_level, with_defaults
 from lamella.control.network.dual_stack import canonical
 from lamella.control.placement import Placement
+from lamella.control.shares import check_shares
 from lamella.model.board import Disk
 from lamella.model.command import whole_command
 from lamella.model.errors import Invalid, Unsupported
@@ -92,6 +93,7 @@ def check_spec(spec: InstanceSpec) -> None:
             raise Invalid(error.message, hint=error.hint, field="spec.stop_signal") from error
     for nic in spec.nics:
         check_publish(nic.publish)
+    check_shares(spec)
     check_level(spec)
 
 
@@ -174,6 +176,10 @@ def admit(
     decide("image", image.status.digest, f"{spec.image!r} means this digest in project {project} now")
     decide("isolation", spec.isolation, "it was asked for, or is the default: container")
     decide("host", host.name, placement.because)
+    if placement.share:
+        decide(
+            "share of the host", placement.share, "it has room for that, less what others were promised and its reserve"
+        )
     if command:
         decide("command", " ".join(command)[:200], _command_reason(spec))
     decisions += with_defaults(spec, image.status.appliance)

@@ -6,6 +6,7 @@ from lamella.control.lookup import find_image
 from lamella.control.network.balancing import holder_name
 from lamella.control.network.firewalls import firewalls_of
 from lamella.control.network.rates import change_rates
+from lamella.control.pinning import settle_pins
 from lamella.control.storage.attaching import attach, check_idle, resolve
 from lamella.model.board import Cdrom
 from lamella.model.errors import Conflict, NotFound, Unsupported
@@ -128,6 +129,7 @@ def undo(tx: Transaction, changed: Instance, before: Instance) -> None:
     status.disks, status.ports, status.cdroms = old.disks, old.ports, old.cdroms
     # What was asked for and never came goes as what is taken out does.
     status.retired = [*old.retired, *sorted(brought)]
+    settle_pins(tx, instance)
     tx.update(instance)
 
 

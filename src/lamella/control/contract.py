@@ -17,9 +17,10 @@ def contract_of(
     volumes: Sequence[Promised] = (),
     replicas: Sequence[Replica] = (),
     guards: Sequence[Line] = (),
+    host: Sequence[Line] = (),
 ) -> Contract:
     """Contract v1. *mechanisms* is empty when the instance does not run, and the contract says so. *volumes* are those attached to it,
-    *replicas* what keeps them a second time, *guards* what is said of its firewalls."""
+    *replicas* what keeps them a second time, *guards* what is said of its firewalls, *host* what the host has promised in all."""
     spec, status = instance.spec, instance.status
     running = status.phase in (Phase.RUNNING, Phase.PAUSED)
     read = {item.name: item for item in mechanisms}
@@ -37,7 +38,12 @@ def contract_of(
         driver=status.driver,
         observed=running and bool(mechanisms),
         isolation=[item for item in mechanisms if not item.name.startswith(LIMIT)],
-        guarantees=[*_guarantees(instance), *guards, *(line for item in volumes for line in guarantees_of(item))],
+        guarantees=[
+            *_guarantees(instance),
+            *host,
+            *guards,
+            *(line for item in volumes for line in guarantees_of(item)),
+        ],
         limits=[
             *_limits(instance, read),
             *lines_of(instance.spec, read),
@@ -83,6 +89,9 @@ def _limits(instance: Instance, read: dict[str, Mechanism]) -> list[Line]:
         "disk": format_size(spec.disk) if spec.disk is not None else "",
     }
     lines: list[Line] = []
+    # What nobody asked for, and the host gives all the same, is no line.
+    asked |= {"weight": f"{format_cpu(spec.cpu_guarantee)} cores guaranteed"} if spec.cpu_guarantee else {}
+    asked |= {"cpuset": "cores of its own"} if spec.cpu_pin else {}
     for subject, wanted in asked.items():
         seen = read.get(f"{LIMIT}{subject}")
         if seen is not None and seen.in_force:

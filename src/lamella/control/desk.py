@@ -11,6 +11,7 @@ from lamella.control.events import record
 from lamella.control.network import balancing, floating, spanning
 from lamella.control.network.balancers import hear as hear_balancer
 from lamella.control.network.mirrors import forget_mirrors
+from lamella.control.pinning import release_pins
 from lamella.control.storage.attaching import let_go
 from lamella.control.storage.hearing import hear, measured
 from lamella.control.storage.parting import part_with_snapshots
@@ -276,6 +277,7 @@ def _take(tx: Transaction, instance: Instance, report: InstanceReport) -> None:
             instance.status.retired.remove(id)
             if id not in instance.status.volumes.values():
                 _part_with(tx, instance, id)
+    release_pins(tx, instance)
     over = ended_for_good(instance) or instance.status.phase is Phase.FAILED
     if over and instance.spec.remove_on_exit and instance.deleted_at is None:
         instance.deleted_at = now()

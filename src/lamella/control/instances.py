@@ -7,6 +7,7 @@ import msgspec
 
 from lamella.control.admission import Taken, admit, check_spec
 from lamella.control.bulletin import Bulletin
+from lamella.control.capacity import said
 from lamella.control.changing import (
     change_devices,
     check_volumes_at_rest,
@@ -18,13 +19,16 @@ from lamella.control.changing import (
 )
 from lamella.control.events import record
 from lamella.control.fitting import FIXED_SIZE, PLUGGABLE, normalise
+from lamella.control.handing_out import check_room, held, shortages
 from lamella.control.intent import CONDITIONS, PowerVerb, apply_power, refusal
 from lamella.control.lookup import find_image, find_instance, need_project
 from lamella.control.merging import merge_labels, merge_patch
 from lamella.control.naming import new_name
 from lamella.control.network.firewalls import firewalls_of
 from lamella.control.network.rates import rates_of, without
+from lamella.control.pinning import settle_pins
 from lamella.control.placement import Placement, place
+from lamella.control.shares import share_of
 from lamella.control.storage.attaching import Named, able_hosts, attach, resolve
 from lamella.model import bit_rate
 from lamella.model.errors import (
@@ -52,6 +56,7 @@ FIXED = ("image", "isolation", "disk", "remove_on_exit", "stdin", "terminal")
 DEVICES = ("nics", "disks", "cdroms", "usb")
 # What changes only while it does not run.
 AT_REST = ("board", "seed", "directories", "fuel", "deadline")
+LIMITS = ("cpu", "memory", "pids")
 KEPT = ("epoch", "attach_epoch", "grace", "power")
 
 
@@ -105,6 +110,9 @@ class Instances:
                 drives={drive.name: drive_image(tx, project, drive) for drive in spec.cdroms},
                 firewalls=[firewalls_of(tx, project, nic.firewalls) for nic in spec.nics],
             )
+            # An appliance may have sizes of its own.
+            check_room(tx, admitted.instance, share_of(body.spec))
+            settle_pins(tx, admitted.instance)
             instance = tx.insert(admitted.instance)
             if named:
                 attach(tx, instance, named)
@@ -283,13 +291,13 @@ class Instances:
         check_spec(wanted)
         _check_directories(who, wanted)
         self._refuse_growth(instance, wanted)
-        for field in ("cpu", "memory", "pids"):
+        for field in ("cpu", "memory", "pids", "cpu_guarantee", "memory_guarantee"):
             before, after = getattr(instance.spec, field), getattr(wanted, field)
             if before != after:
                 instance.status.decisions.append(
                     Decision(
                         at=now(),
-                        what=f"limit {field}",
+                        what=f"limit {field}" if field in LIMITS else field.replace("_", " "),
                         chosen=_limit(field, after),
                         because=f"set by hand; was {_limit(field, before)}",
                     )
@@ -378,7 +386,10 @@ class Instances:
             instance = find_instance(tx, project, name)
             if instance.deleted_at is not None and verb != "delete":
                 raise Conflict(f"{instance.name} is being removed")
+            had = held(instance)
             change(tx, instance)
+            check_room(tx, instance, had)
+            settle_pins(tx, instance)
             tx.audit(Audit(principal=who.name, verb=verb, subject=f"instance/{project}/{instance.name}"))
             return tx.update(instance, expected=expected)
 
@@ -444,7 +455,7 @@ def _placement(tx: Transaction, spec: InstanceSpec, named: Sequence[Named]) -> P
     if len(hosts) > 1:
         for instance in tx.list("instance"):
             load[instance.status.host] = load.get(instance.status.host, 0) + 1
-    return place(spec, hosts, load)
+    return msgspec.structs.replace(place(spec, hosts, load, shortages(tx, spec, hosts)), share=said(share_of(spec)))
 
 
 def _check_directories(who: Principal, spec: InstanceSpec) -> None:
@@ -467,4 +478,4 @@ def _unused_name(tx: Transaction, project: str) -> str:
 def _limit(field: str, value: int | None) -> str:
     if value is None:
         return "none"
-    return {"memory": format_size, "cpu": format_cpu}.get(field, str)(value)
+    return {"memory": format_size, "cpu": format_cpu}.get(field.removesuffix("_guarantee"), str)(value)

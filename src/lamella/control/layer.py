@@ -15,6 +15,7 @@ from lamella.control.defaults import ensure_defaults
 from lamella.control.desk import Desk
 from lamella.control.doctor import diagnose
 from lamella.control.events import record
+from lamella.control.handing_out import promised_by_host
 from lamella.control.images import Images
 from lamella.control.instances import Instances
 from lamella.control.intent import PowerVerb
@@ -376,10 +377,15 @@ class Layer:
         if instance.status.phase in (Phase.RUNNING, Phase.PAUSED):
             mechanisms = await self._agent(instance).mechanisms(instance.id)
         await self.storage.replications.look(instance.status.volumes.values())
-        volumes, replicas, guards = await self.store.read(
-            lambda tx: (described(tx, instance), kept_again(tx, instance), guarded(tx, instance))
+        volumes, replicas, guards, host = await self.store.read(
+            lambda tx: (
+                described(tx, instance),
+                kept_again(tx, instance),
+                guarded(tx, instance),
+                promised_by_host(tx, instance),
+            )
         )
-        return contract_of(instance, mechanisms, volumes, replicas, guards)
+        return contract_of(instance, mechanisms, volumes, replicas, guards, host)
 
     async def explain(self, who: Principal, project: str, name: str) -> Explanation:
         instance: Instance = await self.store.get("instance", project, name)

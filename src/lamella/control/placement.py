@@ -4,22 +4,27 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from lamella.control.capacity import Shortage
 from lamella.model.errors import NoRoom, Unavailable, Unsupported
 from lamella.model.host import Host
 from lamella.model.instance import InstanceSpec
 
 
 class Placement(msgspec.Struct, kw_only=True, frozen=True):
-    """The chosen host and the reason, for ``explain``."""
+    """The chosen host and the reason, for ``explain``; ``share`` is what is taken of it, in words."""
 
     host: Host
     because: str
+    share: str = ""
 
 
-def place(spec: InstanceSpec, hosts: Sequence[Host], load: Mapping[str, int]) -> Placement:
-    """The ready host that can do this isolation level and has the fewest instances (*load*, by host id).
+def place(
+    spec: InstanceSpec, hosts: Sequence[Host], load: Mapping[str, int], short: Mapping[str, Shortage] | None = None
+) -> Placement:
+    """The ready host that can do this isolation level, has room and has the fewest instances (*load*, by host id). *short* are hosts that
+    have no room, by id, each with the reason.
 
-    :raise NoRoom: when no host is ready.
+    :raise NoRoom: when no host is ready, or none that can do the level has room; it says what each has left.
     :raise Unavailable: when there are hosts, and they are away.
     :raise Unsupported: when no host can do the level; the sentence carries each host's own reason.
     """
@@ -46,9 +51,14 @@ def place(spec: InstanceSpec, hosts: Sequence[Host], load: Mapping[str, int]) ->
             hint="`lamella doctor` tells what each host can do",
             field="spec.isolation",
         )
+    full = {host.id: short[host.id] for host in able if short and host.id in short}
+    if len(full) == len(able):
+        first = full[able[0].id]
+        raise NoRoom("; ".join(item.message for item in full.values()), hint=first.hint, field=first.field)
+    able = [host for host in able if host.id not in full]
     chosen = min(able, key=lambda host: (load.get(host.id, 0), host.id))
     if len(able) == 1:
-        because = f"it is the only ready host that runs {spec.isolation}"
+        because = f"it is the only ready host that runs {spec.isolation}{' and has room' if full else ''}"
     else:
-        because = f"of {len(able)} able hosts it has the fewest instances ({load.get(chosen.id, 0)})"
+        because = f"of {len(able)} able hosts{' with room' if full else ''} it has the fewest instances ({load.get(chosen.id, 0)})"
     return Placement(host=chosen, because=because)

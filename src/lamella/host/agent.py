@@ -19,6 +19,7 @@ from lamella.host.linux.blocking import blocking
 from lamella.host.machine import desired_port
 from lamella.host.network.driver import NetworkDriver
 from lamella.host.network_wing import NetworkWing
+from lamella.host.processors.wing import Processors
 from lamella.host.reporter import Reporter
 from lamella.host.storage.wing import Storage
 from lamella.host.worker import Worker
@@ -64,6 +65,7 @@ class Agent:
         self.name = name
         self.network = network
         self._network_wing = NetworkWing(network)
+        self.processors = Processors(home)
         self.library = library
         self._address = address
         self._drivers = {level: make(self._changed) for level, make in drivers.items()}
@@ -152,6 +154,7 @@ class Agent:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK)
+            await self.processors.settle()
             for worker in tuple(self._workers.values()):
                 if not worker.resting_after_failure:
                     worker.wake()
@@ -161,6 +164,9 @@ class Agent:
         await self.storage_wing.use_pools(news.pools)
         asked = [worker.asked for worker in self._workers.values()]
         await self._network_wing.use(news, asked, self._reporter.tell_balancer)
+        told = {one.instance.id: one for one in news.instances}
+        kept = {} if news.complete else {one.instance.id: one for one in asked if one.instance.id not in news.gone}
+        await self.processors.use({**kept, **told}.values())
         for assignment in news.instances:
             self._assign(assignment, self._reporter)
         for id in news.gone:
@@ -311,7 +317,10 @@ class Agent:
 
     async def mechanisms(self, id: str) -> list[Mechanism]:
         worker = await self._worker(id)
-        return [*await worker.driver.mechanisms(id), *await ceilings(self.network, worker.asked)]
+        found = await worker.driver.mechanisms(id)
+        if not found:
+            return found
+        return [*found, *await self.processors.mechanisms(id), *await ceilings(self.network, worker.asked)]
 
     # What only some levels have
 

@@ -12,6 +12,7 @@ import msgspec
 from lamella.host.assembly import Assembly
 from lamella.host.compute.driver import (
     ComputeDriver,
+    HasProcessors,
     JoinsNamespace,
     Limits,
     Observed,
@@ -37,6 +38,7 @@ from lamella.host.plan import (
     fold,
     plan,
 )
+from lamella.host.processors.wing import Processors
 from lamella.host.reporter import Reporter
 from lamella.host.storage.wing import Storage
 from lamella.model.assignment import Assignment, InstanceReport
@@ -62,6 +64,8 @@ class Wings(Protocol):
 
     library: ImageLibrary
     network: NetworkDriver
+
+    processors: Processors
 
     storage_wing: Storage
 
@@ -258,6 +262,8 @@ class Worker:
             await self._assembly.close()
             raise
         self._applied = machine.limits
+        # Its command begins in the place that it was promised.
+        await self._wings.processors.settle()
         if asked.port is not None:
             port = desired_port(asked.port)
             if isinstance(self.driver, JoinsNamespace):
@@ -267,7 +273,9 @@ class Worker:
         log.debug("%s prepared in %.1f ms", self.id, (time.perf_counter() - began) * 1e3)
 
     async def _shape(self, asked: Assignment) -> None:
-        """Ceilings and mirrors of what runs: those asked for now, also when somebody took them away. Starting put them in force."""
+        """Ceilings, mirrors and processors of what runs: those asked for now, also when somebody took them away."""
+        if asked.instance.status.cpus and isinstance(self.driver, HasProcessors):
+            await self._wings.processors.spread(self.id, await self.driver.processors(self.id))
         for port in _ports(asked):
             wants = (port.spec.rate_in, port.spec.rate_out, port.spec.mirror)
             if any(wants) or self._shaped.get(port.id) != wants:

@@ -1,8 +1,11 @@
 """The host: a machine, what it has and what it can do."""
 
 from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from lamella.model.resource import Condition, Resource
 from lamella.model.storage import PoolStatus
@@ -18,10 +21,40 @@ class Capability(msgspec.Struct, kw_only=True):
     reason: str = ""
 
 
+class Overcommit(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """How often what a host has, less its reserve, may be handed out as ceilings; guarantees never exceed it.
+
+    A ceiling of processors takes nothing from those who have guarantees, so many are allowed; memory that was handed out is used.
+    """
+
+    cpu: Annotated[float, Meta(ge=1, le=1000)] = 16.0
+    memory: Annotated[float, Meta(ge=1, le=1000)] = 1.0
+
+
+class Reserve(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What stays the host's own: milli-cores and bytes."""
+
+    cpu: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    memory: Annotated[int, Meta(ge=0, le=1 << 50)] = 0
+
+
+class SamePages(StrEnum):
+    """Whose equal pages may be one (KSM)."""
+
+    OFF = "off"
+    SAME_PROJECT = "same-project"
+    ALL = "all"
+
+
 class HostSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """``address`` is where control reaches the agent (``https://…``); empty when they share one process."""
+    """``address`` is where control reaches the agent (``https://…``); empty when they share one process. ``ksm`` is whose equal pages are
+    merged, ``huge_pages`` how many are set apart, by their size (``2MiB``); ``None`` leaves each as the host has it."""
 
     address: str = ""
+    overcommit: Overcommit = Overcommit()
+    reserve: Reserve = Reserve()
+    ksm: SamePages | None = None
+    huge_pages: dict[str, Annotated[int, Meta(ge=0, le=1 << 32)]] | None = None
 
 
 class Underlay(msgspec.Struct, kw_only=True, frozen=True):

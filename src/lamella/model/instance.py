@@ -70,6 +70,14 @@ class Publish(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     protocol: Annotated[str, Meta(pattern=r"^(tcp|udp)$(?!\n)")] = "tcp"
 
 
+class Priority(StrEnum):
+    """Who gives way first when a host has too little: the lowest."""
+
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
+
+
 class Nic(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A port on *network*. The first has no need of a ``name``; one that is plugged into a running machine has. Without an ``address``
     it gets a free one of the network's subnet, and so with ``address6`` where the network has IPv6. ``firewalls`` are names: what they
@@ -90,9 +98,10 @@ class InstanceSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What was asked. ``None`` means: as the image says, or no limit.
 
     ``cpu`` is a ceiling in milli-cores (a machine gets that rounded up in vCPUs), ``memory`` in bytes, ``disk`` the size of the
-    writable layer in bytes. ``stop_timeout`` is in seconds, 10 unless asked, 60 for a full machine. ``epoch`` counts the runs that
-    were asked for; the layer keeps it. The run with the number ``attach_epoch`` begins when somebody has attached (or after a
-    minute): nothing is missed.
+    writable layer in bytes. ``cpu_guarantee`` and ``memory_guarantee`` are what it gets whatever others do, in the same units: 0 unless
+    asked, never above the ceiling. With ``cpu_pin`` its ceiling is whole cores that nobody else has, all their threads.
+    ``stop_timeout`` is in seconds, 10 unless asked, 60 for a full machine. ``epoch`` counts the runs that were asked for; the layer
+    keeps it. The run with the number ``attach_epoch`` begins when somebody has attached (or after a minute): nothing is missed.
     ``grace`` is the ``stop_timeout`` of the stop or restart that was asked last; the layer keeps it too.
 
     ``volumes`` are those with a life of their own: they stay when the instance goes.
@@ -113,6 +122,10 @@ class InstanceSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     stdin: bool = False
     cpu: Annotated[int, Meta(ge=10, le=1_000_000)] | None = None
     memory: Annotated[int, Meta(ge=4 << 20, le=1 << 50)] | None = None
+    cpu_guarantee: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    memory_guarantee: Annotated[int, Meta(ge=0, le=1 << 50)] | None = None
+    cpu_pin: bool = False
+    priority: Priority = Priority.NORMAL
     pids: Annotated[int, Meta(ge=1, le=4_000_000)] = 4096
     disk: Annotated[int, Meta(ge=1 << 20, le=1 << 56)] | None = None
     nics: Annotated[list[Nic], Meta(max_length=8)] = []
@@ -173,7 +186,7 @@ class InstanceStatus(msgspec.Struct, kw_only=True):
     images in the drives; ``volumes`` the ids of ``spec.volumes`` by name. ``board`` is the machine type that the first start chose
     (``pc-q35-7.2``): every later one is the same.
     ``devices`` are the names of what is plugged in now and can be unplugged; ``retired`` the ids of volumes and ports that go as soon
-    as the host has let go of them.
+    as the host has let go of them. ``cpus`` are those of the host that are its own, ``nodes`` those whose memory is near them.
     """
 
     phase: Phase = Phase.PENDING
@@ -201,6 +214,8 @@ class InstanceStatus(msgspec.Struct, kw_only=True):
     board: str = ""
     devices: list[str] = []
     id_base: int = 0
+    cpus: list[int] = []
+    nodes: list[int] = []
     launched_cpu: int | None = None
     launched_memory: int | None = None
     accelerator: str = ""

@@ -346,6 +346,15 @@ class HasScreen(Protocol):
 
 
 @runtime_checkable
+class HasProcessors(Protocol):
+    """A driver whose instances have virtual processors, each a thread of the host's."""
+
+    async def processors(self, id: str) -> list[int]:
+        """The threads, in the order of the processors; one thread may be several of them. Empty when it does not run."""
+        ...
+
+
+@runtime_checkable
 class HasMachine(Protocol):
     """A driver whose instances are whole machines: they have a reset button, and memory that can be written out."""
 

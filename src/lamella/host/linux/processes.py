@@ -248,3 +248,16 @@ def read_pid(path: Path) -> int | None:
 def environment(mark: str, **more: str) -> dict[str, str]:
     """What our tools get to see: a path, no locale, and the mark."""
     return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", MARK: mark, **more}
+
+
+def threads_outside(pid: int, inside: Iterable[int]) -> list[int]:
+    """Threads of *pid* as this pid namespace counts them, from what its own counts (proc(5), ``NSpid``); those that have ended are left
+    out."""
+    known: dict[int, int] = {}
+    with suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):
+                for line in (thread / "status").read_text().splitlines():
+                    if line.startswith("NSpid:"):
+                        known[int(line.split()[-1])] = int(thread.name)
+    return [known[thread] for thread in inside if thread in known]

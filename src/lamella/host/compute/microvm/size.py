@@ -4,10 +4,12 @@ import msgspec
 
 from lamella.host.compute.driver import Limits
 from lamella.host.compute.qemu.size import MIB, Size, group_limits
+from lamella.model import sizes
 from lamella.model.errors import Unsupported
+from lamella.model.instance import Isolation
 from lamella.model.quantity import format_cpu, format_size
 
-DEFAULT_MEMORY = 512 * MIB
+DEFAULT_MEMORY = sizes.DEFAULT_MEMORY[Isolation.MICROVM]
 SMALLEST_MEMORY = 128 * MIB
 LARGEST_VCPUS = 64
 

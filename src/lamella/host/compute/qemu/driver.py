@@ -8,6 +8,7 @@ from lamella.host.compute.qemu import places
 from lamella.host.compute.qemu.log import Log
 from lamella.host.compute.qemu.places import Places, ProcessRecord
 from lamella.host.compute.qemu.process import QemuProcess, died
+from lamella.host.linux import processes
 from lamella.host.linux.cgroup import ROOT, Cgroup, Cgroups
 from lamella.model.errors import Conflict, NotFound, Unavailable
 from lamella.model.instance import Phase
@@ -49,6 +50,13 @@ class QemuDriver(Generic[S]):
                 log.close()
             await asyncio.to_thread(self._places(id).remove)
         self._verbs.pop(id, None)
+
+    async def processors(self, id: str) -> list[int]:
+        session = await self._session(id)
+        if session is None:
+            return []
+        inside = await (await session.monitor()).processors()
+        return await asyncio.to_thread(processes.threads_outside, session.process.pid, inside)
 
     async def create(self, machine: Machine) -> None:
         """Made anew a few times while a disk is locked: who had it open may have ended a moment ago, and let go a moment from now."""

@@ -89,6 +89,11 @@ class _Kvm(msgspec.Struct):
     present: bool
 
 
+class _Processor(msgspec.Struct):
+    index: int = msgspec.field(name="cpu-index")
+    thread: int = msgspec.field(name="thread-id")
+
+
 class _FdSet(msgspec.Struct):
     fdset: int = msgspec.field(name="fdset-id")
 
@@ -232,6 +237,12 @@ class Monitor:
     async def kvm(self) -> bool:
         """Whether KVM is in use."""
         return (await self.ask(_Kvm, "query-kvm")).enabled
+
+    async def processors(self) -> list[int]:
+        """Threads of the virtual processors, as QEMU's own pid namespace counts them; an emulator may have several on one."""
+        found = await self.ask(list[_Processor], "query-cpus-fast")
+        threads = [item.thread for item in sorted(found, key=lambda item: item.index)]
+        return list(dict.fromkeys(threads))
 
     async def close(self) -> None:
         with suppress(QMPError, OSError, EOFError, TimeoutError):

@@ -2,10 +2,12 @@
 
 from lamella.host.compute.driver import Limits
 from lamella.host.compute.qemu.size import MIB, Size, group_limits
+from lamella.model import sizes
 from lamella.model.errors import Unsupported
+from lamella.model.instance import Isolation
 from lamella.model.quantity import format_cpu, format_size
 
-DEFAULT_MEMORY = 64 * MIB
+DEFAULT_MEMORY = sizes.DEFAULT_MEMORY[Isolation.UNIKERNEL]
 SMALLEST_MEMORY = 4 * MIB
 LARGEST_VCPUS = 64
 

@@ -13,10 +13,12 @@ import msgspec
 from lamella.host.compute.driver import Limits
 from lamella.host.compute.qemu.monitor import Monitor, Refused
 from lamella.host.compute.qemu.size import MIB, Size, group_limits
+from lamella.model import sizes
 from lamella.model.errors import Conflict, Unsupported
+from lamella.model.instance import Isolation
 from lamella.model.quantity import format_cpu, format_size
 
-DEFAULT_MEMORY = 1024 * MIB
+DEFAULT_MEMORY = sizes.DEFAULT_MEMORY[Isolation.VM]
 SMALLEST_MEMORY = 32 * MIB
 MOST_VCPUS = 128
 
