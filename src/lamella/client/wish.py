@@ -44,6 +44,7 @@ class Wishes(TypedDict, total=False):
     hostname: str
     cpu: Cores
     memory: Size
+    huge_pages: Size
     pids: int
     disk: Size
     network: str
@@ -130,7 +131,7 @@ def instance(image: str, wishes: Wishes, *, power: Power = Power.RUNNING) -> Ins
         spec["environment"] = dict(given["environment"])
     if "cpu" in given:
         spec["cpu"] = cores(given["cpu"])
-    for name in ("memory", "disk"):
+    for name in ("memory", "disk", "huge_pages"):
         if name in given:
             spec[name] = size(given[name], field=name)
     for name in ("stop_timeout", "deadline"):

@@ -15,6 +15,7 @@ from lamella.control.defaults import ensure_defaults
 from lamella.control.desk import Desk
 from lamella.control.doctor import diagnose
 from lamella.control.events import record
+from lamella.control.hosts import Hosts as HostPolicies
 from lamella.control.images import Images
 from lamella.control.instances import Instances
 from lamella.control.intent import PowerVerb
@@ -79,7 +80,7 @@ class Layer:
         self.images = Images(store, self.bulletin)
         self.networks, self.firewalls = Networks(store), Firewalls(store)
         self.routers, self.addresses = Routers(store), Addresses(store)
-        self.balancers = Balancers(store)
+        self.balancers, self.hosts = Balancers(store), HostPolicies(store)
         self.storage = StorageWing(store, self.bulletin, Hosts(self.presence.away), self.instances)
         self.backup = BackupWing(store, self.storage, self.instances, dump_of(database))
         self._agents: dict[str, HostAgent] = {}
@@ -191,6 +192,8 @@ class Layer:
             return await self.routers.patch(who, project, name, body, expected=expected)
         if kind == "address":
             return await self.addresses.patch(who, project, name, body, expected=expected)
+        if kind == "host":
+            return await self.hosts.patch(who, project, name, body, expected=expected)
         if kind == "balancer":
             return await self.balancers.patch(who, project, name, body, expected=expected)
         if isinstance(body.spec, dict):
