@@ -20,6 +20,7 @@ from lamella.host.machine import desired_port
 from lamella.host.network.driver import NetworkDriver
 from lamella.host.network_wing import NetworkWing
 from lamella.host.reporter import Reporter
+from lamella.host.sharing.wing import SharingWing
 from lamella.host.storage.wing import Storage
 from lamella.host.worker import Worker
 from lamella.host.writers import InstanceWriters
@@ -78,6 +79,7 @@ class Agent:
         self._journal = Journal(home.run / "journal")
         storage.use_writers(InstanceWriters(self._driver_of, self._assigned))
         storage.on_event(self._heard)
+        self._sharing = SharingWing(home, self._assigned)
         self.host_id = ""
 
     # --- wings, as workers use them
@@ -118,6 +120,7 @@ class Agent:
             asyncio.create_task(self._follow(), name="assignments"),
             asyncio.create_task(self._tick(), name="tick"),
             asyncio.create_task(self._network_wing.watch(), name="network watch"),
+            asyncio.create_task(self._sharing.watch(), name="sharing"),
         ]
         return self.host_id
 
@@ -161,6 +164,7 @@ class Agent:
         await self.storage_wing.use_pools(news.pools)
         asked = [worker.asked for worker in self._workers.values()]
         await self._network_wing.use(news, asked, self._reporter.tell_balancer)
+        await self._sharing.use(news)
         for assignment in news.instances:
             self._assign(assignment, self._reporter)
         for id in news.gone:
@@ -311,7 +315,8 @@ class Agent:
 
     async def mechanisms(self, id: str) -> list[Mechanism]:
         worker = await self._worker(id)
-        return [*await worker.driver.mechanisms(id), *await ceilings(self.network, worker.asked)]
+        shared = await self._sharing.mechanisms(worker.asked, worker.driver)
+        return [*await worker.driver.mechanisms(id), *shared, *await ceilings(self.network, worker.asked)]
 
     # What only some levels have
 
@@ -362,7 +367,9 @@ class Agent:
 
     async def facts(self) -> HostStatus:
         pools = {name: await self.storage_wing.pool_status(name) for name in self.storage_wing.pool_names}
-        return await blocking(read_facts, self._capabilities, pools, self.network.underlay)
+        facts = await blocking(read_facts, self._capabilities, pools, self.network.underlay)
+        facts.sharing = await self._sharing.consolidation()
+        return facts
 
     async def collect_images(self, keep: set[str]) -> int:
         freed = await self.library.collect(keep)
