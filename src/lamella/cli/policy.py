@@ -150,7 +150,7 @@ def figures(host: Document) -> "list[str]":
     projects = [clean(item.string) for item in sharing.each("projects")]
     lines.append(
         f"equal pages (KSM): {clean(sharing.text('ksm'))}"
-        + (f", {size('merged')} are mapped from a page that was there already" if sharing.integer("merged") else "")
+        + (f", {size('merged')} are in merged pages" if sharing.integer("merged") else "")
         + (f"; machines of {', '.join(projects)} take part" if projects else "")
     )
     lines += [f"not as asked: {clean(item.string)}" for item in sharing.each("refused")]

@@ -101,6 +101,7 @@ class Agent:
         self._capabilities = list(await self.storage_wing.open())
         await self.library.open()
         self._capabilities += await self.network.open()
+        self._capabilities += await self._sharing.open()
         for driver in self._drivers.values():
             if isinstance(driver, TakesTap):
                 driver.use_taps(self._open_tap)

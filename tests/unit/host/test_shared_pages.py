@@ -114,6 +114,12 @@ def test_what_the_kernel_cannot_do_is_said(tmp_path: Path) -> None:
     place = kernel(tmp_path)
     (place / "ksm/advisor_mode").write_text("none [scan-time]")
     chooses = Settings(tmp_path / "record", "boot", place)
+    assert [item.available for item in pages.capabilities(bare)] == [False, False, False]
+    assert [(item.available, item.value) for item in pages.capabilities(chooses)] == [
+        (True, ""),
+        (True, "2MiB"),
+        (False, "none"),
+    ]
     assert pages.use_same_pages(chooses, SamePages.ALL) == [] and chooses.read("ksm/pages_to_scan") == "100"
 
 

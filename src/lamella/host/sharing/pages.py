@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from lamella.host.sharing.settings import Settings
-from lamella.model.host import SamePages
+from lamella.model.host import Capability, SamePages
 from lamella.model.quantity import format_size, parse_size
 
 # A page is looked at in batches of SCANNED, with PAUSE milliseconds between them: some 40 000 pages (160 MiB) a second at most, where the
@@ -68,6 +68,36 @@ def use_huge_pages(settings: Settings, wanted: Mapping[str, int] | None) -> list
                 f" ({format_size(parse_size(text) * got)} are set apart)"
             )
     return problems
+
+
+def capabilities(settings: Settings) -> list[Capability]:
+    """What this host's kernel can share and set apart. Blocks."""
+    ksm, thp = settings.read("ksm/run"), settings.read("transparent_hugepage/enabled")
+    sizes = sorted(
+        int(name.removeprefix("hugepages-").removesuffix("kB")) << 10 for name in settings.names("hugepages")
+    )
+    chosen = (thp or "").partition("[")[2].partition("]")[0]
+    return [
+        Capability(
+            name="memory.equal-pages",
+            available=ksm is not None,
+            reason="KSM, used by machines alone; `lamella host set --ksm`"
+            if ksm is not None
+            else "the kernel has no KSM",
+        ),
+        Capability(
+            name="memory.huge-pages",
+            available=bool(sizes),
+            value=", ".join(map(format_size, sizes)),
+            reason="set apart by `lamella host set --huge-pages`" if sizes else "the kernel has none",
+        ),
+        Capability(
+            name="memory.transparent-huge-pages",
+            available=chosen in ("always", "madvise"),
+            value=chosen or "none",
+            reason="for machines, which ask for them (madvise)" if chosen == "madvise" else "as the host has it",
+        ),
+    ]
 
 
 def _name(text: str) -> str:

@@ -34,6 +34,12 @@ class Settings:
         except OSError:
             return None
 
+    def names(self, name: str) -> list[str]:
+        """What there is in the directory *name*."""
+        with suppress(OSError):
+            return sorted(path.name for path in (self._place / name).iterdir())
+        return []
+
     def write(self, name: str, value: str) -> None:
         """Set it, when it is not so already; what it was at first is saved before.
 

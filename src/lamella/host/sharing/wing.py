@@ -18,7 +18,7 @@ from lamella.host.sharing.taking import Machine, participants
 from lamella.model.assignment import Assignment, Assignments
 from lamella.model.contract import Mechanism
 from lamella.model.errors import LamellaError
-from lamella.model.host import HostSpec, SamePages
+from lamella.model.host import Capability, HostSpec, SamePages
 from lamella.model.instance import Instance, Isolation
 from lamella.model.quantity import format_size
 from lamella.model.sharing import Sharing
@@ -48,6 +48,10 @@ class SharingWing:
         self._wake = asyncio.Event()
         self._same: list[str] = []
         self._huge: list[str] = []
+
+    async def open(self) -> list[Capability]:
+        """What this host can share and set apart."""
+        return await blocking(pages.capabilities, self._settings)
 
     async def use(self, news: Assignments) -> None:
         """Take the policy of *news*, when it has one. Pages are set apart before instances that may want them are begun."""
@@ -158,6 +162,9 @@ class SharingWing:
         if merged:
             others = "any machine" if self._policy and self._policy.ksm is SamePages.ALL else "machines of its project"
             value = f"equal pages are one with those of {others}: {format_size(memory.merged)} of them are"
+        value += (
+            f"; it takes {format_size(figures.together([memory]))}, and alone {format_size(figures.alone([memory]))}"
+        )
         found = [
             Mechanism(
                 name="memory pages",
