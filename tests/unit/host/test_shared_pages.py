@@ -1,18 +1,25 @@
 """Whose pages may be one, what of the host is saved and put back, and the sums of what is shared."""
 
+import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lamella.host.compute.driver import Home
 from lamella.host.compute.qemu import pages as qemu_pages
 from lamella.host.sharing import figures, pages
 from lamella.host.sharing.settings import Settings
 from lamella.host.sharing.taking import Machine, chosen, participants
-from lamella.model.errors import NoRoom, Unsupported
-from lamella.model.host import SamePages
+from lamella.host.sharing.wing import SharingWing
+from lamella.model.assignment import Assignment, Assignments
+from lamella.model.errors import NoRoom, Unavailable, Unsupported
+from lamella.model.host import HostSpec, SamePages
+from lamella.model.instance import InstanceSpec, InstanceStatus, Isolation
+from lamella.model.resource import new_resource
 
 MIB = 1 << 20
 
@@ -161,3 +168,68 @@ def test_sums_are_of_what_each_has_and_of_what_it_would_have_alone(tmp_path: Pat
     assert figures.alone([first, second]) == 2 * ((100000 << 10) + 64 * MIB) + (104800 << 10)
     assert figures.together([first, second]) == 2 * ((120000 << 10) + 64 * MIB)
     assert figures.read(9, tmp_path) == figures.Memory() and figures.alone([]) == 0
+
+
+class Deaf:
+    """Machines that are in or out; ``stuck`` is one that does not answer when it is asked to change."""
+
+    def __init__(self) -> None:
+        self.taking: dict[str, bool] = {}
+        self.stuck = ""
+        self.said: list[tuple[str, bool]] = []
+
+    async def merged(self, id: str) -> bool | None:
+        return self.taking.get(id)
+
+    async def merge(self, id: str, on: bool) -> None:
+        if id == self.stuck:
+            raise Unavailable("QEMU does not answer")
+        self.taking[id] = on
+        self.said.append((id, on))
+
+
+async def test_nobody_joins_before_everybody_who_must_not_take_part_has_left(tmp_path: Path) -> None:
+    (tmp_path / "home" / "state").mkdir(parents=True)
+    driver: Any = Deaf()
+    instances: list[Assignment] = []
+    for name, project in (("a1", "a"), ("a2", "a"), ("b1", "b"), ("b2", "b"), ("secret", "a")):
+        level = Isolation.CONFIDENTIAL if name == "secret" else Isolation.VM
+        spec = InstanceSpec(image="i", isolation=level, memory=(2 if project == "b" else 1) << 30)
+        instance = new_resource("instance", name, spec, InstanceStatus(), project=project)
+        instance.id = name
+        instances.append(Assignment(revision=1, instance=instance))
+        driver.taking[name] = False
+    home = Home(path=tmp_path / "home", mark="lamella-0000unit")
+    settings = Settings(home.state / "settings.json", "boot", kernel(tmp_path))
+    wing = SharingWing(home, lambda: [(asked, driver) for asked in instances], settings)
+    watch = asyncio.create_task(wing.watch())
+
+    async def told(ksm: SamePages | None, ready: Any) -> None:
+        await wing.use(Assignments(revision=1, complete=False, policy=HostSpec(ksm=ksm)))
+        async with asyncio.timeout(60):
+            while not ready():
+                await asyncio.sleep(0.01)
+
+    def taking() -> set[str]:
+        return {name for name, on in driver.taking.items() if on}
+
+    try:
+        await told(SamePages.ALL, lambda: taking() == {"a1", "a2", "b1", "b2"})
+        driver.said.clear()
+        driver.stuck = "a1"
+        await told(SamePages.SAME_PROJECT, lambda: ("a2", False) in driver.said)
+        async with asyncio.timeout(60):
+            while not (await wing.consolidation()).refused:
+                await asyncio.sleep(0.01)
+        assert taking() == {"a1", "b1", "b2"} and "a1 has not left" in (await wing.consolidation()).refused[0]
+        driver.taking |= {"b1": False, "b2": False}
+        await told(None, lambda: settings.read("ksm/run") == "0")
+        # It says nothing, and takes part for its own project: nobody of another joins it.
+        driver.said.clear()
+        instances[0].instance.project = "c"
+        await told(SamePages.SAME_PROJECT, lambda: settings.read("ksm/run") == "1")
+        driver.stuck = ""
+        await told(SamePages.OFF, lambda: taking() == set() and settings.read("ksm/run") == "2")
+        assert driver.said == [("a1", False)]
+    finally:
+        watch.cancel()

@@ -48,6 +48,7 @@ class SharingWing:
         self._wake = asyncio.Event()
         self._same: list[str] = []
         self._huge: list[str] = []
+        self._projects: list[str] = []
 
     async def open(self) -> list[Capability]:
         """What this host can share and set apart."""
@@ -86,15 +87,21 @@ class SharingWing:
         """Returns sentences on what is not so."""
         running, problems = await self._running()
         wanted = participants(policy, [machine for machine, _ in running])
+        taking = {machine.id for machine, _ in running if machine.merged}
         for machine, driver in running:
-            if machine.merged and machine.id not in wanted:
-                problems += await _ask(driver, machine, on=False)
+            if machine.id in taking - wanted:
+                said = await _ask(driver, machine, on=False)
+                problems += said
+                taking -= set() if said else {machine.id}
         # Whoever could not be asked may take part, and for whom is not known.
         stays = bool(problems) and policy is SamePages.SAME_PROJECT
         problems += await blocking(pages.use_same_pages, self._settings, policy)
         for machine, driver in running:
-            if not machine.merged and machine.id in wanted and not stays:
-                problems += await _ask(driver, machine, on=True)
+            if machine.id in wanted - taking and not stays:
+                said = await _ask(driver, machine, on=True)
+                problems += said
+                taking |= set() if said else {machine.id}
+        self._projects = sorted({machine.project for machine, _ in running if machine.id in taking})
         return problems
 
     async def _running(self) -> tuple[Taking, list[str]]:
@@ -123,13 +130,8 @@ class SharingWing:
 
     async def consolidation(self) -> Sharing:
         """What instances take now, and would take alone."""
-        running, problems = await self._running()
-        return await blocking(
-            self._figures,
-            [asked.instance.id for asked, _ in self._assigned()],
-            sorted({machine.project for machine, _ in running if machine.merged}),
-            [*self._huge, *dict.fromkeys([*self._same, *problems])],
-        )
+        ids = [asked.instance.id for asked, _ in self._assigned()]
+        return await blocking(self._figures, ids, self._projects, [*self._huge, *self._same])
 
     def _figures(self, ids: list[str], projects: list[str], refused: list[str]) -> Sharing:
         groups = Cgroups(ROOT, self._home.mark)
