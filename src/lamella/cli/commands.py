@@ -147,6 +147,7 @@ _SECTIONS: dict[str, list[tuple[str, str, str]]] = {
             )
             for verb, summary in (("ls", f"list {plural}"), ("show", f"show one of the {plural}"))
         ),
+        ("host set", "policy", "say how far a host is promised, and what its instances share"),
         ("host topology", "host", "show a host's sockets, NUMA nodes, caches, cores and huge pages"),
     ],
     "This command": [

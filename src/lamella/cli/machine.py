@@ -42,6 +42,7 @@ def options(parser: "Parser") -> None:
     parser.option("--graphics", choices=("none", "vga", "virtio", "qxl"), help="vga (default), virtio, qxl or none")
     parser.option("--spice", action="store_true", help="a screen that speaks SPICE besides VNC")
     parser.option("--usb", metavar="VENDOR:PRODUCT", help="a USB device of the host", **more)
+    parser.option("--huge-pages", metavar="SIZE", help="memory in huge pages of the host: 2MiB, 1GiB")
     parser.option("--watchdog", choices=("reset", "poweroff", "pause", "dump"), help="what it does when it is not fed")
     parser.option("--on-crash", choices=("stop", "dump"), help="when its kernel panics: stop (default) or dump first")
     parser.option("--user-data", metavar="FILE", help="for cloud-init, as it is")
@@ -71,6 +72,10 @@ def spec(options: "Options") -> "Json":
         from lamella.model.quantity import parse_duration
 
         made["deadline"] = parse_duration(options.deadline, field="deadline")
+    if options.huge_pages is not None:
+        from lamella.model.quantity import parse_size
+
+        made["huge_pages"] = parse_size(options.huge_pages, field="huge-pages")
     made |= {
         "cdroms": machine.numbered("cdrom", "image", options.iso),
         "usb": machine.numbered("usb", "device", [machine.usb(text) for text in options.usb]),

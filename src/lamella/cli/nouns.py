@@ -112,6 +112,13 @@ def both(kind: str, columns: "list[Column]", more: "More | None" = None) -> "dic
     }
 
 
+def _figures(host: "Document") -> list[str]:
+    from lamella.cli.policy import figures
+
+    return figures(host)
+
+
+_MORE: "dict[str, More]" = {"host": _figures}
 COMMANDS: "dict[str, Command]" = {
-    name: command for kind, columns in COLUMNS.items() for name, command in both(kind, columns).items()
+    name: command for kind, columns in COLUMNS.items() for name, command in both(kind, columns, _MORE.get(kind)).items()
 }

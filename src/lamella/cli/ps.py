@@ -151,7 +151,9 @@ def _member(name: str, member: "Document", depth: int) -> list[str]:
     return [] if member.value in (None, "") else [f"{pad}{label}: {_scalar(name, member)}"]
 
 
-_SIZES = frozenset({"memory", "disk", "size", "stored", "launched_memory", "capacity", "free", "used"})
+_SIZES = frozenset(
+    {"memory", "disk", "size", "stored", "launched_memory", "capacity", "free", "used", "alone", "together", "merged"}
+)
 _CORES = frozenset({"cpu", "launched_cpu"})
 
 

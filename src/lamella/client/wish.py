@@ -48,6 +48,7 @@ class Wishes(TypedDict, total=False):
     cpu_pin: bool
     memory: Size
     priority: str
+    huge_pages: Size
     pids: int
     disk: Size
     network: str
@@ -144,8 +145,9 @@ def instance(image: str, wishes: Wishes, *, power: Power = Power.RUNNING) -> Ins
             spec[name] = cores(given[name], field=name)
     if "memory" in given:
         spec |= memory(given["memory"])
-    if "disk" in given:
-        spec["disk"] = size(given["disk"], field="disk")
+    for name in ("disk", "huge_pages"):
+        if name in given:
+            spec[name] = size(given[name], field=name)
     for name in ("stop_timeout", "deadline"):
         if name in given:
             spec[name] = seconds(given[name], field=name)

@@ -71,7 +71,7 @@ class Desk:
             if known is None:
                 known = tx.insert(new_resource("host", name, HostSpec(address=address), status))
             else:
-                known.spec, known.status = HostSpec(address=address), status
+                known.spec.address, known.status = address, status
                 known = tx.update(known)
             spanning.settle(tx)
             return known
@@ -89,7 +89,8 @@ class Desk:
         try:
             answer = await self._collect(host, since)
             told = answer.complete or answer.instances or answer.gone or answer.networks
-            if told or answer.balancers is not None or answer.neighbours is not None or wait <= 0:
+            told = told or answer.balancers is not None or answer.neighbours is not None or answer.policy is not None
+            if told or wait <= 0:
                 return answer
             try:
                 async with asyncio.timeout(wait):
@@ -119,6 +120,7 @@ class Desk:
         balanced = rebalanced or any(c.kind == "instance" for c in changes)
         # Whoever comes, goes or gets other firewalls on another host is another neighbour.
         rehosted = any(c.kind == "host" for c in changes)
+        ours = any(c.id == host for c in changes)
         moved = rehosted or any(c.kind == "port" for c in changes)
         if not touched and not users and not wider and not balanced and not moved:
             return Assignments(revision=revision, complete=False)
@@ -140,6 +142,8 @@ class Desk:
                 answer.routers, answer.outside = floating.tasks(tx), floating.outside(tx)
             if rebalanced or (balanced and tx.list("balancer")):
                 answer.balancers = balancing.tasks(tx, host)
+            if ours:
+                answer.policy = _policy(tx, host)
             if moved and (rehosted or len(spanning.underlays(tx)) > 1):
                 answer.neighbours = spanning.neighbours(tx, host)
             return answer
@@ -163,6 +167,7 @@ class Desk:
                 balancers=balancing.tasks(tx, host),
                 neighbours=spanning.neighbours(tx, host),
                 pools=_pools(tx),
+                policy=_policy(tx, host),
                 images=sorted(
                     {digest for item in mine for digest in (item.status.image_digest, *item.status.cdroms.values())}
                 ),
@@ -217,6 +222,12 @@ def _networks(tx: Transaction) -> list[Network]:
     """Those that hosts make."""
     networks: list[Network] = tx.list("network")
     return [network for network in networks if not network.spec.external]
+
+
+def _policy(tx: Transaction, host: str) -> HostSpec | None:
+    """What the administrator wants of the host; ``None`` when it is not there any more."""
+    known: Host | None = tx.by_id(host)
+    return None if known is None else known.spec
 
 
 def _pools(tx: Transaction) -> list[Pool]:

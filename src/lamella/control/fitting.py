@@ -5,6 +5,7 @@ A field that a level has no use for is refused, with the levels that have: nobod
 
 import msgspec
 
+from lamella.control.huge_pages import check_machine as check_huge_pages
 from lamella.control.storage.fitting import check_mounts
 from lamella.model.board import Board, Firmware, Seed
 from lamella.model.errors import Invalid, Unsupported
@@ -82,6 +83,7 @@ def check_level(spec: InstanceSpec) -> None:
     _check_board(spec)
     _check_names(spec)
     check_mounts(spec)
+    check_huge_pages(spec)
 
 
 def _asked(spec: InstanceSpec, field: str) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from lamella.control import huge_pages
 from lamella.control.admission import Taken, admit, check_spec
 from lamella.control.bulletin import Bulletin
 from lamella.control.capacity import said
@@ -55,8 +56,8 @@ FIXED = ("image", "isolation", "disk", "remove_on_exit", "stdin", "terminal")
 # Devices: what may come and go with levels that can be plugged into.
 DEVICES = ("nics", "disks", "cdroms", "usb")
 # What changes only while it does not run.
-AT_REST = ("board", "seed", "directories", "fuel", "deadline")
 LIMITS = ("cpu", "memory", "pids")
+AT_REST = ("board", "seed", "directories", "fuel", "deadline", "huge_pages")
 KEPT = ("epoch", "attach_epoch", "grace", "power")
 
 
@@ -337,6 +338,7 @@ class Instances:
         def change(tx: Transaction, instance: Instance) -> None:
             if verb in ("start", "restart"):
                 check_volumes_idle(tx, instance)
+                huge_pages.check_start(tx, instance)
             apply_power(instance, verb)
             instance.spec.grace = timeout
 
@@ -349,6 +351,7 @@ class Instances:
             if instance.spec.power is Power.RUNNING and instance.spec.attach_epoch == instance.spec.epoch:
                 return
             check_volumes_idle(tx, instance)
+            huge_pages.check_start(tx, instance)
             apply_power(instance, "start")
             instance.spec.attach_epoch = instance.spec.epoch
 
@@ -452,6 +455,8 @@ class Instances:
 def _placement(tx: Transaction, spec: InstanceSpec, named: Sequence[Named]) -> Placement:
     load: dict[str, int] = {}
     hosts: list[Resource[Any, Any]] = able_hosts(tx.list("host"), named) if named else tx.list("host")
+    if spec.huge_pages:
+        hosts = huge_pages.with_room(spec, hosts, tx.list("instance"))
     if len(hosts) > 1:
         for instance in tx.list("instance"):
             load[instance.status.host] = load.get(instance.status.host, 0) + 1

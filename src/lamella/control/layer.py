@@ -6,6 +6,8 @@ from contextlib import aclosing, suppress
 from datetime import datetime
 from typing import Any, cast
 
+import msgspec
+
 from lamella.control.backup.state import dump_of
 from lamella.control.backup.wing import BackupWing
 from lamella.control.bulletin import Bulletin
@@ -16,6 +18,7 @@ from lamella.control.desk import Desk
 from lamella.control.doctor import diagnose
 from lamella.control.events import record
 from lamella.control.handing_out import promised_by_host
+from lamella.control.hosts import Hosts as HostPolicies
 from lamella.control.images import Images
 from lamella.control.instances import Instances
 from lamella.control.intent import PowerVerb
@@ -37,9 +40,10 @@ from lamella.model.assignment import HostAgent
 from lamella.model.board import DesktopTicket, Input
 from lamella.model.capture import CaptureSpec
 from lamella.model.contract import Comparison, Contract, WhyNot
-from lamella.model.errors import Conflict, DeadlineExceeded, NotFound, Unavailable, Unsupported
+from lamella.model.errors import Conflict, DeadlineExceeded, LamellaError, NotFound, Unavailable, Unsupported
 from lamella.model.files import FileInfo
 from lamella.model.firewall import Protocol
+from lamella.model.host import Host
 from lamella.model.instance import Instance, Isolation, Phase
 from lamella.model.kinds import AnyResource
 from lamella.model.operation import Operation
@@ -63,6 +67,8 @@ from lamella.store.store import Audit, Change, Store, Transaction
 from lamella.version import __version__
 
 SIGKILL = 9
+# How long a host may take to say what it shares now, in seconds.
+LOOK = 10.0
 # Inside the class the name ``list`` is a verb.
 Listing = list[FileInfo]
 
@@ -80,7 +86,7 @@ class Layer:
         self.images = Images(store, self.bulletin)
         self.networks, self.firewalls = Networks(store), Firewalls(store)
         self.routers, self.addresses = Routers(store), Addresses(store)
-        self.balancers = Balancers(store)
+        self.balancers, self.hosts = Balancers(store), HostPolicies(store)
         self.storage = StorageWing(store, self.bulletin, Hosts(self.presence.away), self.instances)
         self.backup = BackupWing(store, self.storage, self.instances, dump_of(database))
         self._agents: dict[str, HostAgent] = {}
@@ -140,7 +146,19 @@ class Layer:
         return About(version=__version__, role=self.role, revision=await self.store.revision(), you=who.name)
 
     async def get(self, who: Principal, project: str, kind: str, name: str) -> AnyResource:
-        return await self.store.get(kind, project, name)
+        found = await self.store.get(kind, project, name)
+        return await self._as_it_is_now(found) if kind == "host" else found
+
+    async def _as_it_is_now(self, host: Host) -> Host:
+        """With what changes while it runs, as its agent says it; as it was told last, when that does not answer."""
+        agent = self._agents.get(host.id)
+        if agent is not None and not self.presence.away(host.id):
+            with suppress(LamellaError, TimeoutError):
+                async with asyncio.timeout(LOOK):
+                    facts = await agent.facts()
+                status = msgspec.structs.replace(host.status, sharing=facts.sharing, topology=facts.topology)
+                return msgspec.structs.replace(host, status=status)
+        return host
 
     async def list(
         self, who: Principal, project: str, kind: str, *, labels: dict[str, str], cursor: str, limit: int
@@ -192,6 +210,8 @@ class Layer:
             return await self.routers.patch(who, project, name, body, expected=expected)
         if kind == "address":
             return await self.addresses.patch(who, project, name, body, expected=expected)
+        if kind == "host":
+            return await self.hosts.patch(who, project, name, body, expected=expected)
         if kind == "balancer":
             return await self.balancers.patch(who, project, name, body, expected=expected)
         if isinstance(body.spec, dict):

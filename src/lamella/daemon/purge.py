@@ -15,6 +15,7 @@ from lamella.host.linux import cgroup, mounts
 from lamella.host.linux.cgroup import Cgroups
 from lamella.host.linux.processes import all_pids, bears_mark
 from lamella.host.linux.room import Room
+from lamella.host.sharing.wing import settings_of
 from lamella.model.errors import LamellaError
 
 log = logging.getLogger("lamella.daemon.purge")
@@ -31,6 +32,8 @@ def purge(home: Home) -> None:
         room.join()
         asyncio.run(_remove(home))
     kill_marked(home.mark)
+    for problem in settings_of(home).restore():
+        log.warning("%s", problem)
     Cgroups(cgroup.ROOT, home.mark).remove()
     room.destroy()
     for part in (home.state, home.run):

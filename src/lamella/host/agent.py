@@ -21,6 +21,7 @@ from lamella.host.network.driver import NetworkDriver
 from lamella.host.network_wing import NetworkWing
 from lamella.host.processors.wing import Processors
 from lamella.host.reporter import Reporter
+from lamella.host.sharing.wing import SharingWing
 from lamella.host.storage.wing import Storage
 from lamella.host.worker import Worker
 from lamella.host.writers import InstanceWriters
@@ -80,6 +81,7 @@ class Agent:
         self._journal = Journal(home.run / "journal")
         storage.use_writers(InstanceWriters(self._driver_of, self._assigned))
         storage.on_event(self._heard)
+        self._sharing = SharingWing(home, self._assigned)
         self.host_id = ""
 
     # --- wings, as workers use them
@@ -101,6 +103,7 @@ class Agent:
         self._capabilities = list(await self.storage_wing.open())
         await self.library.open()
         self._capabilities += await self.network.open()
+        self._capabilities += await self._sharing.open()
         for driver in self._drivers.values():
             if isinstance(driver, TakesTap):
                 driver.use_taps(self._open_tap)
@@ -120,6 +123,7 @@ class Agent:
             asyncio.create_task(self._follow(), name="assignments"),
             asyncio.create_task(self._tick(), name="tick"),
             asyncio.create_task(self._network_wing.watch(), name="network watch"),
+            asyncio.create_task(self._sharing.watch(), name="sharing"),
         ]
         return self.host_id
 
@@ -167,6 +171,7 @@ class Agent:
         told = {one.instance.id: one for one in news.instances}
         kept = {} if news.complete else {one.instance.id: one for one in asked if one.instance.id not in news.gone}
         await self.processors.use({**kept, **told}.values())
+        await self._sharing.use(news)
         for assignment in news.instances:
             self._assign(assignment, self._reporter)
         for id in news.gone:
@@ -320,7 +325,9 @@ class Agent:
         found = await worker.driver.mechanisms(id)
         if not found:
             return found
-        return [*found, *await self.processors.mechanisms(id), *await ceilings(self.network, worker.asked)]
+        shared = await self._sharing.mechanisms(worker.asked, worker.driver)
+        given = await self.processors.mechanisms(id)
+        return [*found, *given, *shared, *await ceilings(self.network, worker.asked)]
 
     # What only some levels have
 
@@ -371,7 +378,9 @@ class Agent:
 
     async def facts(self) -> HostStatus:
         pools = {name: await self.storage_wing.pool_status(name) for name in self.storage_wing.pool_names}
-        return await blocking(read_facts, self._capabilities, pools, self.network.underlay)
+        facts = await blocking(read_facts, self._capabilities, pools, self.network.underlay)
+        facts.sharing = await self._sharing.consolidation()
+        return facts
 
     async def collect_images(self, keep: set[str]) -> int:
         freed = await self.library.collect(keep)

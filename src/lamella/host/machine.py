@@ -160,6 +160,7 @@ def machine_of(asked: Assignment, parts: Parts) -> Machine:
         terminal=spec.terminal,
         stdin=spec.stdin,
         limits=limits_of(spec),
+        huge_pages=spec.huge_pages,
         id_base=instance.status.id_base,
         disk=parts.disk,
         nic=nic,

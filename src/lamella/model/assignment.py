@@ -15,7 +15,7 @@ from lamella.model.capture import CaptureSpec
 from lamella.model.contract import Mechanism
 from lamella.model.files import FileInfo
 from lamella.model.firewall import Firewall
-from lamella.model.host import HostStatus
+from lamella.model.host import HostSpec, HostStatus
 from lamella.model.image import ImageStatus
 from lamella.model.instance import Instance, InstanceStatus
 from lamella.model.network import Neighbour, Network, Port
@@ -60,7 +60,7 @@ class Assignments(msgspec.Struct, kw_only=True):
     """What changed for one host since a revision. ``complete`` ones name everything; an id that is missing is not this host's.
     ``networks``, ``pools`` and ``firewalls`` are all that there are, when any of them has changed; ``None`` is no change. So are
     ``balancers``, with those of the host's instances that they lead to, and ``neighbours``, the ports on other hosts. ``outside`` are the
-    subnets of external networks, told with the routers.
+    subnets of external networks, told with the routers. ``policy`` is the host's own.
     """
 
     revision: int
@@ -75,6 +75,7 @@ class Assignments(msgspec.Struct, kw_only=True):
     neighbours: list[Neighbour] | None = None
     pools: list[Pool] = []
     images: list[str] = []
+    policy: HostSpec | None = None
 
 
 class InstanceReport(msgspec.Struct, kw_only=True):

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from lamella.model.resource import Condition, Resource
+from lamella.model.sharing import Sharing
 from lamella.model.storage import PoolStatus
 from lamella.model.topology import Topology
 
@@ -66,7 +67,8 @@ class Underlay(msgspec.Struct, kw_only=True, frozen=True):
 
 class HostStatus(msgspec.Struct, kw_only=True):
     """``cpu`` is milli-cores, ``memory`` bytes. ``boot_id`` is the kernel's. ``pools`` is the room in each pool, by name. Without an
-    ``underlay`` its networks end at the host. ``topology`` is what its processors, caches and memory were when it came."""
+    ``underlay`` its networks end at the host. ``topology`` is what its processors, caches and memory were when it came;
+    ``sharing`` what its instances share, when it was asked."""
 
     phase: str = "pending"
     cpu: int = 0
@@ -78,6 +80,7 @@ class HostStatus(msgspec.Struct, kw_only=True):
     pools: dict[str, PoolStatus] = {}
     underlay: Underlay | None = None
     topology: Topology | None = None
+    sharing: Sharing | None = None
     seen_at: datetime | None = None
     conditions: list[Condition] = []
 

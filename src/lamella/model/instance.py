@@ -104,6 +104,8 @@ class InstanceSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     keeps it. The run with the number ``attach_epoch`` begins when somebody has attached (or after a minute): nothing is missed.
     ``grace`` is the ``stop_timeout`` of the stop or restart that was asked last; the layer keeps it too.
 
+    ``huge_pages`` is the size in bytes of the pages that a machine's memory is made of: of those that the host has set apart.
+
     ``volumes`` are those with a life of their own: they stay when the instance goes.
 
     ``board``, ``disks``, ``cdroms``, ``usb`` and ``seed`` are a full machine's; ``directories`` a WebAssembly module's, as are
@@ -126,6 +128,7 @@ class InstanceSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     memory_guarantee: Annotated[int, Meta(ge=0, le=1 << 50)] | None = None
     cpu_pin: bool = False
     priority: Priority = Priority.NORMAL
+    huge_pages: Annotated[int, Meta(ge=64 << 10, le=1 << 40)] | None = None
     pids: Annotated[int, Meta(ge=1, le=4_000_000)] = 4096
     disk: Annotated[int, Meta(ge=1 << 20, le=1 << 56)] | None = None
     nics: Annotated[list[Nic], Meta(max_length=8)] = []

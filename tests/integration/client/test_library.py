@@ -13,6 +13,7 @@ from lamella.client.aio import backups as aio_backups
 from lamella.client.aio import balancers as aio_balancers
 from lamella.client.aio import box as aio_box
 from lamella.client.aio import firewalls as aio_firewalls
+from lamella.client.aio import hosts as aio_hosts
 from lamella.client.aio import images as aio_images
 from lamella.client.aio import instances as aio_instances
 from lamella.client.aio import layer as aio_layer
@@ -25,6 +26,7 @@ from lamella.client.blocking import (
     balancers,
     box,
     firewalls,
+    hosts,
     images,
     instances,
     layer,
@@ -336,6 +338,7 @@ def test_both_faces_have_the_same_shape() -> None:
         (aio_instances.Instances, instances.Instances),
         (aio_images.Images, images.Images),
         (aio_firewalls.Firewalls, firewalls.Firewalls),
+        (aio_hosts.Hosts, hosts.Hosts),
         (aio_networks.Networks, networks.Networks),
         (aio_balancers.Balancers, balancers.Balancers),
         *((getattr(aio_routers, name), getattr(routers, name)) for name in ("Routers", "Addresses")),

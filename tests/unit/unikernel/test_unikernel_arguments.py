@@ -61,7 +61,7 @@ def following(words: list[str], option: str) -> list[str]:
 
 def test_the_smallest_one() -> None:
     words = arguments(Hardware(name="a", size=SMALL, accelerator="tcg"))
-    assert "-S" in words and following(words, "-machine") == ["microvm,rtc=on"]
+    assert "-S" in words and following(words, "-machine") == ["microvm,rtc=on,mem-merge=off"]
     assert following(words, "-m") == ["16M"] and "-initrd" not in words and "-netdev" not in words
     assert "-blockdev" not in words and "spawn=deny" in following(words, "-sandbox")[0]
     assert "virtio-rng-device" in following(words, "-device")
@@ -83,7 +83,7 @@ def test_devices_are_on_the_bus_of_the_board() -> None:
     assert any(item.startswith("virtio-blk-pci") for item in devices)
     assert any(item.startswith("virtio-net-pci") and NIC.mac in item for item in devices)
     assert following(words, "-netdev") == ["tap,id=net-net,fd=11"]
-    assert following(words, "-machine") == ["pc-q35-7.2,vmport=off,smm=off"] and "-d" not in words
+    assert following(words, "-machine") == ["pc-q35-7.2,vmport=off,smm=off,mem-merge=off"] and "-d" not in words
     mmio = arguments(Hardware(name="a", size=SMALL, accelerator="kvm", drives=hardware.drives, cards=hardware.cards))
     assert not any("-pci" in item for item in following(mmio, "-device"))
 

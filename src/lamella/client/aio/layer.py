@@ -11,6 +11,7 @@ from lamella.client.aio.backups import Backups, Policies, Repositories
 from lamella.client.aio.balancers import Balancers
 from lamella.client.aio.box import Box
 from lamella.client.aio.firewalls import Firewalls
+from lamella.client.aio.hosts import Hosts
 from lamella.client.aio.images import Images
 from lamella.client.aio.instances import Instances
 from lamella.client.aio.networks import Networks
@@ -38,7 +39,7 @@ class Layer:
         self.routers, self.addresses, self.balancers = Routers(self._talk), Addresses(self._talk), Balancers(self._talk)
         self.pools, self.volumes, self.snapshots = Pools(self._talk), Volumes(self._talk), Snapshots(self._talk)
         self.repositories, self.backups = Repositories(self._talk), Backups(self._talk)
-        self.policies = Policies(self._talk)
+        self.policies, self.hosts = Policies(self._talk), Hosts(self._talk)
 
     @asynccontextmanager
     async def run(self, image: str, *, keep: bool = False, **wishes: Unpack[wish.Wishes]) -> AsyncGenerator[Box]:

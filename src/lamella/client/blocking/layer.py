@@ -10,6 +10,7 @@ from lamella.client.blocking.backups import Backups, Policies, Repositories
 from lamella.client.blocking.balancers import Balancers
 from lamella.client.blocking.box import Box
 from lamella.client.blocking.firewalls import Firewalls
+from lamella.client.blocking.hosts import Hosts
 from lamella.client.blocking.images import Images
 from lamella.client.blocking.instances import Instances
 from lamella.client.blocking.networks import Networks
@@ -37,7 +38,7 @@ class Layer:
         self.routers, self.addresses, self.balancers = Routers(self._talk), Addresses(self._talk), Balancers(self._talk)
         self.pools, self.volumes, self.snapshots = Pools(self._talk), Volumes(self._talk), Snapshots(self._talk)
         self.repositories, self.backups = Repositories(self._talk), Backups(self._talk)
-        self.policies = Policies(self._talk)
+        self.policies, self.hosts = Policies(self._talk), Hosts(self._talk)
 
     @contextmanager
     def run(self, image: str, *, keep: bool = False, **wishes: Unpack[wish.Wishes]) -> Generator[Box]:

@@ -126,7 +126,7 @@ class Machine(msgspec.Struct, kw_only=True, frozen=True):
     module has none; :attr:`volume` is for levels that cannot do without).
 
     ``board_type`` is the machine type of its first start (empty then). ``disks``, ``cdroms``, ``nics`` and ``usb`` are the devices
-    that may come and go while it runs.
+    that may come and go while it runs. ``huge_pages`` is the size in bytes of the pages that its memory is made of.
     """
 
     id: str
@@ -157,6 +157,7 @@ class Machine(msgspec.Struct, kw_only=True, frozen=True):
     volumes: list[MountedVolume] = []
     fuel: int | None = None
     deadline: float | None = None
+    huge_pages: int | None = None
 
     @property
     def volume(self) -> VolumeHandle:
@@ -390,6 +391,22 @@ class OpensDisks(Protocol):
         """From now on the running instance writes each volume (by id) into its new, empty qcow2 layer: all at one instant, or none.
 
         :raise Unsupported: when what runs has no such disk. :raise Unavailable: when QEMU does not answer.
+        """
+        ...
+
+
+@runtime_checkable
+class MergesPages(Protocol):
+    """A driver whose instances' equal pages of memory the kernel can map from one (KSM). None takes part before it is told to."""
+
+    async def merged(self, id: str) -> bool | None:
+        """Whether it takes part; ``None`` when it does not run."""
+        ...
+
+    async def merge(self, id: str, on: bool) -> None:
+        """Have it take part from now on, or no more: then every page is its own again when this returns.
+
+        :raise Unavailable: when QEMU does not answer.
         """
         ...
 

@@ -185,7 +185,9 @@ class Cgroup:
         while not self.is_frozen():
             if time.monotonic() > deadline:
                 self.thaw()
-                raise DeadlineExceeded(f"the processes of {self.id} did not stand still within {_PATIENCE:g} s", hint="try again")
+                raise DeadlineExceeded(
+                    f"the processes of {self.id} did not stand still within {_PATIENCE:g} s", hint="try again"
+                )
             time.sleep(0.001)
 
     def thaw(self) -> None:

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from lamella.host.compute.qemu import pages
 from lamella.host.compute.qemu.launch import FIRMWARE, QEMU, SANDBOX
 from lamella.host.compute.qemu.layers import ColdDisk, serial
 from lamella.host.compute.qemu.size import MIB, TRANSLATED, Size
@@ -32,7 +33,8 @@ class Hardware(msgspec.Struct, kw_only=True, frozen=True):
     """One microVM as QEMU is to make it.
 
     ``machine`` is ``microvm`` or ``q35``; ``tsc_khz`` the host's time stamp counter, needed for TCG; ``mac`` is set when
-    descriptor ``TAP`` is there. ``data`` is the writable disk (a raw file, descriptor ``DATA``, where nothing is said).
+    descriptor ``TAP`` is there. ``data`` is the writable disk (a raw file, descriptor ``DATA``, where nothing is said). ``huge_pages`` is
+    the size in bytes of the pages that its memory is made of.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Hardware(msgspec.Struct, kw_only=True, frozen=True):
     mac: str | None = None
     data: ColdDisk | None = None
     volumes: list[VolumeDisk] = []
+    huge_pages: int | None = None
 
 
 def arguments(hardware: Hardware) -> list[str]:
@@ -87,8 +90,16 @@ def _board(hardware: Hardware) -> list[str]:
     accelerators = {"kvm": "kvm", "tcg": f"tcg,thread=multi,tb-size={TRANSLATED // MIB}"}
     boards = {"microvm": "microvm,rtc=on", "q35": "q35,vmport=off,smm=off"}
     return [
-        *("-machine", boards[hardware.machine], "-accel", accelerators[hardware.accelerator], "-cpu", "max"),
+        *(
+            "-machine",
+            boards[hardware.machine] + pages.board(hardware.huge_pages),
+            "-accel",
+            accelerators[hardware.accelerator],
+            "-cpu",
+            "max",
+        ),
         *("-smp", str(hardware.size.vcpus), "-m", f"{hardware.size.memory // MIB}M"),
+        *pages.backend(hardware.size.memory, hardware.huge_pages),
         *(("-global", "virtio-mmio.force-legacy=false") if hardware.machine == "microvm" else ()),
     ]
 

@@ -21,7 +21,7 @@ from lamella.host.compute.microvm import arguments, disk, size, volumes
 from lamella.host.compute.microvm.block_image import BlockImages
 from lamella.host.compute.microvm.host import HostParts, look
 from lamella.host.compute.microvm.session import Session
-from lamella.host.compute.qemu import launch, layers, mechanisms, served
+from lamella.host.compute.qemu import launch, layers, mechanisms, pages, served
 from lamella.host.compute.qemu.freezing import FreezeVerbs
 from lamella.host.compute.qemu.monitor import Monitor
 from lamella.host.compute.qemu.places import Places, ProcessRecord
@@ -316,7 +316,9 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session]):
             mac=machine.nic.mac if machine.nic else None,
             data=data,
             volumes=others,
+            huge_pages=machine.huge_pages,
         )
+        await asyncio.to_thread(pages.check, wanted.memory, machine.huge_pages)
         with contextlib.ExitStack() as stack:
 
             def own(fd: int) -> int:

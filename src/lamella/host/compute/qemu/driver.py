@@ -4,7 +4,7 @@ import asyncio
 from typing import ClassVar, Generic, TypeVar
 
 from lamella.host.compute.driver import Changed, Home, Machine, Observed
-from lamella.host.compute.qemu import places
+from lamella.host.compute.qemu import pages, places
 from lamella.host.compute.qemu.log import Log
 from lamella.host.compute.qemu.places import Places, ProcessRecord
 from lamella.host.compute.qemu.process import QemuProcess, died
@@ -57,6 +57,15 @@ class QemuDriver(Generic[S]):
             return []
         inside = await (await session.monitor()).processors()
         return await asyncio.to_thread(processes.threads_outside, session.process.pid, inside)
+
+    async def merged(self, id: str) -> bool | None:
+        session = await self._session(id)
+        return None if session is None else await pages.merged(await session.monitor())
+
+    async def merge(self, id: str, on: bool) -> None:
+        session = await self._session(id)
+        if session is not None:
+            await pages.merge(await session.monitor(), on)
 
     async def create(self, machine: Machine) -> None:
         """Made anew a few times while a disk is locked: who had it open may have ended a moment ago, and let go a moment from now."""

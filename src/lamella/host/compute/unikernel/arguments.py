@@ -5,6 +5,7 @@ import msgspec
 
 from lamella.host.compute.qemu.launch import FIRMWARE, QEMU, SANDBOX
 from lamella.host.compute.qemu.layers import ColdDisk, serial
+from lamella.host.compute.qemu.pages import OWN_PAGES
 from lamella.host.compute.qemu.size import MIB, TRANSLATED, Size
 
 # Where things lie inside the room.
@@ -85,7 +86,7 @@ def _board(hardware: Hardware) -> list[str]:
     accelerators = {"kvm": "kvm", "tcg": f"tcg,thread=multi,tb-size={TRANSLATED // MIB}"}
     board = f"{hardware.board},vmport=off,smm=off" if hardware.pci else "microvm,rtc=on"
     return [
-        *("-machine", board, "-accel", accelerators[hardware.accelerator], "-cpu", "max"),
+        *("-machine", board + OWN_PAGES, "-accel", accelerators[hardware.accelerator], "-cpu", "max"),
         *("-smp", str(hardware.size.vcpus), "-m", f"{hardware.size.memory // MIB}M"),
         *(() if hardware.pci else ("-global", "virtio-mmio.force-legacy=false")),
     ]

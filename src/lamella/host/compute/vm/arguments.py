@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from lamella.host.compute.qemu import layers
+from lamella.host.compute.qemu import layers, pages
 from lamella.host.compute.qemu.launch import FIRMWARE, QEMU, SANDBOX
 from lamella.host.compute.qemu.layers import ColdDisk
 from lamella.host.compute.qemu.size import MIB, TRANSLATED
@@ -38,7 +38,8 @@ class Vm(msgspec.Struct, kw_only=True, frozen=True):
     ``board_type`` is a versioned machine type (``pc-q35-7.2``); ``sizing``, ``plugs`` and ``screens`` are the arguments of sizing.py,
     hotplug.py and desktop.py; ``root`` is the first disk; ``media``
     counts the CDs of the image; ``mac`` is set when descriptor ``TAP`` is there, and ``netboot`` when a BIOS shall be able to start from
-    it (which costs a second of each boot); ``order`` is the boot order (order.py).
+    it (which costs a second of each boot); ``order`` is the boot order (order.py); ``huge_pages`` is the size in bytes of those that its
+    memory is made of (``sizing`` has the memory then).
     """
 
     name: str
@@ -62,6 +63,7 @@ class Vm(msgspec.Struct, kw_only=True, frozen=True):
     mtu: int = 1500
     netboot: bool = False
     order: dict[str, int] = {}
+    huge_pages: int | None = None
 
 
 def arguments(vm: Vm) -> list[str]:
@@ -105,6 +107,7 @@ def _board(vm: Vm) -> list[str]:
         board += ",graphics=off"  # SeaBIOS speaks on the serial line then
     if vm.firmware is Firmware.UEFI:
         board += ",pflash0=code,pflash1=variables"
+    board += pages.board(vm.huge_pages)
     return [
         *("-machine", board, "-accel", accelerators[vm.accelerator], "-cpu", "max"),
         *("-rtc", "base=utc,driftfix=slew", "-boot", "strict=on"),

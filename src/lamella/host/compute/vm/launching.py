@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from lamella.host.compute.driver import Limits, Machine
-from lamella.host.compute.qemu import launch, served
+from lamella.host.compute.qemu import launch, pages, served
 from lamella.host.compute.qemu.places import Places, ProcessRecord
 from lamella.host.compute.qemu.size import MIB, Size
 from lamella.host.compute.vm import arguments, certificates, desktop, firmware, hotplug, seed, sizing, tpm
@@ -74,14 +74,17 @@ def plan(host: HostParts, machine: Machine) -> Plan:
     emulated = name == "tcg"
     threads = "single" if size.vcpus == 1 else "multi"
     plugs = not emulated or (threads == "single" and not board.secure_boot)
-    largest = sizing.largest_of(size, host.memory, plugs_vcpus=plugs)
+    # Pages that are set apart are counted at the start: it has no room for more.
+    room = host.memory if machine.huge_pages is None else size.memory
+    largest = sizing.largest_of(size, room, plugs_vcpus=plugs)
     vm = arguments.Vm(
         name=machine.id,
         uuid=str(uuid.uuid5(_ADDRESS, machine.id)),
         board_type=host.board_type(machine.board_type),
         accelerator=name,
         threads=threads,
-        sizing=sizing.cold_arguments(size, largest),
+        sizing=[*sizing.cold_arguments(size, largest), *pages.backend(size.memory, machine.huge_pages)],
+        huge_pages=machine.huge_pages,
         plugs=hotplug.cold_arguments(machine),
         firmware=board.firmware,
         secure_boot=board.secure_boot,
@@ -122,6 +125,7 @@ async def start(
     :raise NotFound: when a disk or an image is not where it should be.
     :raise Unavailable: when QEMU does not start; its words are in the error.
     """
+    await asyncio.to_thread(pages.check, plan.size.memory, plan.vm.huge_pages)
     await asyncio.to_thread(group.create, plan.group)
     with contextlib.ExitStack() as stack:
 

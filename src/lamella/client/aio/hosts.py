@@ -1,0 +1,53 @@
+"""Hosts of the layer: what each has, how far it is promised, and what its instances share."""
+
+import builtins
+from collections.abc import Mapping
+
+from lamella.client import calls, host_calls
+from lamella.client.aio.talk import Talk
+from lamella.model.host import Host
+
+
+class Hosts:
+    """``layer.hosts``. ``spec`` is the policy, ``status`` what the host told."""
+
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+
+    async def list(self, *, labels: Mapping[str, str] | None = None) -> builtins.list[Host]:
+        found, _ = await self._talk.find("host", labels)
+        return found
+
+    async def get(self, name: str) -> Host:
+        """:raise NotFound: when there is no such host."""
+        return await self._talk.ask(calls.get(self._talk.project, "host", name))
+
+    async def set(
+        self,
+        name: str,
+        *,
+        overcommit_cpu: float | None = None,
+        overcommit_memory: float | None = None,
+        reserve_cpu: float | None = None,
+        reserve_memory: str | int | None = None,
+        ksm: str | None = None,
+        huge_pages: Mapping[str, int] | None = None,
+    ) -> Host:
+        """Change the policy of a host; ``None`` leaves a part. Cores, ``1GiB`` or bytes; *ksm* is ``off``, ``same-project``, ``all`` or
+        ``unset``; *huge_pages* counts by size (``{"2MiB": 512}``), and ``{}`` gives them back.
+
+        :raise Invalid: when nothing is to be changed, or it does not fit the host. :raise NotFound: when there is no such host.
+        :raise Conflict: when instances hold more huge pages than would be left.
+        """
+        return await self._talk.ask(
+            host_calls.change(
+                self._talk.project,
+                name,
+                overcommit_cpu=overcommit_cpu,
+                overcommit_memory=overcommit_memory,
+                reserve_cpu=reserve_cpu,
+                reserve_memory=reserve_memory,
+                ksm=ksm,
+                huge_pages=huge_pages,
+            )
+        )
