@@ -4,7 +4,7 @@ import msgspec
 
 from lamella.host.compute.qemu.launch import FIRMWARE, QEMU, SANDBOX
 from lamella.host.compute.qemu.layers import ColdDisk, serial
-from lamella.host.compute.qemu.size import MIB, TRANSLATED, Size
+from lamella.host.compute.qemu.size import MIB, TRANSLATED, Size, balloon
 
 # Where things lie inside the room.
 KERNEL = "/boot/kernel"
@@ -32,7 +32,8 @@ class Hardware(msgspec.Struct, kw_only=True, frozen=True):
     """One microVM as QEMU is to make it.
 
     ``machine`` is ``microvm`` or ``q35``; ``tsc_khz`` the host's time stamp counter, needed for TCG; ``mac`` is set when
-    descriptor ``TAP`` is there. ``data`` is the writable disk (a raw file, descriptor ``DATA``, where nothing is said).
+    descriptor ``TAP`` is there. ``data`` is the writable disk (a raw file, descriptor ``DATA``, where nothing is said). With
+    ``gives_memory`` what it does not need is taken from it, and a guest that comes short takes it back itself.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Hardware(msgspec.Struct, kw_only=True, frozen=True):
     mac: str | None = None
     data: ColdDisk | None = None
     volumes: list[VolumeDisk] = []
+    gives_memory: bool = False
 
 
 def arguments(hardware: Hardware) -> list[str]:
@@ -60,7 +62,7 @@ def arguments(hardware: Hardware) -> list[str]:
         *_data(hardware),
         *(word for volume in hardware.volumes for word in _volume(hardware, volume)),
         *("-device", f"{_device(hardware, 'virtio-rng')}"),
-        *("-device", f"{_device(hardware, 'virtio-balloon')},id=balloon,free-page-reporting=on,deflate-on-oom=off"),
+        *("-device", f"{_device(hardware, 'virtio-balloon')},{balloon(gives_memory=hardware.gives_memory)}"),
         *_nic(hardware),
     ]
 

@@ -12,7 +12,7 @@ import msgspec
 from lamella.host.compute.qemu import layers
 from lamella.host.compute.qemu.launch import FIRMWARE, QEMU, SANDBOX
 from lamella.host.compute.qemu.layers import ColdDisk
-from lamella.host.compute.qemu.size import MIB, TRANSLATED
+from lamella.host.compute.qemu.size import MIB, TRANSLATED, balloon
 from lamella.host.storage.driver import VolumeHandle
 from lamella.model.board import Firmware, Graphics, Hardware, Watchdog
 
@@ -38,7 +38,7 @@ class Vm(msgspec.Struct, kw_only=True, frozen=True):
     ``board_type`` is a versioned machine type (``pc-q35-7.2``); ``sizing``, ``plugs`` and ``screens`` are the arguments of sizing.py,
     hotplug.py and desktop.py; ``root`` is the first disk; ``media``
     counts the CDs of the image; ``mac`` is set when descriptor ``TAP`` is there, and ``netboot`` when a BIOS shall be able to start from
-    it (which costs a second of each boot); ``order`` is the boot order (order.py).
+    it (which costs a second of each boot); ``order`` is the boot order (order.py). With ``gives_memory`` what it does not need is taken from it (size.balloon).
     """
 
     name: str
@@ -62,6 +62,7 @@ class Vm(msgspec.Struct, kw_only=True, frozen=True):
     mtu: int = 1500
     netboot: bool = False
     order: dict[str, int] = {}
+    gives_memory: bool = False
 
 
 def arguments(vm: Vm) -> list[str]:
@@ -84,7 +85,7 @@ def arguments(vm: Vm) -> list[str]:
         *_seed(vm),
         *_nic(vm),
         *("-device", f"virtio-rng-pci,id=entropy,{_at(_ENTROPY)}"),
-        *("-device", f"virtio-balloon-pci,id=balloon,{_at(_BALLOON)},free-page-reporting=on,deflate-on-oom=off"),
+        *("-device", f"virtio-balloon-pci,{balloon(gives_memory=vm.gives_memory)},{_at(_BALLOON)}"),
         *("-device", f"vmgenid,id=generation,guid={vm.uuid}"),
         *vm.plugs,
     ]
