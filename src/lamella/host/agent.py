@@ -17,6 +17,7 @@ from lamella.host.images.library import Credentials, ImageLibrary, Progress
 from lamella.host.journal import Journal
 from lamella.host.linux.blocking import blocking
 from lamella.host.machine import desired_port
+from lamella.host.memory.keeper import MemoryKeeper
 from lamella.host.network.driver import NetworkDriver
 from lamella.host.network_wing import NetworkWing
 from lamella.host.reporter import Reporter
@@ -69,6 +70,7 @@ class Agent:
         self._drivers = {level: make(self._changed) for level, make in drivers.items()}
         self.storage_wing = storage
         self._workers: dict[str, Worker] = {}
+        self.memory = MemoryKeeper(lambda: tuple(self._workers.values()))
         self._capabilities: list[Capability] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._synced = asyncio.Condition()
@@ -118,6 +120,7 @@ class Agent:
             asyncio.create_task(self._follow(), name="assignments"),
             asyncio.create_task(self._tick(), name="tick"),
             asyncio.create_task(self._network_wing.watch(), name="network watch"),
+            asyncio.create_task(self.memory.run(), name="memory"),
         ]
         return self.host_id
 
@@ -311,7 +314,8 @@ class Agent:
 
     async def mechanisms(self, id: str) -> list[Mechanism]:
         worker = await self._worker(id)
-        return [*await worker.driver.mechanisms(id), *await ceilings(self.network, worker.asked)]
+        found = self.memory.mechanisms(id, await worker.driver.mechanisms(id))
+        return [*found, *await ceilings(self.network, worker.asked)]
 
     # What only some levels have
 

@@ -1,5 +1,7 @@
 """The memory controller, held to what it promises for any instances, any host, and whatever a guest says."""
 
+import itertools
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -117,8 +119,8 @@ class _Guest:
     @property
     def turns(self) -> int:
         """How often it was sent the other way."""
-        ways = [b > a for a, b in zip(self.targets, self.targets[1:], strict=False) if a != b]
-        return sum(1 for a, b in zip(ways, ways[1:], strict=False) if a != b)
+        ways = [b > a for a, b in itertools.pairwise(self.targets) if a != b]
+        return sum(1 for a, b in itertools.pairwise(ways) if a != b)
 
 
 @settings(max_examples=150, deadline=None)

@@ -32,7 +32,8 @@ class Share(msgspec.Struct, kw_only=True, frozen=True):
     """One instance as it was seen; sizes in bytes.
 
     ``held`` is what it has now, ``used`` what it says it cannot do without (``None``: it says nothing). ``waits``: it stood still for want
-    of memory since it was seen last.
+    of memory since it was seen last. What is not ``eager`` keeps what it has while there is enough for all: its host's kernel can take that
+    at any time.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Share(msgspec.Struct, kw_only=True, frozen=True):
     held: int
     used: int | None = None
     waits: bool = False
+    eager: bool = True
     priority: Priority = Priority.NORMAL
 
 
@@ -104,7 +106,7 @@ def _wish(share: Share, before: Memory | None, at: float) -> _Wish:
         need = target = _clamp(max(last, need) + max(LEAST_STEP, ceiling // _STEP), floor, ceiling)
     elif last < _clamp(used + room // 2, floor, ceiling):
         target = need
-    elif last > used + 3 * room and at >= rests_until:
+    elif share.eager and last > used + 3 * room and at >= rests_until:
         target = max(need, last - max(LEAST_STEP, ceiling // _STEP))
     else:
         target = last

@@ -11,6 +11,7 @@ class Held(msgspec.Struct, kw_only=True, frozen=True):
     ``held`` is what it may touch, ``ceiling`` the most that it was given, ``resident`` what that takes of the host, QEMU's own included.
     ``used`` is what it says it cannot do without; ``None``, with the sentence ``silent``, when it says nothing. ``waited`` counts seconds,
     or major faults of a guest (``unit``), since its start: what it lost to too little memory. ``means`` is how memory is taken from it.
+    With ``balloon`` only the guest can give memory up, and takes time to; else the host's kernel takes it.
     """
 
     held: int
@@ -20,6 +21,7 @@ class Held(msgspec.Struct, kw_only=True, frozen=True):
     silent: str = ""
     waited: float = 0.0
     unit: str = "s"
+    balloon: bool = False
     means: str = ""
     evidence: str = ""
 
@@ -32,9 +34,10 @@ class GivesMemory(Protocol):
         """What *id* has; ``None`` when it does not run, or has nothing by which memory could be taken from it."""
         ...
 
-    async def hold_memory(self, id: str, target: int, floor: int) -> None:
-        """Have it do with *target* bytes, never more than its ceiling. Returns at once: what it made of that is seen later.
+    async def hold_memory(self, id: str, target: int, floor: int) -> bool:
+        """Have it do with *target* bytes, never more than its ceiling. What it made of that is seen later.
 
-        *floor* is what the kernel spares when the host runs short, where it can. While another verb changes the instance, nothing happens.
+        *floor* is what the kernel spares when the host runs short, where it can. False when it was not asked: another verb changes it, or
+        it does not run.
         """
         ...

@@ -84,6 +84,7 @@ def held_of(said: Statistics, *, held: int, ceiling: int, resident: int, paused:
         silent=silent,
         waited=float(said.faults),
         unit="faults",
+        balloon=True,
         means="its balloon (virtio)",
         evidence="QMP query-balloon, guest-stats",
     )
@@ -98,15 +99,17 @@ class BalloonVerbs(QemuDriver[S]):
             return None
         return await look(session)
 
-    async def hold_memory(self, id: str, target: int, floor: int) -> None:
+    async def hold_memory(self, id: str, target: int, floor: int) -> bool:
         """See ``GivesMemory``. The kernel takes nothing from QEMU where there is no swap: *floor* is kept by asking for no less."""
         lock = self._lock(id)
         if lock.locked():
-            return
+            return False
         async with lock:
             session = await self._session(id)
-            if session is not None and not session.paused:
-                await ask(session, max(target, floor))
+            if session is None or session.paused or session.process.started_at is None:
+                return False
+            await ask(session, max(target, floor))
+            return True
 
 
 async def look(session: QemuProcess) -> Held | None:

@@ -38,7 +38,8 @@ class Vm(msgspec.Struct, kw_only=True, frozen=True):
     ``board_type`` is a versioned machine type (``pc-q35-7.2``); ``sizing``, ``plugs`` and ``screens`` are the arguments of sizing.py,
     hotplug.py and desktop.py; ``root`` is the first disk; ``media``
     counts the CDs of the image; ``mac`` is set when descriptor ``TAP`` is there, and ``netboot`` when a BIOS shall be able to start from
-    it (which costs a second of each boot); ``order`` is the boot order (order.py). With ``gives_memory`` what it does not need is taken from it (size.balloon).
+    it (which costs a second of each boot); ``order`` is the boot order (order.py).
+    With ``gives_memory`` what it does not need is taken from it (size.balloon).
     """
 
     name: str
