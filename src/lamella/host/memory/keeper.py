@@ -100,6 +100,11 @@ class MemoryKeeper:
         busy = any(known.moves for known in self._known.values())
         return QUICK if busy else CALM
 
+    def held(self, id: str) -> Held | None:
+        """What *id* had when it was seen last; ``None`` for one without a guarantee."""
+        known = self._known.get(id)
+        return None if known is None else known.held
+
     def mechanisms(self, id: str, found: list[Mechanism]) -> list[Mechanism]:
         """*found*, what is in force around a running instance, with what is known of its memory."""
         known = self._known.get(id)
