@@ -11,7 +11,8 @@ from lamella.host.memory.driver import Held
 from lamella.host.memory.keeper import MemoryKeeper
 from lamella.host.memory.ladder import HostMemory
 
-FLOOR, CEILING = 160 * MIB, 512 * MIB
+FLOOR, CEILING = 96 * MIB, 256 * MIB
+BUDGET = 384 * MIB
 SLEEP = ("/bin/sleep", "1000000")
 
 
@@ -46,7 +47,7 @@ def has(keeper: MemoryKeeper, id: str) -> int:
     return 0 if found is None else found.held
 
 
-async def test_a_guest_gives_back_what_it_touched_once_and_has_it_again_when_it_comes_short(
+async def test_a_guest_gives_back_what_it_touched_once_and_has_it_again_without_a_guarantee(
     lab: Lab, driver: MicrovmDriver
 ) -> None:
     machine = await running(lab, driver)
@@ -54,32 +55,27 @@ async def test_a_guest_gives_back_what_it_touched_once_and_has_it_again_when_it_
     keeper = MemoryKeeper(lambda: [one], plenty)
     seen = await held(driver, machine.id)
     assert seen.held == seen.ceiling == CEILING
-
-    await touch(driver, machine.id, 300)
+    await touch(driver, machine.id, 160)
     full = (await held(driver, machine.id)).resident
-    await rounds(keeper, lambda: has(keeper, machine.id) < 288 * MIB, "giving back")
-    after = await held(driver, machine.id)
-    assert after.held >= FLOOR and after.resident < full - 100 * MIB, (full, after)
+
+    def gave_back() -> bool:
+        found = keeper.held(machine.id)
+        return found is not None and found.held < 192 * MIB and found.resident < full - 16 * MIB
+
+    await rounds(keeper, gave_back, "giving back")
+    assert (await held(driver, machine.id)).held >= FLOOR
     lines = keeper.mechanisms(machine.id, await driver.mechanisms(machine.id))
-    assert value(lines, "limit.memory").startswith("512MiB, of which it has ")
+    assert value(lines, "limit.memory").startswith("256MiB, of which it has ")
     assert "it says that it uses" in value(lines, "memory now")
     assert "its balloon" in value(lines, "memory taken back")
-
-    # More than it was left, at once: what its kernel lacks it takes back itself, and is given before it lacks more.
-    await need(driver, machine.id, 300)
-    await rounds(keeper, lambda: has(keeper, machine.id) > 350 * MIB, "relief")
-    assert (await run(driver, machine.id, "echo", "well"))[1] == "well\n"
     assert one.told == []
 
-    # Another daemon finds it as it is; without a guarantee it has all that it was given.
-    await run(driver, machine.id, "umount", "/m")
-    await rounds(keeper, lambda: has(keeper, machine.id) < 288 * MIB, "giving back anew")
+    # Another daemon finds it as it is, and without a guarantee it is to have all that it was given.
     await driver.close()
     successor = lab.driver()
     await successor.open()
     try:
-        other = Resident(successor, machine, None)
-        later = MemoryKeeper(lambda: [other], plenty)
+        later = MemoryKeeper(lambda: [Resident(successor, machine, None)], plenty)
         async with asyncio.timeout(90):
             while (await held(successor, machine.id)).held < CEILING:
                 await later.round()
@@ -88,26 +84,25 @@ async def test_a_guest_gives_back_what_it_touched_once_and_has_it_again_when_it_
         await successor.close()
 
 
-async def test_a_neighbour_that_does_not_need_it_makes_room_and_one_that_lies_gets_no_more(
-    lab: Lab, driver: MicrovmDriver
-) -> None:
+async def test_one_that_comes_short_has_what_its_neighbour_does_not_need(lab: Lab, driver: MicrovmDriver) -> None:
     machines = [await running(lab, driver) for _ in range(2)]
     idle, short = (Resident(driver, machine, FLOOR) for machine in machines)
 
     def look() -> HostMemory:
-        """A host that has room for both floors and 320 MiB more, whatever this one has."""
+        """A host that has less than both were given, whatever this one has."""
         taken = sum(found.resident for found in (keeper.held(idle.id), keeper.held(short.id)) if found)
-        return HostMemory(total=640 * MIB, available=max(0, 640 * MIB - taken))
+        return HostMemory(total=BUDGET, available=max(0, BUDGET - taken))
+
+    def both() -> int:
+        return has(keeper, idle.id) + has(keeper, short.id)
 
     keeper = MemoryKeeper(lambda: [idle, short], look)
     keeper.reserve = 0
-
-    def both(keeper: MemoryKeeper) -> int:
-        return has(keeper, idle.id) + has(keeper, short.id)
-
-    await touch(driver, idle.id, 200)
-    await rounds(keeper, lambda: 0 < both(keeper) <= 640 * MIB, "both fit")
-    await need(driver, short.id, 260)
-    await rounds(keeper, lambda: has(keeper, short.id) >= 360 * MIB, "relief by the neighbour")
+    await rounds(keeper, lambda: 0 < both() <= BUDGET, "both fit")
+    await need(driver, short.id, 80)
+    await rounds(keeper, lambda: has(keeper, short.id) >= 208 * MIB, "relief")
     assert has(keeper, idle.id) >= FLOOR
-    assert both(keeper) <= 656 * MIB
+    assert both() <= BUDGET
+    assert (await run(driver, short.id, "echo", "well"))[1] == "well\n"
+    assert "memory.pressure" in short.told
+    assert "memory.ignored" not in short.told

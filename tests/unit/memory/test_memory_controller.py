@@ -136,7 +136,7 @@ def test_what_is_used_evenly_is_shared_without_coming_and_going(shares: list[Sha
             guest.move(before[guest.share.id].target)
     for guest in guests:
         assert len(set(guest.targets[-30:])) == 1, "it never comes to rest"
-        assert guest.turns <= 2, guest.targets
+        assert guest.turns <= 3, guest.targets
     needs = sum(max(guest.share.floor, guest.use) for guest in guests)
     if needs + len(guests) * 64 * MIB + sum(guest.use for guest in guests) // 4 <= budget:
         assert all(guest.held >= guest.use for guest in guests), "there is enough for all"

@@ -32,8 +32,8 @@ class Share(msgspec.Struct, kw_only=True, frozen=True):
     """One instance as it was seen; sizes in bytes.
 
     ``held`` is what it has now, ``used`` what it says it cannot do without (``None``: it says nothing). ``waits``: it stood still for want
-    of memory since it was seen last. What is not ``eager`` keeps what it has while there is enough for all: its host's kernel can take that
-    at any time.
+    of memory since it was seen last. What is not ``eager`` keeps what it has while there is enough for all: it has said nothing new,
+    or the host's kernel can take that at any time.
     """
 
     id: str
@@ -105,7 +105,9 @@ def _wish(share: Share, before: Memory | None, at: float) -> _Wish:
         rests_until = at + rest
         need = target = _clamp(max(last, need) + max(LEAST_STEP, ceiling // _STEP), floor, ceiling)
     elif last < _clamp(used + room // 2, floor, ceiling):
-        target = need
+        # What it uses grows: it is given a step ahead, and keeps that for a while.
+        target = _clamp(need + max(LEAST_STEP, ceiling // _STEP), floor, ceiling)
+        rests_until = max(rests_until, at + FIRST_REST)
     elif share.eager and last > used + 3 * room and at >= rests_until:
         target = max(need, last - max(LEAST_STEP, ceiling // _STEP))
     else:

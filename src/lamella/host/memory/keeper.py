@@ -40,12 +40,13 @@ _ALL = 1 << 62
 
 
 class _Known(msgspec.Struct, kw_only=True):
-    """What is remembered of one instance. ``astray`` is since when its guest holds more than it was asked for, ``told`` whether that
+    """What is remembered of one instance. ``news``: it has said something since the round before. ``astray`` is since when its guest holds more than it was asked for, ``told`` whether that
     was said."""
 
     held: Held
     at: float
     waits: bool = False
+    news: bool = True
     memory: Memory | None = None
     astray: float | None = None
     told: bool = False
@@ -125,6 +126,10 @@ class MemoryKeeper:
         elif known is None:
             self._known[one.id] = _Known(held=held, at=at)
         else:
+            known.news = not held.balloon or held.said != known.held.said
+            if not known.news and held.used is not None:
+                # What it said was of what it had then.
+                held = msgspec.structs.replace(held, used=known.held.used)
             lost = held.waited - known.held.waited
             known.waits = lost / max(at - known.at, QUICK) > _WAITS[held.unit]
             known.held, known.at = held, at
@@ -188,7 +193,7 @@ def _share(one: Kept, known: _Known) -> Share:
         held=held.held,
         used=held.used,
         waits=known.waits,
-        eager=held.balloon,
+        eager=held.balloon and known.news,
         priority=spec.priority,
     )
 

@@ -82,6 +82,7 @@ def held_of(said: Statistics, *, held: int, ceiling: int, resident: int, paused:
         resident=resident,
         used=used,
         silent=silent,
+        said=said.at,
         waited=float(said.faults),
         unit="faults",
         balloon=True,
