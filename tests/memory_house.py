@@ -13,7 +13,7 @@ from lamella.model.instance import Instance, InstanceSpec, InstanceStatus, Phase
 from lamella.model.resource import now
 
 MIB = 1 << 20
-LIMIT = 90.0
+LIMIT = 180.0
 
 
 class Resident:

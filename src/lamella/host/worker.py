@@ -41,7 +41,7 @@ from lamella.host.reporter import Reporter
 from lamella.host.storage.wing import Storage
 from lamella.model.assignment import Assignment, InstanceReport
 from lamella.model.errors import CannotRun, Conflict, Internal, LamellaError, NoRoom, Unavailable, Unsupported
-from lamella.model.instance import Decision, InstanceStatus, Phase, Power
+from lamella.model.instance import Decision, InstanceStatus, Phase
 from lamella.model.network import Port
 from lamella.model.resource import Condition, now
 from lamella.model.stream import ProcessStream
@@ -204,9 +204,7 @@ class Worker:
             seen = await self._look()
             asked.instance.status = self._status
             self.adopted.set()
-            if self._held_still and asked.instance.spec.power is Power.RUNNING:
-                asked.instance.spec = msgspec.structs.replace(asked.instance.spec, power=Power.PAUSED)
-            chosen = plan(asked, seen, self._applied, now())
+            chosen = plan(asked, seen, self._applied, now(), still=bool(self._held_still))
             if not chosen.steps:
                 if self._plugged and (seen is None or seen.phase is Phase.STOPPED):
                     # What has ended holds no link and no published port.

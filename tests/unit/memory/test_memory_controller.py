@@ -33,16 +33,13 @@ def crowds(draw: st.DrawFn, most: int = 6) -> list[Share]:
     return shares
 
 
-def remembered(draw: st.DrawFn, shares: list[Share]) -> dict[str, Memory]:
-    some = [share for share in shares if draw(st.booleans())]
-    return {share.id: Memory(target=draw(sizes), rests_until=draw(st.floats(0, 1e6))) for share in some}
+memories = st.builds(Memory, target=sizes, rests_until=st.floats(0, 1e6))
 
 
-@given(crowds(), sizes, st.booleans(), st.data())
+@given(crowds(), sizes, st.booleans(), st.dictionaries(st.sampled_from([*map(str, range(6))]), memories))
 def test_nobody_is_below_its_floor_nor_above_its_ceiling_and_all_fit(
-    shares: list[Share], budget: int, press: bool, data: st.DataObject
+    shares: list[Share], budget: int, press: bool, before: dict[str, Memory]
 ) -> None:
-    before = remembered(data.draw, shares)
     chosen = decide(shares, budget, before, 10.0, press=press)
     for share in shares:
         assert share.floor <= chosen[share.id].target <= share.ceiling

@@ -9,9 +9,10 @@ class Held(msgspec.Struct, kw_only=True, frozen=True):
     """The memory of one instance now, in bytes.
 
     ``held`` is what it may touch, ``ceiling`` the most that it was given, ``resident`` what that takes of the host, QEMU's own included.
-    ``used`` is what it says it cannot do without; ``None``, with the sentence ``silent``, when it says nothing; ``said`` tells one saying from the next. ``waited`` counts seconds,
-    or major faults of a guest (``unit``), since its start: what it lost to too little memory. ``means`` is how memory is taken from it.
-    With ``balloon`` only the guest can give memory up, and takes time to; else the host's kernel takes it.
+    ``used`` is what it says it cannot do without; ``None``, with the sentence ``silent``, when it says nothing. ``said`` tells one saying
+    from the next. ``waited`` counts seconds, or major faults of a guest (``unit``), since its start: what it lost to too little memory.
+    ``means`` is how memory is taken from it. With ``balloon`` only the guest can give memory up, and takes time to; else the host's kernel
+    takes it.
     """
 
     held: int

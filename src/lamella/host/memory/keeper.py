@@ -40,8 +40,8 @@ _ALL = 1 << 62
 
 
 class _Known(msgspec.Struct, kw_only=True):
-    """What is remembered of one instance. ``news``: it has said something since the round before. ``astray`` is since when its guest holds more than it was asked for, ``told`` whether that
-    was said."""
+    """What is remembered of one instance. ``news``: it has said something since the round before. ``astray`` is since when its guest holds
+    more than it was asked for, ``told`` whether that was said."""
 
     held: Held
     at: float
