@@ -69,5 +69,13 @@ def plenty() -> HostMemory:
     return HostMemory(total=1 << 40, available=1 << 39)
 
 
+def small(keeper: MemoryKeeper, *several: Resident, budget: int) -> HostMemory:
+    """A host that has *budget* bytes for *several* together, whatever this one has."""
+    host = plenty()
+    taken = sum(held.resident for held in (keeper.held(one.id) for one in several) if held is not None)
+    keeper.reserve = host.available + taken - budget
+    return host
+
+
 def value(found: list[Mechanism], name: str) -> str:
     return next(item.value for item in found if item.name == name)
