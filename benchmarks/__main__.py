@@ -17,6 +17,7 @@ from benchmarks import (
     images,
     incus,
     limits,
+    memory,
     microvm,
     move,
     network,
@@ -45,6 +46,7 @@ GROUPS = (
     "network",
     "ports",
     "overlay",
+    "memory",
 )
 
 
@@ -97,6 +99,8 @@ def main() -> int:
         rows += network_ports.rows(args.runs)
     if "overlay" in chosen:
         rows += network_overlay.rows(args.runs)
+    if "memory" in chosen:
+        rows += memory.rows()
     if "clone" in chosen:
         rows += clone.rows(args.runs)
     if "disk" in chosen:

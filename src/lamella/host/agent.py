@@ -17,6 +17,7 @@ from lamella.host.images.library import Credentials, ImageLibrary, Progress
 from lamella.host.journal import Journal
 from lamella.host.linux.blocking import blocking
 from lamella.host.machine import desired_port
+from lamella.host.memory.keeper import MemoryKeeper
 from lamella.host.network.driver import NetworkDriver
 from lamella.host.network_wing import NetworkWing
 from lamella.host.processors.wing import Processors
@@ -72,6 +73,7 @@ class Agent:
         self._drivers = {level: make(self._changed) for level, make in drivers.items()}
         self.storage_wing = storage
         self._workers: dict[str, Worker] = {}
+        self.memory = MemoryKeeper(lambda: tuple(self._workers.values()))
         self._capabilities: list[Capability] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._synced = asyncio.Condition()
@@ -124,6 +126,7 @@ class Agent:
             asyncio.create_task(self._tick(), name="tick"),
             asyncio.create_task(self._network_wing.watch(), name="network watch"),
             asyncio.create_task(self._sharing.watch(), name="sharing"),
+            asyncio.create_task(self.memory.run(), name="memory"),
         ]
         return self.host_id
 
@@ -325,6 +328,7 @@ class Agent:
         found = await worker.driver.mechanisms(id)
         if not found:
             return found
+        found = self.memory.mechanisms(id, found)
         shared = await self._sharing.mechanisms(worker.asked, worker.driver)
         given = await self.processors.mechanisms(id)
         return [*found, *given, *shared, *await ceilings(self.network, worker.asked)]

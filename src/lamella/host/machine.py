@@ -183,4 +183,5 @@ def machine_of(asked: Assignment, parts: Parts) -> Machine:
         volumes=parts.volumes,
         fuel=spec.fuel,
         deadline=spec.deadline,
+        memory_guarantee=spec.memory_guarantee or None,
     )

@@ -101,8 +101,11 @@ def restart_delay(spec: InstanceSpec, status: InstanceStatus) -> float | None:
     return min(FIRST_DELAY * 2 ** min(status.restarts, 20), LONGEST_DELAY)
 
 
-def plan(asked: Assignment, seen: Observed | None, applied: Limits | None, at: datetime) -> Plan:
-    """The steps from *seen* to what is *asked* at the time *at*. *applied* are the limits that were set last (``None``: not known)."""
+def plan(
+    asked: Assignment, seen: Observed | None, applied: Limits | None, at: datetime, *, still: bool = False
+) -> Plan:
+    """The steps from *seen* to what is *asked* at the time *at*. *applied* are the limits that were set last (``None``: not known). With
+    *still* it is paused where it was to run: its host needs what it would take."""
     spec, status = asked.instance.spec, asked.instance.status
     if asked.instance.deleted_at is not None:
         return Plan((Remove(),))
@@ -123,7 +126,7 @@ def plan(asked: Assignment, seen: Observed | None, applied: Limits | None, at: d
     if alive and due:
         return Plan((stop, Prepare(), _launch(spec)))
     if alive:
-        steps = _while_running(spec, phase, applied)
+        steps = _while_running(spec, phase, applied, still=still)
         if seen is not None and seen.devices is not None and seen.devices != devices_of(asked):
             return Plan((*steps, Rewire()))
         return Plan((*steps, Release()) if retired and not steps else steps)
@@ -149,14 +152,14 @@ def _launch(spec: InstanceSpec) -> Launch:
     return Launch(epoch=spec.epoch, wait_for_attach=spec.attach_epoch == spec.epoch)
 
 
-def _while_running(spec: InstanceSpec, phase: Phase, applied: Limits | None) -> tuple[AnyStep, ...]:
+def _while_running(spec: InstanceSpec, phase: Phase, applied: Limits | None, *, still: bool) -> tuple[AnyStep, ...]:
     steps: list[AnyStep] = []
     wanted = limits_of(spec)
     if wanted != applied:
         steps.append(Update(wanted))
-    if spec.power is Power.PAUSED and phase is Phase.RUNNING:
+    if (still or spec.power is Power.PAUSED) and phase is Phase.RUNNING:
         steps.append(Pause())
-    elif spec.power is Power.RUNNING and phase is Phase.PAUSED:
+    elif not still and spec.power is Power.RUNNING and phase is Phase.PAUSED:
         steps.append(Resume())
     return tuple(steps)
 

@@ -101,6 +101,7 @@ class Worker:
         self._assembly = Assembly(self.id, library=wings.library, network=wings.network, storage=wings.storage_wing)
         self._wake = asyncio.Event()
         self._plugged = True
+        self._held_still = ""
         self._failures = 0
         # Why the last run never began; it stays to be read until one does.
         self._unbegun = [c for c in assignment.instance.status.conditions if c.reason == CannotRun.code]
@@ -126,6 +127,23 @@ class Worker:
 
     def wake(self) -> None:
         """Something may have happened to it."""
+        self._wake.set()
+
+    @property
+    def phase(self) -> Phase:
+        """Its phase as it was seen last."""
+        return self._status.phase
+
+    def remark(self, type: str, message: str) -> None:
+        """Tell an event of it that somebody else saw."""
+        self._events.append((type, message))
+        self._tell()
+
+    def hold_still(self, why: str) -> None:
+        """Pause it whatever was asked, until *why* is empty: somebody else needs what it would take."""
+        if why and not self._held_still:
+            self.remark("memory.paused", why)
+        self._held_still = why
         self._wake.set()
 
     @property
@@ -190,7 +208,7 @@ class Worker:
             seen = await self._look()
             asked.instance.status = self._status
             self.adopted.set()
-            chosen = plan(asked, seen, self._applied, now())
+            chosen = plan(asked, seen, self._applied, now(), still=bool(self._held_still))
             if not chosen.steps:
                 if self._plugged and (seen is None or seen.phase is Phase.STOPPED):
                     # What has ended holds no link and no published port.

@@ -99,13 +99,13 @@ class World:
                 self.phase = None
 
 
-@given(specs, statuses, seen_phases)
+@given(specs, statuses, seen_phases, st.booleans())
 def test_a_plan_carried_out_comes_to_rest_where_it_was_asked_to(
-    spec: InstanceSpec, status: InstanceStatus, phase: Phase | None
+    spec: InstanceSpec, status: InstanceStatus, phase: Phase | None, still: bool
 ) -> None:
     world = World(phase, status)
     for _ in range(6):
-        chosen = plan(asked(spec, world.status), world.seen(), world.applied, AT)
+        chosen = plan(asked(spec, world.status), world.seen(), world.applied, AT, still=still)
         if not chosen.steps:
             break
         for step in chosen.steps:
@@ -118,7 +118,7 @@ def test_a_plan_carried_out_comes_to_rest_where_it_was_asked_to(
     elif alive:
         assert world.status.epoch >= spec.epoch
         assert world.applied == limits_of(spec)
-        assert (world.phase is Phase.PAUSED) == (spec.power is Power.PAUSED)
+        assert (world.phase is Phase.PAUSED) == (still or spec.power is Power.PAUSED)
     else:
         assert world.status.epoch >= spec.epoch
     assert world.launches <= 1

@@ -126,7 +126,8 @@ class Machine(msgspec.Struct, kw_only=True, frozen=True):
     module has none; :attr:`volume` is for levels that cannot do without).
 
     ``board_type`` is the machine type of its first start (empty then). ``disks``, ``cdroms``, ``nics`` and ``usb`` are the devices
-    that may come and go while it runs. ``huge_pages`` is the size in bytes of the pages that its memory is made of.
+    that may come and go while it runs. ``huge_pages`` is the size in bytes of the pages that its memory is made of. What it has beyond ``memory_guarantee`` bytes may be taken from it while it does not need it;
+    with ``None`` nothing is.
     """
 
     id: str
@@ -158,6 +159,7 @@ class Machine(msgspec.Struct, kw_only=True, frozen=True):
     fuel: int | None = None
     deadline: float | None = None
     huge_pages: int | None = None
+    memory_guarantee: int | None = None
 
     @property
     def volume(self) -> VolumeHandle:

@@ -5,7 +5,7 @@ import msgspec
 from lamella.host.compute.qemu import pages
 from lamella.host.compute.qemu.launch import FIRMWARE, QEMU, SANDBOX
 from lamella.host.compute.qemu.layers import ColdDisk, serial
-from lamella.host.compute.qemu.size import MIB, TRANSLATED, Size
+from lamella.host.compute.qemu.size import MIB, TRANSLATED, Size, balloon
 
 # Where things lie inside the room.
 KERNEL = "/boot/kernel"
@@ -34,7 +34,7 @@ class Hardware(msgspec.Struct, kw_only=True, frozen=True):
 
     ``machine`` is ``microvm`` or ``q35``; ``tsc_khz`` the host's time stamp counter, needed for TCG; ``mac`` is set when
     descriptor ``TAP`` is there. ``data`` is the writable disk (a raw file, descriptor ``DATA``, where nothing is said). ``huge_pages`` is
-    the size in bytes of the pages that its memory is made of.
+    the size in bytes of the pages that its memory is made of. With ``gives_memory`` what it does not need is taken from it, and a guest that comes short takes it back itself.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Hardware(msgspec.Struct, kw_only=True, frozen=True):
     data: ColdDisk | None = None
     volumes: list[VolumeDisk] = []
     huge_pages: int | None = None
+    gives_memory: bool = False
 
 
 def arguments(hardware: Hardware) -> list[str]:
@@ -63,7 +64,7 @@ def arguments(hardware: Hardware) -> list[str]:
         *_data(hardware),
         *(word for volume in hardware.volumes for word in _volume(hardware, volume)),
         *("-device", f"{_device(hardware, 'virtio-rng')}"),
-        *("-device", f"{_device(hardware, 'virtio-balloon')},id=balloon,free-page-reporting=on,deflate-on-oom=off"),
+        *("-device", f"{_device(hardware, 'virtio-balloon')},{balloon(gives_memory=hardware.gives_memory)}"),
         *_nic(hardware),
     ]
 

@@ -22,6 +22,7 @@ from lamella.host.compute.microvm.block_image import BlockImages
 from lamella.host.compute.microvm.host import HostParts, look
 from lamella.host.compute.microvm.session import Session
 from lamella.host.compute.qemu import launch, layers, mechanisms, pages, served
+from lamella.host.compute.qemu.balloon import BalloonVerbs
 from lamella.host.compute.qemu.freezing import FreezeVerbs
 from lamella.host.compute.qemu.monitor import Monitor
 from lamella.host.compute.qemu.places import Places, ProcessRecord
@@ -44,7 +45,7 @@ GRACE = 15.0
 BALLOON_DEADLINE = 10.0
 
 
-class MicrovmDriver(FileVerbs, FreezeVerbs[Session]):
+class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
     """:class:`ComputeDriver` for microVMs. ``use_taps`` says where the descriptors of NICs come from."""
 
     name = "microvm"
@@ -207,11 +208,16 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session]):
             change = size.change(record.size, limits, record.accelerator)
             held = session.group.read_limits().memory
             monitor = await session.monitor()
+            guest_memory = change.guest_memory
+            machine = session.places.machine()
+            if machine is not None and machine.memory_guarantee is not None:
+                # What was taken from one that needs it no more is given back when it does.
+                guest_memory = min(guest_memory, await monitor.memory())
             if held is None or (change.group.memory or 0) >= held:
                 await asyncio.to_thread(session.group.update, change.group)
-                await _resize(monitor, change.guest_memory)
+                await _resize(monitor, guest_memory)
             else:
-                await _resize(monitor, change.guest_memory)
+                await _resize(monitor, guest_memory)
                 await asyncio.to_thread(session.group.update, change.group)
             await session.write(limits=limits)
 
@@ -317,6 +323,7 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session]):
             data=data,
             volumes=others,
             huge_pages=machine.huge_pages,
+            gives_memory=machine.memory_guarantee is not None and machine.huge_pages is None,
         )
         await asyncio.to_thread(pages.check, wanted.memory, machine.huge_pages)
         with contextlib.ExitStack() as stack:

@@ -26,6 +26,7 @@ from lamella.host.compute.oci import (
     identity,
     logs,
     mechanisms,
+    memory,
     probe,
     record,
     rootfs,
@@ -41,6 +42,7 @@ from lamella.host.compute.oci.traffic import traffic
 from lamella.host.linux import binaries, processes
 from lamella.host.linux.blocking import blocking
 from lamella.host.linux.cgroup import ROOT, Cgroup, Cgroups
+from lamella.host.memory.driver import Held
 from lamella.model.contract import Mechanism
 from lamella.model.errors import CannotRun, Conflict, LamellaError, NotFound, Unavailable, Unsupported
 from lamella.model.host import Capability
@@ -70,6 +72,7 @@ class OciDriver(FileVerbs):
         self._execs: dict[str, set[execution.ExecStream]] = {}
         self._exec_count = 0
         self._disk_used: dict[str, tuple[float, int]] = {}
+        self._limiting: dict[str, asyncio.Lock] = {}
         self._cgroups: Cgroups | None = None
         self._tools: shim.Tools | None = None
         self._seccomp: Seccomp | None = None
@@ -221,6 +224,7 @@ class OciDriver(FileVerbs):
             await asyncio.shield(self._undo(place))
             raise
         await blocking(volumes.hide, place)
+        await blocking(self._group(machine.id).gather)
         self._settle_shim(place)
         if self._shim(place) is None:
             raise Unavailable(f"the shim of {machine.id} died as it was made", hint="try again")
@@ -325,11 +329,27 @@ class OciDriver(FileVerbs):
 
     async def update(self, id: str, limits: Limits) -> None:
         await self._need(id, *LIVING)
-        await blocking(self._group(id).update, limits)
+        async with self._limiting.setdefault(id, asyncio.Lock()):
+            await blocking(self._group(id).update, limits)
+
+    async def memory_held(self, id: str) -> Held | None:
+        phase = await self._phase(id)
+        if phase not in (Phase.RUNNING, Phase.PAUSED):
+            return None
+        return await blocking(memory.held, self._group(id), paused=phase is Phase.PAUSED)
+
+    async def hold_memory(self, id: str, target: int, floor: int) -> bool:
+        """See ``GivesMemory``. On version 1 the limit is lowered while the kernel takes cache: no other may set it then."""
+        async with self._limiting.setdefault(id, asyncio.Lock()):
+            if await self._phase(id) is not Phase.RUNNING:
+                return False
+            await blocking(memory.hold, self._group(id), target, floor)
+            return True
 
     async def remove(self, id: str) -> None:
         place = self._places.of(id)
         await self._clear(place)
+        self._limiting.pop(id, None)
         place.log.unlink(missing_ok=True)
         Path(f"{place.log}.tmp").unlink(missing_ok=True)
 

@@ -27,3 +27,9 @@ class Size(msgspec.Struct, kw_only=True, frozen=True):
 def group_limits(limits: Limits, size: Size, accelerator: str) -> Limits:
     """What the group around QEMU may use: the guest's memory and QEMU's own, the cpu that was asked for, QEMU's threads."""
     return Limits(cpu=limits.cpu, memory=size.memory + OVERHEAD[accelerator], pids=size.vcpus + THREADS)
+
+
+def balloon(*, gives_memory: bool) -> str:
+    """The options of a machine's balloon. Pages that the guest frees go back to the host. A guest from which memory is taken that it may
+    have (*gives_memory*) takes it back before it would kill one of its processes; one whose size a person changed may not."""
+    return f"id=balloon,free-page-reporting=on,deflate-on-oom={'on' if gives_memory else 'off'}"

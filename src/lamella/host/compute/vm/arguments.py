@@ -12,7 +12,7 @@ import msgspec
 from lamella.host.compute.qemu import layers, pages
 from lamella.host.compute.qemu.launch import FIRMWARE, QEMU, SANDBOX
 from lamella.host.compute.qemu.layers import ColdDisk
-from lamella.host.compute.qemu.size import MIB, TRANSLATED
+from lamella.host.compute.qemu.size import MIB, TRANSLATED, balloon
 from lamella.host.storage.driver import VolumeHandle
 from lamella.model.board import Firmware, Graphics, Hardware, Watchdog
 
@@ -40,6 +40,7 @@ class Vm(msgspec.Struct, kw_only=True, frozen=True):
     counts the CDs of the image; ``mac`` is set when descriptor ``TAP`` is there, and ``netboot`` when a BIOS shall be able to start from
     it (which costs a second of each boot); ``order`` is the boot order (order.py); ``huge_pages`` is the size in bytes of those that its
     memory is made of (``sizing`` has the memory then).
+    With ``gives_memory`` what it does not need is taken from it (size.balloon).
     """
 
     name: str
@@ -64,6 +65,7 @@ class Vm(msgspec.Struct, kw_only=True, frozen=True):
     netboot: bool = False
     order: dict[str, int] = {}
     huge_pages: int | None = None
+    gives_memory: bool = False
 
 
 def arguments(vm: Vm) -> list[str]:
@@ -86,7 +88,7 @@ def arguments(vm: Vm) -> list[str]:
         *_seed(vm),
         *_nic(vm),
         *("-device", f"virtio-rng-pci,id=entropy,{_at(_ENTROPY)}"),
-        *("-device", f"virtio-balloon-pci,id=balloon,{_at(_BALLOON)},free-page-reporting=on,deflate-on-oom=off"),
+        *("-device", f"virtio-balloon-pci,{balloon(gives_memory=vm.gives_memory)},{_at(_BALLOON)}"),
         *("-device", f"vmgenid,id=generation,guid={vm.uuid}"),
         *vm.plugs,
     ]

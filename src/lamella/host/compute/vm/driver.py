@@ -17,6 +17,7 @@ import msgspec
 from lamella.host.compute.driver import Changed, Home, Limits, Machine, MountedVolume, Observed
 from lamella.host.compute.guest.filing import FileVerbs
 from lamella.host.compute.qemu import layers, served
+from lamella.host.compute.qemu.balloon import BalloonVerbs
 from lamella.host.compute.qemu.freezing import FreezeVerbs
 from lamella.host.compute.qemu.monitor import Monitor
 from lamella.host.compute.vm import evidence, hotplug, launching, memory, screen, sizing
@@ -43,7 +44,7 @@ CONSOLE_DEADLINE = 30.0
 logger = logging.getLogger(__name__)
 
 
-class VmDriver(FileVerbs, FreezeVerbs[Session]):
+class VmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
     """:class:`ComputeDriver` for full machines. ``use_taps`` says where the descriptors of NICs come from."""
 
     name = "vm"
@@ -215,7 +216,10 @@ class VmDriver(FileVerbs, FreezeVerbs[Session]):
             if machine is None:
                 raise NotFound(f"nothing is written down of {id}", hint="start it again")
             monitor = await session.monitor()
-            change = sizing.change(await sizing.look(monitor), limits, session.process.accelerator)
+            current = await sizing.look(monitor)
+            change = sizing.change(current, limits, session.process.accelerator)
+            if machine.memory_guarantee is not None:
+                change = sizing.reclaimed(change, current, limits, session.process.accelerator)
             group = launching.with_the_rest(change.group, machine)
             held = session.group.read_limits().memory
             if held is None or (group.memory or 0) >= held:

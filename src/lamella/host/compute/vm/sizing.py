@@ -168,6 +168,16 @@ def change(current: Current, wanted: Limits, accelerator: str) -> Change:
     )
 
 
+def reclaimed(change: Change, current: Current, wanted: Limits, accelerator: str) -> Change:
+    """*change* for a machine from which memory is taken that it does not need: that is given back when it needs it, not now, and its
+    group keeps the room for it."""
+    memory = (
+        current.memory + current.grown if wanted.memory is None else current.memory + change.grown - change.ballooned
+    )
+    group = group_of(wanted, Size(vcpus=current.most_vcpus, memory=memory), accelerator)
+    return msgspec.structs.replace(change, ballooned=max(change.ballooned, current.ballooned), group=group)
+
+
 class _Cpu(msgspec.Struct):
     type: str
     props: dict[str, int]

@@ -1,0 +1,98 @@
+"""Acting on the steps of ladder.py: instances of low priority are paused one after another, resumed when there is memory again, and
+ended where an operator asked for that."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from lamella.host.compute.driver import ComputeDriver
+from lamella.host.memory import ladder
+from lamella.host.memory.ladder import Candidate, HostMemory, Step
+from lamella.model.assignment import Assignment
+from lamella.model.errors import LamellaError
+from lamella.model.instance import Phase, Priority
+from lamella.model.quantity import format_size
+
+log = logging.getLogger("lamella.host.memory")
+
+# Seconds between two that give way: what the last one left has to be seen first.
+PAUSE = 5.0
+_SIGKILL = 9
+
+
+class Kept(Protocol):
+    """What is needed of an instance's worker."""
+
+    id: str
+    asked: Assignment
+    driver: ComputeDriver
+
+    @property
+    def phase(self) -> Phase: ...
+
+    def remark(self, type: str, message: str) -> None:
+        """Tell an event of it."""
+        ...
+
+    def hold_still(self, why: str) -> None:
+        """Pause it whatever was asked, until *why* is empty."""
+        ...
+
+
+class GivingWay:
+    """Where the host stands (``step``), and who was paused for it. With ``kills``, who is paused already is ended at the last step."""
+
+    def __init__(self) -> None:
+        self.kills = False
+        self.step = Step.CALM
+        self._paused: list[str] = []
+        self._acted = -PAUSE
+
+    async def climb(self, host: HostMemory, instances: Sequence[Kept]) -> None:
+        """Take the step that *host* asks for."""
+        before, self.step = self.step, ladder.step(host, self.step, kills=self.kills)
+        left = f"the host has {format_size(host.available)} of {format_size(host.total)} of its memory left"
+        alive = {one.id: one for one in instances if one.phase in (Phase.RUNNING, Phase.PAUSED)}
+        if before is Step.CALM and self.step > Step.CALM:
+            log.warning("%s: what nobody needs is taken back", left)
+            for one in alive.values():
+                if one.asked.instance.spec.memory_guarantee:
+                    one.remark("memory.pressure", f"{left}: what it does not need is taken back at once")
+        if self.step < Step.PAUSE:
+            for one in instances:
+                if one.id in self._paused:
+                    one.hold_still("")
+            self._paused = []
+        elif time.monotonic() - self._acted >= PAUSE:
+            await self._next(alive, left)
+
+    async def _next(self, alive: dict[str, Kept], left: str) -> None:
+        low = [one for one in alive.values() if one.asked.instance.spec.priority is Priority.LOW]
+        candidates = [await _candidate(one) for one in low]
+        chosen = ladder.next_to_pause(candidates)
+        if chosen is not None:
+            alive[chosen].hold_still(f"{left}: its priority is low, and it is paused until there is more")
+            self._paused.append(chosen)
+            self._acted = time.monotonic()
+        elif self.step is Step.KILL and (chosen := ladder.next_to_kill(candidates)) is not None:
+            one = alive[chosen]
+            one.remark("memory.killed", f"{left}: its priority is low, and it is ended before the kernel chooses whom")
+            self._acted = time.monotonic()
+            with suppress(LamellaError, OSError):
+                await one.driver.kill(chosen, _SIGKILL)
+
+
+async def _candidate(one: Kept) -> Candidate:
+    resident = 0
+    with suppress(LamellaError, OSError, TimeoutError):
+        async with asyncio.timeout(PAUSE):
+            resident = (await one.driver.usage(one.id)).memory or 0
+    return Candidate(
+        id=one.id,
+        priority=one.asked.instance.spec.priority,
+        resident=resident,
+        paused=one.phase is Phase.PAUSED,
+    )

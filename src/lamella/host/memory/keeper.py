@@ -1,0 +1,205 @@
+"""Keeping the memory of a host's instances: look at all, decide (controller.py), ask each; and again, sooner while something moves.
+
+What it knows is lost with the daemon, and nothing is missed by that: the next one sees what each instance has. Instances without a
+guarantee keep what they have; one that has none any more gets back what was taken.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from lamella.host.linux.cgroup_files import read_text
+from lamella.host.memory.controller import MIB, Memory, Share, decide
+from lamella.host.memory.driver import GivesMemory, Held
+from lamella.host.memory.giving_way import GivingWay, Kept
+from lamella.host.memory.ladder import HostMemory, Step
+from lamella.host.memory.lines import with_memory
+from lamella.model.contract import Mechanism
+from lamella.model.errors import LamellaError
+from lamella.model.instance import Phase
+from lamella.model.quantity import format_size
+
+log = logging.getLogger("lamella.host.memory")
+
+# Seconds from one round to the next: while all have enough, and while something moves.
+CALM = 1.0
+QUICK = 0.25
+# Of the host's memory, what is never shared out when nobody said how much.
+RESERVE = 0.05
+# A balloon that is so close to what was asked is where it should be; one that is not for so many seconds does not follow.
+TOLERANCE = 16 * MIB
+PATIENCE = 10.0
+# Major faults a second in a guest, and seconds stood still in a second, from which it waits.
+_WAITS = {"faults": 200.0, "s": 0.1}
+_ALL = 1 << 62
+
+
+class _Known(msgspec.Struct, kw_only=True):
+    """What is remembered of one instance. ``news``: it has said something since the round before. ``astray`` is since when its guest holds
+    more than it was asked for, ``told`` whether that was said."""
+
+    held: Held
+    at: float
+    waits: bool = False
+    news: bool = True
+    memory: Memory | None = None
+    astray: float | None = None
+    told: bool = False
+
+    @property
+    def target(self) -> int:
+        return self.held.held if self.memory is None else self.memory.target
+
+    @property
+    def moves(self) -> bool:
+        """Its balloon is on its way."""
+        return self.held.balloon and not self.told and abs(self.held.held - self.target) > TOLERANCE
+
+
+class MemoryKeeper:
+    """One a host. *instances* are all that are assigned to it; *look* says what the host has. ``reserve`` bytes stay the host's own."""
+
+    def __init__(
+        self, instances: Callable[[], Sequence[Kept]], look: Callable[[], HostMemory] = lambda: host_memory()
+    ) -> None:
+        self.reserve: int | None = None
+        self.giving_way = GivingWay()
+        self._instances = instances
+        self._look = look
+        self._known: dict[str, _Known] = {}
+        self._let_be: set[str] = set()
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            again = CALM
+            try:
+                again = await self.round()
+            except Exception:
+                log.exception("keeping memory")
+            await asyncio.sleep(again)
+
+    async def round(self) -> float:
+        """Look, decide and ask once. Returns in how many seconds the next round is due."""
+        instances = self._instances()
+        able = {one.id: one for one in instances if isinstance(one.driver, GivesMemory)}
+        kept = {id: one for id, one in able.items() if one.asked.instance.spec.memory_guarantee}
+        await asyncio.gather(*(self._see(one) for one in kept.values()))
+        await asyncio.gather(*(self._let_go(one) for id, one in able.items() if id not in kept))
+        self._let_be &= able.keys() - kept.keys()
+        for id in self._known.keys() - kept.keys():
+            del self._known[id]
+        host = self._look()
+        await self.giving_way.climb(host, instances)
+        chosen = self._decide(kept, host)
+        await asyncio.gather(*(self._ask(kept[id], memory) for id, memory in chosen.items()))
+        busy = any(known.moves for known in self._known.values())
+        return QUICK if busy else CALM
+
+    def held(self, id: str) -> Held | None:
+        """What *id* had when it was seen last; ``None`` for one without a guarantee."""
+        known = self._known.get(id)
+        return None if known is None else known.held
+
+    def mechanisms(self, id: str, found: list[Mechanism]) -> list[Mechanism]:
+        """*found*, what is in force around a running instance, with what is known of its memory."""
+        known = self._known.get(id)
+        if known is None or not found:
+            return found
+        return with_memory(found, known.held, known.target, follows=not known.told)
+
+    async def _see(self, one: Kept) -> None:
+        driver = one.driver
+        assert isinstance(driver, GivesMemory)
+        held = None
+        with suppress(LamellaError, OSError):
+            held = await driver.memory_held(one.id)
+        at = time.monotonic()
+        known = self._known.get(one.id)
+        if held is None:
+            self._known.pop(one.id, None)
+        elif known is None:
+            self._known[one.id] = _Known(held=held, at=at)
+        else:
+            known.news = not held.balloon or held.said != known.held.said
+            if not known.news and held.used is not None:
+                # What it said was of what it had then.
+                held = msgspec.structs.replace(held, used=known.held.used)
+            lost = held.waited - known.held.waited
+            known.waits = lost / max(at - known.at, QUICK) > _WAITS[held.unit]
+            known.held, known.at = held, at
+
+    async def _let_go(self, one: Kept) -> None:
+        """Give back what was taken from one that has no guarantee any more, by this daemon or by one before it."""
+        driver = one.driver
+        assert isinstance(driver, GivesMemory)
+        if one.id not in self._let_be and one.phase is Phase.RUNNING:
+            with suppress(LamellaError, OSError):
+                if not await driver.hold_memory(one.id, _ALL, 0):
+                    return
+            self._let_be.add(one.id)
+
+    def _decide(self, kept: dict[str, Kept], host: HostMemory) -> dict[str, Memory]:
+        shares = [_share(kept[id], known) for id, known in self._known.items()]
+        reserve = int(host.total * RESERVE) if self.reserve is None else self.reserve
+        budget = host.available - reserve + sum(known.held.resident for known in self._known.values())
+        before = {
+            # A container has what it took meanwhile: nobody asked it.
+            id: known.memory if known.held.balloon else msgspec.structs.replace(known.memory, target=known.held.held)
+            for id, known in self._known.items()
+            if known.memory is not None
+        }
+        press = self.giving_way.step > Step.CALM
+        return decide(shares, max(0, budget), before, time.monotonic(), press=press)
+
+    async def _ask(self, one: Kept, memory: Memory) -> None:
+        known = self._known[one.id]
+        known.memory = memory
+        self._judge(one, known)
+        driver = one.driver
+        assert isinstance(driver, GivesMemory)
+        if not known.held.balloon or known.held.held != memory.target:
+            with suppress(LamellaError, OSError):
+                await driver.hold_memory(one.id, memory.target, one.asked.instance.spec.memory_guarantee or 0)
+
+    def _judge(self, one: Kept, known: _Known) -> None:
+        """A guest that does not do what it was asked is told of, once, and once more when it does."""
+        if not known.held.balloon or known.held.held <= known.target + TOLERANCE:
+            if known.told:
+                one.remark("memory.follows", f"the guest holds {format_size(known.held.held)}, as it was asked")
+            known.astray, known.told = None, False
+            return
+        known.astray = known.at if known.astray is None else known.astray
+        if not known.told and known.at - known.astray > PATIENCE:
+            known.told = True
+            why = known.held.silent or "it needs it, or its driver does not listen"
+            one.remark(
+                "memory.ignored",
+                f"the guest was asked to do with {format_size(known.target)} and holds {format_size(known.held.held)}: {why}",
+            )
+
+
+def _share(one: Kept, known: _Known) -> Share:
+    spec, held = one.asked.instance.spec, known.held
+    return Share(
+        id=one.id,
+        floor=spec.memory_guarantee or 0,
+        ceiling=held.ceiling,
+        held=held.held,
+        used=held.used,
+        waits=known.waits,
+        eager=held.balloon and known.news,
+        priority=spec.priority,
+    )
+
+
+def host_memory(path: Path = Path("/proc/meminfo")) -> HostMemory:
+    """What the kernel says that there is."""
+    rows = dict(line.split(":", 1) for line in read_text(path).splitlines() if ":" in line)
+    total, available = (int(rows[name].split()[0]) << 10 for name in ("MemTotal", "MemAvailable"))
+    return HostMemory(total=total, available=available)
