@@ -126,8 +126,8 @@ class Machine(msgspec.Struct, kw_only=True, frozen=True):
     module has none; :attr:`volume` is for levels that cannot do without).
 
     ``board_type`` is the machine type of its first start (empty then). ``disks``, ``cdroms``, ``nics`` and ``usb`` are the devices
-    that may come and go while it runs. ``huge_pages`` is the size in bytes of the pages that its memory is made of. What it has beyond ``memory_guarantee`` bytes may be taken from it while it does not need it;
-    with ``None`` nothing is.
+    that may come and go while it runs. ``huge_pages`` is the size in bytes of the pages that its memory is made of. What it has beyond
+    ``memory_guarantee`` bytes may be taken from it while it does not need it; with ``None`` nothing is.
     """
 
     id: str

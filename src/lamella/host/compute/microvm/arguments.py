@@ -34,7 +34,8 @@ class Hardware(msgspec.Struct, kw_only=True, frozen=True):
 
     ``machine`` is ``microvm`` or ``q35``; ``tsc_khz`` the host's time stamp counter, needed for TCG; ``mac`` is set when
     descriptor ``TAP`` is there. ``data`` is the writable disk (a raw file, descriptor ``DATA``, where nothing is said). ``huge_pages`` is
-    the size in bytes of the pages that its memory is made of. With ``gives_memory`` what it does not need is taken from it, and a guest that comes short takes it back itself.
+    the size in bytes of the pages that its memory is made of. With ``gives_memory`` what it does not need is taken from it, and a guest
+    that comes short takes it back itself.
     """
 
     name: str

@@ -100,7 +100,7 @@ def plan(host: HostParts, machine: Machine) -> Plan:
         mtu=machine.nic.mtu if machine.nic else 1500,
         netboot=NIC in board.boot,
         order=boot_order(machine),
-        gives_memory=machine.memory_guarantee is not None,
+        gives_memory=machine.memory_guarantee is not None and machine.huge_pages is None,
     )
     around = Size(vcpus=largest.vcpus, memory=size.memory)
     group = with_the_rest(sizing.group_of(machine.limits, around, name), machine)
