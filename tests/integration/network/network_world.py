@@ -107,7 +107,7 @@ class World:
 
     def endpoint(self, name: str | Path, kind: int = socket.SOCK_STREAM, family: int = socket.AF_INET) -> socket.socket:
         made = self.inside(name, lambda: socket.socket(family, kind))
-        made.settimeout(3.0)
+        made.settimeout(10.0)
         self.sockets.append(made)
         return made
 
