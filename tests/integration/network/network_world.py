@@ -187,7 +187,7 @@ def _wait(client: socket.socket, event: int) -> None:
     for _ in range(30):
         if poll.poll(100):
             return
-    raise TimeoutError
+    raise TimeoutError("timed out")
 
 
 def port(number: int, *publish: Publish) -> DesiredPort:
