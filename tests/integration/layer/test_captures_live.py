@@ -46,7 +46,7 @@ def test_a_capture_is_a_file_that_tcpdump_reads(layer: LayerUnderTest, tmp_path:
     assert file.stat().st_mode & 0o777 == 0o600
     read = subprocess.run(["tcpdump", "-nr", str(file)], capture_output=True, check=True).stdout.decode()
     assert len(read.splitlines()) == 4 and read.count("10.83.0.1.9: Flags [S]") == 4
-    done = layer.lamella("network", "capture", "w1", "--duration", "5s")
+    done = layer.lamella("network", "capture", "w1", "--duration", "500ms")
     assert done.stdout[:4] == b"\xd4\xc3\xb2\xa1"
     assert layer.lamella("network", "capture", "w1", "--filter", "no sense", "-o", str(file), check=False).returncode
     done = layer.lamella("network", "capture", "w1", "--nic", "nic3", "-o", str(file), check=False)

@@ -73,7 +73,7 @@ async def test_a_guest_reaches_its_network(lab: Lab, driver: MicrovmDriver, name
     await driver.create(machine)
     await driver.start(machine.id)
     assert asked == ["port_1"]
-    code, said = await run(driver, machine.id, "ping", "-c", "1", "-W", "5", "10.9.0.1")
+    code, said = await run(driver, machine.id, "ping", "-c", "1", "-W", "60", "10.9.0.1")
     assert code == 0, said
     _, said = await run(driver, machine.id, "ip", "address", "show", "eth0")
     assert "02:00:00:00:00:07" in said and "10.9.0.7/24" in said and "mtu 1400" in said

@@ -107,7 +107,7 @@ class World:
 
     def endpoint(self, name: str | Path, kind: int = socket.SOCK_STREAM, family: int = socket.AF_INET) -> socket.socket:
         made = self.inside(name, lambda: socket.socket(family, kind))
-        made.settimeout(3.0)
+        made.settimeout(10.0)
         self.sockets.append(made)
         return made
 
@@ -187,7 +187,7 @@ def _wait(client: socket.socket, event: int) -> None:
     for _ in range(30):
         if poll.poll(100):
             return
-    raise TimeoutError
+    raise TimeoutError("timed out")
 
 
 def port(number: int, *publish: Publish) -> DesiredPort:

@@ -121,7 +121,7 @@ def test_connections_are_spread_evenly_over_those_that_live(world: World) -> Non
         # Under the balancer's address: the answer comes back by it.
         assert world.ask("i5", VIP, 80).split()[1] == VIP
         # The layer answers for that address, and refuses what it does not listen to only by silence.
-        assert "1 received" in world.in_("i5", "ping", "-c1", "-W2", VIP)
+        assert world.pings("i5", VIP)
 
     world.run(use)
 

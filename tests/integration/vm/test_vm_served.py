@@ -61,7 +61,7 @@ async def test_a_guest_loses_nothing_while_its_storage_process_is_another(
         yield parallel_writer(tmp_path)
 
     await driver.write_file(id, "/tmp/writer", program(), mode=0o755)
-    writer = asyncio.create_task(run(driver, id, f"/tmp/writer {FIND} {2 * KILLS + 2} {DEPTH}"))
+    writer = asyncio.create_task(run(driver, id, f"/tmp/writer {FIND} {4 * KILLS + 6} {DEPTH}"))
     await asyncio.sleep(1.5)
     for _ in range(KILLS):
         assert not writer.done()

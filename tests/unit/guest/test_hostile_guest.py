@@ -124,7 +124,7 @@ async def test_silence_is_a_deadline() -> None:
     with theirs:
         with pytest.raises(DeadlineExceeded, match="did not answer"):
             await GuestClient.over(*await asyncio.open_connection(sock=ours), timeout=0.2)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
 
 
 async def test_noise_without_a_greeting_is_corrupt() -> None:

@@ -55,15 +55,16 @@ async def test_turns_are_one_at_a_time_for_each_key() -> None:
 
 
 async def test_cancelled_work_has_ended_when_the_cancellation_arrives() -> None:
-    ended = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
 
     def work(stop: threading.Event) -> None:
+        begun.set()
         stop.wait(90)
         time.sleep(0.05)
         ended.set()
 
     task = asyncio.create_task(stoppable(work))
-    await asyncio.sleep(0.02)
+    assert await asyncio.to_thread(begun.wait, 90)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

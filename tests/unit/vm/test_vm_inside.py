@@ -76,10 +76,11 @@ async def test_a_young_guest_is_waited_for(tmp_path: Path, monkeypatch: pytest.M
     async with silent_machine(tmp_path) as (inside, _):
         inside.started = datetime.now(UTC)
         begun = asyncio.get_running_loop().time()
-        with pytest.raises(Unsupported, match="neither answered in 2 s"):
+        with pytest.raises(Unsupported, match=r"neither answered in \d+ s"):
             await inside.stat("/")
         assert asyncio.get_running_loop().time() - begun >= 1.4
-        async with asyncio.timeout(1):  # but nobody waits to learn its figures
+        monkeypatch.setattr(module, "BOOT_PATIENCE", 600.0)
+        async with asyncio.timeout(90):  # but nobody waits to learn its figures
             with pytest.raises(Unsupported):
                 await inside.usage()
 
@@ -88,8 +89,9 @@ async def test_waiting_for_nobody_costs_one_connection_a_port(tmp_path: Path) ->
     async with silent_machine(tmp_path) as (inside, listeners):
         await asyncio.sleep(2.5)
         for listener in listeners:
-            listener.setblocking(False)
+            listener.settimeout(90)
             first, _ = listener.accept()
+            listener.setblocking(False)
             with first, pytest.raises(BlockingIOError):
                 listener.accept()
         assert inside.agents == Agents()
