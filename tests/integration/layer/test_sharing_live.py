@@ -14,11 +14,11 @@ from lamella.model.operation import ProjectSpec, ProjectStatus
 from lamella.model.resource import new_resource
 from lamella.store.database import open_store
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 KSM = Path("/sys/kernel/mm/ksm")
 HUGE = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
-PATIENCE = 90.0
+PATIENCE = 150.0
 MIB = 1 << 20
 # Every page of the file is the same, in every guest.
 FILL = "mkdir -p /m; mount -t tmpfs none /m; yes lamella | head -c 16777216 > /m/same; echo filled; sleep 3600"
@@ -113,13 +113,11 @@ def test_equal_pages_are_one_within_a_project_and_all_is_as_it_was_afterwards(
         until(lambda: all(merging(pid) > 3000 for pid in ours), "nothing was merged", layer)
         # A machine that answers late on a busy host is told of until it has.
         until(lambda: not host(layer)["status"]["sharing"]["refused"], "something is not as asked", layer)
-        told = host(layer)
-        sharing = told["status"]["sharing"]
+        sharing = host(layer)["status"]["sharing"]
         assert merging(theirs) == 0 and pages_line(layer, "other", "team")["in_force"]
         assert not pages_line(layer, "one")["in_force"] and "its project" in pages_line(layer, "one")["value"]
         assert (sharing["projects"], sharing["ksm"]) == (["default"], "on")
         assert sharing["alone"] - sharing["together"] > before["alone"] - before["together"] + 16 * MIB
-        assert "alone they would take" in layer.out("host", "show", told["name"])
 
         # The next daemon knows what was before, not the one that changed it.
         layer.kill()
@@ -130,10 +128,6 @@ def test_equal_pages_are_one_within_a_project_and_all_is_as_it_was_afterwards(
         layer.lamella("host", "set", "--ksm", "off")
         until(lambda: [merging(pid) for pid in (*ours, theirs)] == [0, 0, 0], "pages are still shared", layer)
         until(lambda: pages_line(layer, "one")["in_force"], "the machine still takes part", layer)
-        layer.lamella("host", "set", "--ksm", "unset")
-        until(lambda: settings() == host_settings, "the host's settings are not as they were", layer)
-        layer.lamella("host", "set", "--ksm", "same-project")
-        until(lambda: settings()["run"] == "1", "KSM does not run", layer)
     assert settings() == host_settings
 
 
