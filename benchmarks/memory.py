@@ -119,8 +119,10 @@ async def _relief(driver: MicrovmDriver, short: Machine, neighbour: Machine) -> 
         again = await keeper.round()
         found = keeper.held(short.id)
         comes_short = found is not None and found.used is not None and found.held < found.used + LEAST_ROOM
-        began = (began or time.monotonic()) if comes_short else 0.0
-        longest = max(longest, time.monotonic() - began if began else 0.0)
+        at = time.monotonic()
+        longest = max(longest, at - began if began else 0.0)
+        began = (began or at) if comes_short else 0.0
         await asyncio.sleep(again)
     await command
+    assert longest, "it never came short: nothing was measured"
     return longest
