@@ -29,6 +29,8 @@ log = logging.getLogger("lamella.host.memory")
 # Seconds from one round to the next: while all have enough, and while something moves.
 CALM = 1.0
 QUICK = 0.25
+# Who does not answer for so many seconds holds up nobody else.
+LATEST = 3.0
 # Of the host's memory, what is never shared out when nobody said how much.
 RESERVE = 0.05
 # A balloon that is so close to what was asked is where it should be; one that is not for so many seconds does not follow.
@@ -116,18 +118,24 @@ class MemoryKeeper:
     async def _see(self, one: Kept) -> None:
         driver = one.driver
         assert isinstance(driver, GivesMemory)
-        held = None
-        with suppress(LamellaError, OSError):
-            held = await driver.memory_held(one.id)
-        at = time.monotonic()
         known = self._known.get(one.id)
+        try:
+            async with asyncio.timeout(LATEST):
+                held = await driver.memory_held(one.id)
+        except Exception as error:
+            # Whatever is wrong with one, the others are looked after.
+            log.debug("%s: %s", one.id, error)
+            if known is not None:
+                known.held = msgspec.structs.replace(known.held, used=None, silent="it cannot be asked")
+            return
+        at = time.monotonic()
         if held is None:
             self._known.pop(one.id, None)
         elif known is None:
             self._known[one.id] = _Known(held=held, at=at)
         else:
             known.news = not held.balloon or held.said != known.held.said
-            if not known.news and held.used is not None:
+            if not known.news and held.used is not None and known.held.used is not None:
                 # What it said was of what it had then.
                 held = msgspec.structs.replace(held, used=known.held.used)
             lost = held.waited - known.held.waited
@@ -139,9 +147,10 @@ class MemoryKeeper:
         driver = one.driver
         assert isinstance(driver, GivesMemory)
         if one.id not in self._let_be and one.phase is Phase.RUNNING:
-            with suppress(LamellaError, OSError):
-                if not await driver.hold_memory(one.id, _ALL, 0):
-                    return
+            with suppress(LamellaError, OSError, TimeoutError):
+                async with asyncio.timeout(LATEST):
+                    if not await driver.hold_memory(one.id, _ALL, 0):
+                        return
             self._let_be.add(one.id)
 
     def _decide(self, kept: dict[str, Kept], host: HostMemory) -> dict[str, Memory]:
@@ -164,8 +173,9 @@ class MemoryKeeper:
         driver = one.driver
         assert isinstance(driver, GivesMemory)
         if not known.held.balloon or known.held.held != memory.target:
-            with suppress(LamellaError, OSError):
-                await driver.hold_memory(one.id, memory.target, one.asked.instance.spec.memory_guarantee or 0)
+            with suppress(LamellaError, OSError, TimeoutError):
+                async with asyncio.timeout(LATEST):
+                    await driver.hold_memory(one.id, memory.target, one.asked.instance.spec.memory_guarantee or 0)
 
     def _judge(self, one: Kept, known: _Known) -> None:
         """A guest that does not do what it was asked is told of, once, and once more when it does."""
