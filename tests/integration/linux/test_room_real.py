@@ -74,7 +74,9 @@ def test_one_room_for_every_daemon(home: Home, tmp_path: Path) -> None:
 
 def test_the_cgroup_view_is_of_one_version(home: Home) -> None:
     seen = inside(home)
-    assert seen["kinds"] in (["cgroup"], ["cgroup2"])
+    # The tree of version 2 of a mixture is there under a name that no OCI runtime looks for.
+    assert seen["kinds"] == (["cgroup", "cgroup2"] if "cpu" in seen["groups"] else ["cgroup2"])
+    assert "/sys/fs/cgroup/unified" not in seen["points"]
     assert inside(home)["groups"] == seen["groups"] != []
     assert sorted({entry.kind for entry in mounts.table() if "cgroup" in entry.kind}) != []
 

@@ -1,6 +1,7 @@
 """Control groups of instances, on whichever hierarchy the host has: ``<mark>/<instance id>`` in each of them.
 
-Version 2 is one tree; version 1 (and the hybrid layout) is a tree a controller. Nothing here touches a group that is
+Version 2 is one tree; version 1 (and the hybrid layout) is a tree a controller. On a hybrid host a group is in the tree of version 2
+too, named ``""``: it has no controllers, but counts what the group's processes lost to waiting. Nothing here touches a group that is
 not below the mark. Calls block for microseconds, but ``kill_all`` and ``remove`` wait for processes to die: run those
 in a thread.
 Facts: Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst of the kernel.
@@ -17,7 +18,8 @@ import msgspec
 
 from lamella.host.compute.driver import Limits
 from lamella.host.linux import cgroup_v1, cgroup_v2
-from lamella.host.linux.cgroup_files import read_text
+from lamella.host.linux.cgroup_files import read_text, write
+from lamella.host.linux.pressure import Kind, Stall, read_stall
 from lamella.model.errors import DeadlineExceeded, Unsupported
 
 ROOT = Path("/sys/fs/cgroup")
@@ -52,6 +54,9 @@ class Cgroups:
                     f"there are no control groups at {root}",
                     hint="mount cgroup2 there, or start the layer in its room, which makes a view of its own",
                 )
+            beside = cgroup_v1.beside(root)
+            if beside is not None:
+                self.trees[""] = beside
 
     def group(self, id: str) -> "Cgroup":
         return Cgroup(self, id)
@@ -161,6 +166,25 @@ class Cgroup:
         if self._cgroups.version == 2:
             return cgroup_v2.oom_kills(self.path(""))
         return cgroup_v1.oom_kills(self._v1_paths())
+
+    def pressure(self, resource: Kind) -> Stall | None:
+        """What its processes lost to waiting for *resource*; ``None`` where this host does not count that, and when the group is gone."""
+        tree = self._cgroups.trees.get("")
+        return None if tree is None else read_stall(tree / self._cgroups.mark / self.id / f"{resource}.pressure")
+
+    def gather(self) -> None:
+        """Bring into the tree that counts pressure who came into the group without it: an OCI runtime on a hybrid host knows only the
+        trees of version 1. Their children come by themselves. Elsewhere there is nothing to do."""
+        if self._cgroups.version == 2 or "" not in self._cgroups.trees:
+            return
+        paths = self._v1_paths()
+        counted = paths.pop("")
+        if paths and counted.is_dir():
+            inside = next(iter(paths.values()))
+            there = set(read_text(counted / "cgroup.procs").split())
+            for pid in set(read_text(inside / "cgroup.procs").split()) - there:
+                with suppress(OSError):
+                    write(counted / "cgroup.procs", pid)
 
     def pids(self) -> set[int]:
         """Processes in the group and in groups below it, as seen from this pid namespace."""

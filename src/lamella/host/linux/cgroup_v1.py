@@ -1,6 +1,8 @@
 """Version 1 of the cgroup files: a tree a controller. *paths* maps a controller to the group's directory."""
 
 import errno
+import os
+from contextlib import suppress
 from pathlib import Path
 
 from lamella.host.compute.driver import Limits
@@ -26,6 +28,14 @@ def trees(root: Path) -> dict[str, Path]:
         for controller in entry.name.split(","):
             found.setdefault(controller, entry.resolve())
     return found
+
+
+def beside(root: Path) -> Path | None:
+    """The version 2 tree of a hybrid layout, where groups can be made in it."""
+    with suppress(OSError):
+        found = (entry for entry in sorted(root.iterdir()) if (entry / "cgroup.controllers").exists())
+        return next((entry for entry in found if os.access(entry, os.W_OK)), None)
+    return None
 
 
 def inherit_cpuset(parent: Path, child: Path) -> None:

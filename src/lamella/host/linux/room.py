@@ -2,7 +2,8 @@
 
 The daemon joins the mount namespace before it has any thread, so what one daemon mounted the next one sees. Mounts of the host
 come in (propagation ``slave``), none of ours goes out. Where the host mixes cgroup versions, the room has a pure version 1
-view of the same groups, because ``crun`` refuses the mixture; the host's own view is untouched.
+view of the same groups, because ``crun`` refuses the mixture, and the tree of version 2 under another name; the host's own view is
+untouched.
 
 The network namespace is bound to a file that only the room sees. So whoever is in the room has both, and a holder that is killed
 is replaced by another in the same room: while the daemon lives by the daemon, else by the next one, through any shim in there.
@@ -35,6 +36,7 @@ from lamella.host.linux.processes import (
 from lamella.model.errors import Internal, LamellaError, Unsupported
 
 CGROUP = cgroup.ROOT
+PRESSURE = CGROUP / "pressure"
 
 TAP = os.makedev(10, 200)  # /dev/net/tun: its path is no longer told when the room that it was opened in is gone
 TUNGETDEVNETNS = 0x54E3  # linux/if_tun.h
@@ -310,6 +312,10 @@ def view_cgroups(mark: str) -> None:
     for point, entry in version_1.items():
         Path(point).mkdir()
         syscalls.mount("none", point, "cgroup", flags, ",".join(controllers(entry)))
+    # The kernel counts pressure there. It has one set of options for every mount of this tree: they are repeated, not changed.
+    PRESSURE.mkdir()
+    options = [option for option in version_2[0].super_options if option not in ("rw", "ro")]
+    syscalls.mount("none", str(PRESSURE), "cgroup2", flags, ",".join(options))
 
 
 def controllers(entry: mounts.MountEntry) -> list[str]:

@@ -221,6 +221,7 @@ class OciDriver(FileVerbs):
             await asyncio.shield(self._undo(place))
             raise
         await blocking(volumes.hide, place)
+        await blocking(self._group(machine.id).gather)
         self._settle_shim(place)
         if self._shim(place) is None:
             raise Unavailable(f"the shim of {machine.id} died as it was made", hint="try again")
