@@ -169,8 +169,13 @@ class Cgroup:
 
     def pressure(self, resource: Kind) -> Stall | None:
         """What its processes lost to waiting for *resource*; ``None`` where this host does not count that, and when the group is gone."""
+        return None if self.counted is None else read_stall(self.counted / f"{resource}.pressure")
+
+    @property
+    def counted(self) -> Path | None:
+        """Its directory where pressure is counted; ``None`` where this host has no tree of version 2."""
         tree = self._cgroups.trees.get("")
-        return None if tree is None else read_stall(tree / self._cgroups.mark / self.id / f"{resource}.pressure")
+        return None if tree is None else tree / self._cgroups.mark / self.id
 
     def gather(self) -> None:
         """Bring into the tree that counts pressure who came into the group without it: an OCI runtime on a hybrid host knows only the
