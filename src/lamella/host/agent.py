@@ -320,7 +320,8 @@ class Agent:
         async def one(id: str) -> tuple[str, Usage] | None:
             try:
                 worker = await self._worker(id)
-                return id, with_waits(await worker.driver.usage(id), self._sampler.last(id))
+                usage = await worker.driver.usage(id)
+                return id, with_waits(usage, await blocking(self._sampler.read, id))
             except LamellaError:
                 return None
 

@@ -29,6 +29,11 @@ class News(msgspec.Struct, frozen=True):
     line: Line
 
 
+def now_of(found: Verdict, *, told: bool) -> Verdict:
+    """What is said of a line that was *found* so: what was *told* to be broken is broken until it is told to be kept."""
+    return Verdict.BROKEN if told and found is not Verdict.NOT_MEASURED else found
+
+
 def step(before: State, found: Verdict, at: datetime, line: Line) -> tuple[State, News | None]:
     """The state after *found*, and what is to be told of it."""
     breaches = before.breaches + 1 if found is Verdict.BROKEN else 0
@@ -37,10 +42,6 @@ def step(before: State, found: Verdict, at: datetime, line: Line) -> tuple[State
         told, news = True, News("contract.broken", line)
     elif told and found is Verdict.KEPT:
         told, news = False, News("contract.kept", line)
-    shown = found
-    if told and found is not Verdict.NOT_MEASURED:
-        shown = Verdict.BROKEN
-    elif found is Verdict.BROKEN:
-        shown = Verdict.AT_RISK
+    shown = now_of(found, told=told)
     since = before.since if shown is before.verdict else at
     return State(verdict=shown, since=since, breaches=breaches, told=told), news

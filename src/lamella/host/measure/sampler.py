@@ -14,7 +14,7 @@ import msgspec
 
 from lamella.host.linux.blocking import blocking
 from lamella.host.linux.cgroup import Cgroups
-from lamella.host.measure.alarms import Line, News, State, step
+from lamella.host.measure.alarms import Line, News, State, now_of, step
 from lamella.host.measure.counters import Counters, GroupReader, links
 from lamella.host.measure.judging import WINDOWS, Finding, judge, lines, span
 from lamella.host.measure.promise import LONGEST, Promise, Watched, between
@@ -96,12 +96,12 @@ class Sampler:
             line = f"{item.line[0]} ({'guaranteed' if item.line[1] else 'limit'})"
             self._tell(id, item.type, f"{line}: {found.evidence}")
 
-    def last(self, id: str) -> Counters | None:
-        """The newest reading; ``None`` when there is none, or it is old."""
-        known = self._measured.get(id)
-        if known is None or known.last is None or time.monotonic() - known.last.at > LONGEST:
+    def read(self, id: str) -> Counters | None:
+        """What is counted of an instance now; ``None`` when it is not measured, or gone. Blocks for a tenth of a millisecond."""
+        if self._cgroups is None or id not in self._measured:
             return None
-        return known.last
+        group = self._cgroups.group(id)
+        return GroupReader(group, version=self._cgroups.version, keep=False).read(time.monotonic())
 
     def judgements(self, id: str, promise: Promise) -> list[Judgement]:
         """The verdict on every line of *promise*, over every window. Blocks for a millisecond."""
@@ -119,11 +119,10 @@ class Sampler:
                 found[line].append(span(window, seen, finding))
         made: list[Judgement] = []
         for line, spans in found.items():
-            state = known.states.get(line) if known is not None and not late else None
-            state = state or State(verdict=Verdict.NOT_MEASURED if late else spans[0].verdict)
-            made.append(
-                Judgement(subject=line[0], guarantee=line[1], verdict=state.verdict, since=state.since, windows=spans)
-            )
+            state = known.states.get(line, State()) if known is not None else State()
+            shown = now_of(spans[0].verdict, told=state.told)
+            since = state.since if shown is state.verdict else now()
+            made.append(Judgement(subject=line[0], guarantee=line[1], verdict=shown, since=since, windows=spans))
         return made
 
     def forget(self, id: str) -> None:
