@@ -22,6 +22,7 @@ from benchmarks import (
     network,
     network_overlay,
     network_ports,
+    sampler,
     unikernel,
     vm,
     wasm,
@@ -45,6 +46,7 @@ GROUPS = (
     "network",
     "ports",
     "overlay",
+    "sampler",
 )
 
 
@@ -97,6 +99,8 @@ def main() -> int:
         rows += network_ports.rows(args.runs)
     if "overlay" in chosen:
         rows += network_overlay.rows(args.runs)
+    if "sampler" in chosen:
+        rows += sampler.rows(max(200, args.instances))
     if "clone" in chosen:
         rows += clone.rows(args.runs)
     if "disk" in chosen:

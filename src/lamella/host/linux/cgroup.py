@@ -180,16 +180,14 @@ class Cgroup:
     def gather(self) -> None:
         """Bring into the tree that counts pressure who came into the group without it: an OCI runtime on a hybrid host knows only the
         trees of version 1. Their children come by themselves. Elsewhere there is nothing to do."""
-        if self._cgroups.version == 2 or "" not in self._cgroups.trees:
+        counted = self.counted
+        if self._cgroups.version == 2 or counted is None:
             return
-        paths = self._v1_paths()
-        counted = paths.pop("")
-        if paths and counted.is_dir():
-            inside = next(iter(paths.values()))
-            there = set(read_text(counted / "cgroup.procs").split())
-            for pid in set(read_text(inside / "cgroup.procs").split()) - there:
-                with suppress(OSError):
-                    write(counted / "cgroup.procs", pid)
+        controller = next(name for name in self._cgroups.trees if name)
+        there = set(read_text(counted / "cgroup.procs").split())
+        for pid in set(read_text(self.path(controller) / "cgroup.procs").split()) - there:
+            with suppress(OSError):
+                write(counted / "cgroup.procs", pid)
 
     def pids(self) -> set[int]:
         """Processes in the group and in groups below it, as seen from this pid namespace."""

@@ -117,16 +117,16 @@ def parse_v1(texts: dict[str, str], at: float) -> Counters | None:
     used = _number(texts.get("used", ""))
     if used is None:
         return None
-    cpu, quota, limit = _table(texts.get("cpu", "")), _number(texts.get("quota", "")), _number(texts.get("limit", ""))
+    quota, limit = _number(texts.get("quota", "")), _number(texts.get("limit", ""))
     return Counters(
         at=at,
         used=used / 1e9,
-        throttled=cpu.get("throttled_time", 0) / 1e9,
+        throttled=(_field(texts.get("cpu", ""), "throttled_time") or 0) / 1e9,
         cpu_limit=quota / PERIOD if quota is not None and quota > 0 else None,
         memory=_number(texts.get("memory", "")),
         memory_limit=limit if limit is not None and limit < UNLIMITED else None,
         full=_number(texts.get("full", "")) or 0,
-        oom_kills=_table(texts.get("oom", "")).get("oom_kill", 0),
+        oom_kills=_field(texts.get("oom", ""), "oom_kill") or 0,
         cpu_waits=_waits(texts, "cpu"),
         memory_waits=_waits(texts, "memory"),
         io_waits=_waits(texts, "io"),
@@ -135,19 +135,20 @@ def parse_v1(texts: dict[str, str], at: float) -> Counters | None:
 
 def parse_v2(texts: dict[str, str], at: float) -> Counters | None:
     """``None`` when it is not told how much of the processors was used."""
-    cpu, memory = _table(texts.get("cpu", "")), _table(texts.get("oom", ""))
-    if "usage_usec" not in cpu:
+    cpu, memory = texts.get("cpu", ""), texts.get("oom", "")
+    used = _field(cpu, "usage_usec")
+    if used is None:
         return None
     quota, _, period = texts.get("quota", "").strip().partition(" ")
     return Counters(
         at=at,
-        used=cpu["usage_usec"] / 1e6,
-        throttled=cpu.get("throttled_usec", 0) / 1e6,
+        used=used / 1e6,
+        throttled=(_field(cpu, "throttled_usec") or 0) / 1e6,
         cpu_limit=int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else None,
         memory=_number(texts.get("memory", "")),
         memory_limit=_number(texts.get("limit", "")),
-        full=memory.get("max", 0),
-        oom_kills=memory.get("oom_kill", 0),
+        full=_field(memory, "max") or 0,
+        oom_kills=_field(memory, "oom_kill") or 0,
         cpu_waits=_waits(texts, "cpu"),
         memory_waits=_waits(texts, "memory"),
         io_waits=_waits(texts, "io"),
@@ -163,9 +164,10 @@ def _number(text: str) -> int | None:
     return int(stripped) if stripped.lstrip("-").isdecimal() else None
 
 
-def _table(text: str) -> dict[str, int]:
-    rows = (line.split() for line in text.splitlines())
-    return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdecimal()}
+def _field(text: str, name: str) -> int | None:
+    """The number on the line ``name number``."""
+    _, found, rest = f"\n{text}".partition(f"\n{name} ")
+    return _number(rest.partition("\n")[0]) if found else None
 
 
 def links(text: str) -> dict[str, tuple[int, int]]:
