@@ -96,7 +96,8 @@ def _cpu_ceiling(seen: Slot, promise: Promise) -> Finding:
 def _memory_ceiling(seen: Slot, promise: Promise) -> Finding:
     if not seen.memory_capped:
         return Finding(Verdict.NOT_MEASURED, "nothing holds it to its ceiling here")
-    evidence = f"at most {format_size(int(seen.memory))} in use; {seen.kills:.0f} processes killed for want of memory"
+    used = f"at most {format_size(int(seen.memory))} in use{'' if promise.exact else ', by its monitor too'}"
+    evidence = f"{used}; {seen.kills:.0f} processes killed for want of memory"
     return Finding(Verdict.BROKEN if seen.over else Verdict.KEPT, evidence)
 
 

@@ -1,4 +1,4 @@
-"""What was measured, second by second and minute by minute, in bounded space: 206 KiB an instance.
+"""What was measured, second by second and minute by minute, in bounded space: 201 KiB an instance.
 
 A slot holds what happened in it. One in which nobody looked holds nothing: a gap is a gap.
 """

@@ -91,6 +91,8 @@ class Sampler:
     async def look(self) -> None:
         """Read everything once, and judge it when that is due."""
         watched = self._watched()
+        if not watched and not self._measured:
+            return
         news = await blocking(self._take, watched)
         for id, item, found in news:
             line = f"{item.line[0]} ({'guaranteed' if item.line[1] else 'limit'})"
