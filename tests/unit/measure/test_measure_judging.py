@@ -105,9 +105,18 @@ def test_a_machine_is_held_to_the_ceiling_of_its_group_and_not_judged_without() 
     assert {each.verdict for each in found.values()} == {Verdict.NOT_MEASURED}
 
 
-def reading(at: float, **more: int) -> Counters:
+def reading(at: float, *, memory: int = 9, oom_kills: int = 0, full: int = 0) -> Counters:
     waits = Stall(0.0, 0.0)
-    return Counters(at=at, used=at, memory_waits=waits, cpu_waits=waits, memory_limit=1 << 30, **{"memory": 9, **more})
+    return Counters(
+        at=at,
+        used=at,
+        memory_waits=waits,
+        cpu_waits=waits,
+        memory_limit=1 << 30,
+        memory=memory,
+        oom_kills=oom_kills,
+        full=full,
+    )
 
 
 @pytest.mark.parametrize(
