@@ -65,12 +65,12 @@ async def test_a_guarantee_that_is_taken_is_told_broken_once_and_kept_when_it_is
     for id in ("victim", "hog", "idle"):
         cgroups.group(id).create(Limits(memory=1 << 30))
         on_one_processor(cgroups, id, cpu)
-    promise = Promise(cpu_guarantee=GUARANTEE, cpu_ceiling=1.0, memory_ceiling=1 << 30, memory_floor=1 << 20)
+    promise = Promise(cpu_guarantee=GUARANTEE, cpu_ceiling=2.0, memory_ceiling=1 << 30, memory_floor=1 << 20)
     told: list[tuple[str, str]] = []
     sampler = Sampler(
         lambda: cgroups,
         lambda: [Watched(id=id, promise=promise) for id in ("victim", "idle")],
-        lambda id, type, message: told.append((id, type)),
+        lambda id, type, message: told.append((id, type)) if message.startswith("cpu (guaranteed)") else None,
         windows=WINDOWS,
         memory=tmp_path / "broken.json",
     )
