@@ -23,6 +23,7 @@ from benchmarks import (
     network,
     network_overlay,
     network_ports,
+    sampler,
     unikernel,
     vm,
     wasm,
@@ -47,6 +48,7 @@ GROUPS = (
     "ports",
     "overlay",
     "memory",
+    "sampler",
 )
 
 
@@ -101,6 +103,8 @@ def main() -> int:
         rows += network_overlay.rows(args.runs)
     if "memory" in chosen:
         rows += memory.rows()
+    if "sampler" in chosen:
+        rows += sampler.rows(max(200, args.instances))
     if "clone" in chosen:
         rows += clone.rows(args.runs)
     if "disk" in chosen:

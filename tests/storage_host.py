@@ -76,6 +76,9 @@ class StorageHost(CarryHost, BackupHost):
     async def mechanisms(self, id: str) -> list[Any]:
         return []
 
+    async def judgements(self, ids: list[str]) -> dict[str, list[Any]]:
+        return {}
+
     async def storage(self, request: Any) -> AsyncIterator[StorageProgress]:
         name = type(request).__name__
         self.asked.append(name)

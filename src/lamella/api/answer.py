@@ -49,6 +49,11 @@ def json(value: Any, *, status: int = 200, headers: dict[str, str] | None = None
     return Answer(status, _encode(value), headers=headers)
 
 
+def text(value: str, media_type: str) -> Answer:
+    """*value* as it is."""
+    return Answer(200, value.encode(), media_type=media_type.encode())
+
+
 def resource(value: AnyResource, *, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
     """A resource with its revision as ETag."""
     return json(value, status=status, headers={"etag": f'"{value.revision}"', **(headers or {})})

@@ -16,6 +16,7 @@ OCTETS = "application/octet-stream"
 EVENTS = "text/event-stream"
 LINES = "application/x-ndjson"
 PNG = "image/png"
+METRICS = "text/plain; version=0.0.4; charset=utf-8"
 PCAP = "application/vnd.tcpdump.pcap"
 
 

@@ -68,6 +68,7 @@ def _contract(options: "Options") -> int:
     _section("What it is guaranteed", [_row(item) for item in contract.each("guarantees")])
     _section("What is kept a second time", [_replica(item) for item in contract.each("replicas")])
     _section("What limits it", [_row(item) for item in contract.each("limits")])
+    _section("What it got", [*_got(contract, "guarantees", "guaranteed"), *_got(contract, "limits", "limit")])
     _section("What it cannot do", [[item.string] for item in contract.each("lacks")])
     _section("What is not promised", [[item.string] for item in contract.each("not_promised")])
     return 0
@@ -126,6 +127,26 @@ def _replica(item: "Document") -> list[str]:
         asked,
         ": ".join(part for part in (seen, item.text("why")) if part),
     ]
+
+
+def _got(contract: "Document", member: str, kind: str) -> "list[list[str]]":
+    """A row for each line that is judged: its verdict now, over each window, and the evidence of the first."""
+    rows: list[list[str]] = []
+    for item in contract.each(member):
+        windows = list(item.each("windows"))
+        if windows:
+            verdict, since = item.text("verdict"), item.text("since")
+            shown = verdict.upper() if verdict == "broken" else verdict
+            rows.append(
+                [
+                    item.text("subject"),
+                    kind,
+                    f"{shown} since {when.local(since)}" if since else shown,
+                    ", ".join(f"{window.text('window')} {window.text('verdict')}" for window in windows),
+                    windows[0].text("evidence"),
+                ]
+            )
+    return rows
 
 
 def _row(item: "Document") -> list[str]:

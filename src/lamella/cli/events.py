@@ -22,6 +22,7 @@ COLUMNS: "list[Column]" = [
 
 def _options(parser: "Parser") -> None:
     parser.option("-f", "--follow", action="store_true", help="go on with what happens from now on")
+    parser.option("--type", metavar="TYPE", help="only these: contract.broken, or all of one kind: contract")
     parser.option("-n", "--tail", type=int, default=None, metavar="N", help="only the newest N")
     parser.output()
 
@@ -30,6 +31,7 @@ def _events(options: "Options") -> int:
     session = Session(options)
     past, revision = session.find("event")
     past.sort(key=lambda item: (item.text("created_at"), item.text("id")))
+    past = [event for event in past if _of_type(event, options.type)]
     if options.tail is not None:
         past = past[max(0, len(past) - options.tail) :]
     if not options.follow:
@@ -39,10 +41,15 @@ def _events(options: "Options") -> int:
         _one(event, options.output)
     sys.stdout.flush()
     for action, event in session.watch("event", revision):
-        if action == "created":
+        if action == "created" and _of_type(event, options.type):
             _one(event, options.output)
             sys.stdout.flush()
     return 0
+
+
+def _of_type(event: "Document", wanted: "str | None") -> bool:
+    found = event.text("spec", "type")
+    return wanted is None or found == wanted or found.startswith(f"{wanted}.")
 
 
 def _one(event: "Document", form: str) -> None:

@@ -12,6 +12,8 @@ from lamella.client import routes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lamella.cli.output import Column
     from lamella.cli.parser import Command, Options, Parser
 
@@ -25,14 +27,20 @@ def _options(parser: "Parser") -> None:
     parser.output()
 
 
-def share(before: Document, after: Document) -> "float | None":
-    """The cores that were used between two looks; ``None`` when that cannot be told."""
+def share(before: Document, after: Document, name: str = "cpu_seconds") -> "float | None":
+    """By how much the seconds called *name* grew in a second between two looks (of ``cpu_seconds``: the cores that were used); ``None``
+    when that cannot be told."""
     first, last = when.parse(before.text("at")), when.parse(after.text("at"))
-    used, now = before.number("cpu_seconds"), after.number("cpu_seconds")
+    used, now = before.number(name), after.number(name)
     if first is None or last is None or used is None or now is None or now < used:
         return None
     seconds = (last - first).total_seconds()
     return (now - used) / seconds if seconds > 0 else None
+
+
+def stolen(wait: "float | None", throttle: "float | None") -> "float | None":
+    """For how much of the time something waited for a processor that others had: all its waiting, less that for its own ceiling."""
+    return None if wait is None else max(0.0, wait - (throttle or 0.0))
 
 
 def _size(item: Document, name: str) -> str:
@@ -42,14 +50,30 @@ def _size(item: Document, name: str) -> str:
     return "-" if number is None else format_size(number)
 
 
-def _cpu(item: Document) -> str:
-    used = item.number("cpu")
-    return "-" if used is None else f"{used:.0%}"
+def _part(name: str) -> "Callable[[Document], str]":
+    def shown(item: Document) -> str:
+        part = item.number(name)
+        return "-" if part is None else f"{part:.0%}"
 
+    return shown
+
+
+# What is shown as a share of the time, by what of a usage it is a share of.
+SHARES = {
+    "cpu": "cpu_seconds",
+    "wait": "cpu_waited",
+    "throttle": "throttled",
+    "memory_wait": "memory_waited",
+    "io_wait": "io_waited",
+}
 
 COLUMNS: "list[Column]" = [
     ("NAME", lambda item: item.text("name")),
-    ("CPU", _cpu),
+    ("CPU", _part("cpu")),
+    ("STEAL", _part("steal")),
+    ("THROTTLED", _part("throttle")),
+    ("MEM-WAIT", _part("memory_wait")),
+    ("IO-WAIT", _part("io_wait")),
     ("MEMORY", lambda item: _size(item, "memory")),
     ("LIMIT", lambda item: _size(item, "memory_limit")),
     ("PROCESSES", lambda item: str(item.integer("processes") or "-")),
@@ -65,9 +89,9 @@ def rows(before: dict[str, Document], after: dict[str, Document], names: "list[s
     for name, usage in after.items():
         if names and name not in names:
             continue
-        cores = share(before[name], usage) if name in before else None
+        shares = {key: share(before[name], usage, of) if name in before else None for key, of in SHARES.items()}
         members = {key: member.value for key, member in usage.pairs()}
-        made.append(Document({"name": name, "cpu": cores, **members}))
+        made.append(Document({"name": name, **shares, "steal": stolen(shares["wait"], shares["throttle"]), **members}))
     return sorted(made, key=lambda item: (-(item.number("cpu") or 0), item.text("name")))
 
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from lamella.control.levels import EMULATED, LEVELS, NEVER_PROMISED
 from lamella.control.network.rates import lines_of
 from lamella.control.storage.promises import Promised, guarantees_of, limits_of
-from lamella.model.contract import LIMIT, Contract, Line, Mechanism, Replica
+from lamella.model.contract import GUARANTEE, LIMIT, Contract, Line, Mechanism, Replica, judged
 from lamella.model.instance import Instance, Phase
+from lamella.model.judgement import Judgement
 from lamella.model.quantity import format_cpu, format_size
 from lamella.model.resource import now
 
@@ -18,9 +19,11 @@ def contract_of(
     replicas: Sequence[Replica] = (),
     guards: Sequence[Line] = (),
     host: Sequence[Line] = (),
+    judgements: Sequence[Judgement] = (),
 ) -> Contract:
     """Contract v1. *mechanisms* is empty when the instance does not run, and the contract says so. *volumes* are those attached to it,
-    *replicas* what keeps them a second time, *guards* what is said of its firewalls, *host* what the host has promised in all."""
+    *replicas* what keeps them a second time, *guards* what is said of its firewalls, *host* what the host has promised in all,
+    *judgements* its verdicts."""
     spec, status = instance.spec, instance.status
     running = status.phase in (Phase.RUNNING, Phase.PAUSED)
     read = {item.name: item for item in mechanisms}
@@ -37,16 +40,20 @@ def contract_of(
         level=f"{spec.isolation}: {level.what}",
         driver=status.driver,
         observed=running and bool(mechanisms),
-        isolation=[item for item in mechanisms if not item.name.startswith(LIMIT)],
+        isolation=[item for item in mechanisms if not item.name.startswith((LIMIT, GUARANTEE))],
         guarantees=[
+            *judged(_shares(instance, read), list(judgements), guarantee=True),
             *_guarantees(instance),
             *host,
             *guards,
             *(line for item in volumes for line in guarantees_of(item)),
         ],
         limits=[
-            *_limits(instance, read),
-            *lines_of(instance.spec, read),
+            *judged(
+                [*_limits(instance, read), *lines_of(instance.spec, read)],
+                list(judgements),
+                guarantee=False,
+            ),
             *(limits_of(item, running=running) for item in volumes),
         ],
         accelerator=status.accelerator or "none needed: instructions run on the host's processor",
@@ -55,6 +62,25 @@ def contract_of(
         lacks=list(level.lacks),
         replicas=list(replicas),
     )
+
+
+def _shares(instance: Instance, read: dict[str, Mechanism]) -> list[Line]:
+    """What it gets of processors and memory whatever others do."""
+    spec = instance.spec
+    asked = {
+        "cpu": f"{format_cpu(spec.cpu_guarantee)} cores" if spec.cpu_guarantee else "",
+        "memory": format_size(spec.memory_guarantee) if spec.memory_guarantee else "",
+    }
+    lines: list[Line] = []
+    for subject, wanted in asked.items():
+        seen = read.get(f"{GUARANTEE}{subject}")
+        if not wanted:
+            continue
+        if seen is not None and seen.in_force:
+            lines.append(Line(subject=subject, value=seen.value, enforced_by=seen.evidence, asked=wanted))
+        else:
+            lines.append(Line(subject=subject, value=f"{wanted}, whatever others do", asked=wanted))
+    return lines
 
 
 def _guarantees(instance: Instance) -> list[Line]:

@@ -24,6 +24,7 @@ from lamella.control.instances import Instances
 from lamella.control.intent import PowerVerb
 from lamella.control.lookup import find_image, need_project
 from lamella.control.merging import merge_labels
+from lamella.control.metrics import Measured, exposition
 from lamella.control.network.balancers import Balancers
 from lamella.control.network.firewalls import Firewalls
 from lamella.control.network.floating import Addresses
@@ -39,12 +40,13 @@ from lamella.control.storage.wing import StorageWing
 from lamella.model.assignment import HostAgent
 from lamella.model.board import DesktopTicket, Input
 from lamella.model.capture import CaptureSpec
-from lamella.model.contract import Comparison, Contract, WhyNot
+from lamella.model.contract import Comparison, Contract, Mechanism, WhyNot
 from lamella.model.errors import Conflict, DeadlineExceeded, LamellaError, NotFound, Unavailable, Unsupported
 from lamella.model.files import FileInfo
 from lamella.model.firewall import Protocol
 from lamella.model.host import Host
 from lamella.model.instance import Instance, Isolation, Phase
+from lamella.model.judgement import Judgement
 from lamella.model.kinds import AnyResource
 from lamella.model.operation import Operation
 from lamella.model.requests import (
@@ -391,11 +393,42 @@ class Layer:
                 found |= {instance.name: seen[instance.id] for instance in instances if instance.id in seen}
         return found
 
+    async def metrics(self, who: Principal) -> str:
+        """Every instance of every project. A host that does not answer is left out of what was measured."""
+        instances, hosts = await self.store.read(lambda tx: (tx.list("instance"), tx.list("host")))
+        names = {host.id: host.name for host in hosts}
+        found = {
+            item.id: Measured(instance=item, host=names.get(item.status.host or "", ""))
+            for item in cast("list[Instance]", instances)
+        }
+
+        async def ask(host: str, agent: HostAgent) -> None:
+            ids = [
+                id
+                for id, row in found.items()
+                if row.instance.status.host == host and row.instance.status.phase in (Phase.RUNNING, Phase.PAUSED)
+            ]
+            if not ids or self.presence.away(host):
+                return
+            with suppress(Unavailable):
+                usage, judgements = await agent.usage(ids), await agent.judgements(ids)
+                for id in ids:
+                    row = found[id]
+                    found[id] = Measured(
+                        instance=row.instance, host=row.host, usage=usage.get(id), judgements=judgements.get(id, [])
+                    )
+
+        await asyncio.gather(*(ask(host, agent) for host, agent in tuple(self._agents.items())))
+        return exposition(found.values())
+
     async def contract(self, who: Principal, project: str, name: str) -> Contract:
         instance: Instance = await self.store.get("instance", project, name)
-        mechanisms = []
+        mechanisms: list[Mechanism] = []
+        judgements: list[Judgement] = []
         if instance.status.phase in (Phase.RUNNING, Phase.PAUSED):
-            mechanisms = await self._agent(instance).mechanisms(instance.id)
+            agent = self._agent(instance)
+            mechanisms = await agent.mechanisms(instance.id)
+            judgements = (await agent.judgements([instance.id])).get(instance.id, [])
         await self.storage.replications.look(instance.status.volumes.values())
         volumes, replicas, guards, host = await self.store.read(
             lambda tx: (
@@ -405,7 +438,7 @@ class Layer:
                 promised_by_host(tx, instance),
             )
         )
-        return contract_of(instance, mechanisms, volumes, replicas, guards, host)
+        return contract_of(instance, mechanisms, volumes, replicas, guards, host, judgements)
 
     async def explain(self, who: Principal, project: str, name: str) -> Explanation:
         instance: Instance = await self.store.get("instance", project, name)

@@ -16,7 +16,10 @@ from lamella.host.facts import read_facts
 from lamella.host.images.library import Credentials, ImageLibrary, Progress
 from lamella.host.journal import Journal
 from lamella.host.linux.blocking import blocking
+from lamella.host.linux.cgroup import ROOT, Cgroups
 from lamella.host.machine import desired_port
+from lamella.host.measure.sampler import Sampler
+from lamella.host.measure.watched import net_of, watched, with_waits
 from lamella.host.memory.keeper import MemoryKeeper
 from lamella.host.network.driver import NetworkDriver
 from lamella.host.network_wing import NetworkWing
@@ -35,6 +38,7 @@ from lamella.model.files import FileInfo
 from lamella.model.host import Capability, HostStatus
 from lamella.model.ids import is_id
 from lamella.model.image import ImageStatus
+from lamella.model.judgement import Judgement
 from lamella.model.storage import StorageEvent, Volume
 from lamella.model.storage_requests import AnyStorageRequest, StorageProgress
 from lamella.model.stream import ExecSpec, ProcessStream
@@ -85,6 +89,13 @@ class Agent:
         storage.on_event(self._heard)
         self._sharing = SharingWing(home, self._assigned)
         self.host_id = ""
+        self._sampler = Sampler(
+            lambda: Cgroups(ROOT, home.mark),
+            lambda: watched(worker.asked for worker in self._workers.values() if worker.running),
+            self._befell,
+            net=lambda: net_of(home),
+            memory=home.run / "broken.json",
+        )
 
     # --- wings, as workers use them
 
@@ -127,6 +138,7 @@ class Agent:
             asyncio.create_task(self._network_wing.watch(), name="network watch"),
             asyncio.create_task(self._sharing.watch(), name="sharing"),
             asyncio.create_task(self.memory.run(), name="memory"),
+            asyncio.create_task(self._sampler.run(), name="sampler"),
         ]
         return self.host_id
 
@@ -201,6 +213,7 @@ class Agent:
     def _forget(self, id: str) -> None:
         self._workers.pop(id, None)
         self._network_wing.forget(id)
+        self._sampler.forget(id)
 
     async def _remove_strays(self, mine: set[str], news: Assignments) -> None:
         """What bears our mark and belongs to nothing is removed. Volumes are not: losing one is worse than keeping one."""
@@ -231,6 +244,11 @@ class Agent:
         if self._reporter is not None:
             volume, pool = (subject, "") if is_id(subject) else ("", subject)
             self._reporter.tell_storage(StorageEvent(type=type, message=message, volume=volume, pool=pool))
+
+    def _befell(self, id: str, type: str, message: str) -> None:
+        worker = self._workers.get(id)
+        if worker is not None:
+            worker.befell(type, message)
 
     async def _open_tap(self, port_id: str) -> int:
         for worker in self._workers.values():
@@ -316,7 +334,8 @@ class Agent:
         async def one(id: str) -> tuple[str, Usage] | None:
             try:
                 worker = await self._worker(id)
-                return id, await worker.driver.usage(id)
+                usage = await worker.driver.usage(id)
+                return id, with_waits(usage, await blocking(self._sampler.read, id))
             except LamellaError:
                 return None
 
@@ -332,6 +351,10 @@ class Agent:
         shared = await self._sharing.mechanisms(worker.asked, worker.driver)
         given = await self.processors.mechanisms(id)
         return [*found, *given, *shared, *await ceilings(self.network, worker.asked)]
+
+    async def judgements(self, ids: list[str]) -> dict[str, list[Judgement]]:
+        asked = {item.id: item for item in watched(worker.asked for worker in self._workers.values() if worker.running)}
+        return {id: await blocking(self._sampler.judgements, id, asked[id].promise) for id in ids if id in asked}
 
     # What only some levels have
 

@@ -157,6 +157,16 @@ class Worker:
         """It failed for a reason that waiting does not cure."""
         return self._failures > 0
 
+    @property
+    def running(self) -> bool:
+        """Whether it was seen to run when somebody looked last."""
+        return self._status.phase is Phase.RUNNING
+
+    def befell(self, type: str, message: str) -> None:
+        """Tell control that *type* happened to it."""
+        self._events.append((type, message))
+        self._tell()
+
     async def close(self) -> None:
         self._task.cancel()
         with suppress(asyncio.CancelledError):

@@ -18,6 +18,7 @@ from lamella.model.firewall import Firewall
 from lamella.model.host import HostSpec, HostStatus
 from lamella.model.image import ImageStatus
 from lamella.model.instance import Instance, InstanceStatus
+from lamella.model.judgement import Judgement
 from lamella.model.network import Neighbour, Network, Port
 from lamella.model.router import RouterSpec
 from lamella.model.storage import Pool, StorageEvent, Volume
@@ -175,6 +176,10 @@ class HostAgent(Protocol):
     async def usage(self, ids: list[str]) -> dict[str, Usage]: ...
 
     async def mechanisms(self, id: str) -> list[Mechanism]: ...
+
+    async def judgements(self, ids: list[str]) -> dict[str, list[Judgement]]:
+        """Of those of *ids* that run here: what they were promised against what they got."""
+        ...
 
     async def reset(self, id: str) -> None:
         """Press the reset button. These verbs and the next four raise :class:`Unsupported` where there is no such thing."""

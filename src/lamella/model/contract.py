@@ -4,8 +4,12 @@ from datetime import datetime
 
 import msgspec
 
+from lamella.model.judgement import Judgement, Span, Verdict
+
 # A mechanism that holds one of the limits of a request is named by it: ``limit.cpu``, ``limit.memory``, ``limit.pids``, ``limit.disk``.
 LIMIT = "limit."
+# So is one that holds a guarantee: ``guarantee.cpu``, ``guarantee.memory``.
+GUARANTEE = "guarantee."
 
 
 class Mechanism(msgspec.Struct, kw_only=True):
@@ -18,12 +22,27 @@ class Mechanism(msgspec.Struct, kw_only=True):
 
 
 class Line(msgspec.Struct, kw_only=True):
-    """One line of a contract: ``value`` in words, and what enforces it (empty for what nothing enforces)."""
+    """One line of a contract: ``value`` in words, and what enforces it (empty for what nothing enforces). ``verdict`` is whether it is
+    kept now, *since* when; ``windows`` the same over the last minute, quarter of an hour and day, with the evidence."""
 
     subject: str
     value: str
     enforced_by: str = ""
     asked: str = ""
+    verdict: Verdict = Verdict.NOT_MEASURED
+    since: datetime | None = None
+    windows: list[Span] = []
+
+
+def judged(lines: list[Line], judgements: list[Judgement], *, guarantee: bool) -> list[Line]:
+    """*lines* with the verdicts on them."""
+    found = {item.subject: item for item in judgements if item.guarantee is guarantee}
+    return [
+        msgspec.structs.replace(line, verdict=item.verdict, since=item.since, windows=item.windows)
+        if (item := found.get(line.subject)) is not None
+        else line
+        for line in lines
+    ]
 
 
 class Replica(msgspec.Struct, kw_only=True):

@@ -6,7 +6,11 @@ import msgspec
 
 
 class Usage(msgspec.Struct, kw_only=True):
-    """``cpu_seconds`` since its start; bytes everywhere else; ``None`` where this host cannot tell."""
+    """``cpu_seconds`` since its start; bytes everywhere else; ``None`` where this host cannot tell.
+
+    Seconds, since its start, in which something in it waited: ``cpu_waited`` for a processor, ``memory_waited`` for memory to be reclaimed,
+    ``io_waited`` for a device (pressure, ``some``); ``throttled`` is what its own ceiling took, summed over processors. ``oom_kills``
+    are the processes that the kernel killed for want of memory."""
 
     at: datetime
     cpu_seconds: float | None = None
@@ -16,6 +20,11 @@ class Usage(msgspec.Struct, kw_only=True):
     disk_used: int | None = None
     received: int | None = None
     sent: int | None = None
+    cpu_waited: float | None = None
+    throttled: float | None = None
+    memory_waited: float | None = None
+    io_waited: float | None = None
+    oom_kills: int | None = None
 
 
 class LogEntry(msgspec.Struct, kw_only=True):

@@ -15,6 +15,7 @@ from lamella.model.contract import Mechanism
 from lamella.model.errors import LamellaError, Unavailable
 from lamella.model.files import FileInfo
 from lamella.model.host import HostStatus
+from lamella.model.judgement import Judgement
 from lamella.model.storage import Volume
 from lamella.model.storage_requests import AnyStorageRequest, StorageProgress
 from lamella.model.stream import ExecSpec, Exit, FromProcess, ToProcess
@@ -96,6 +97,9 @@ class RemoteAgent:
 
     async def mechanisms(self, id: str) -> list[Mechanism]:
         return await self._caller.call("mechanisms", verbs.AskMechanisms(id=id), list[Mechanism])
+
+    async def judgements(self, ids: list[str]) -> dict[str, list[Judgement]]:
+        return await self._caller.call("judgements", verbs.AskJudgements(ids=ids), dict[str, list[Judgement]])
 
     async def reset(self, id: str) -> None:
         await self._caller.call("reset", verbs.Machine(id=id), verbs.Nothing)

@@ -49,6 +49,9 @@ def _calls(agent: HostAgent) -> dict[str, Call]:
     async def mechanisms(_: str, asked: verbs.AskMechanisms) -> Any:
         return await agent.mechanisms(asked.id)
 
+    async def judgements(_: str, asked: verbs.AskJudgements) -> Any:
+        return await agent.judgements(asked.ids)
+
     async def reset(_: str, asked: verbs.Machine) -> Any:
         await agent.reset(asked.id)
         return verbs.Nothing()
@@ -77,6 +80,7 @@ def _calls(agent: HostAgent) -> dict[str, Call]:
         "make_directory": call(verbs.MakeAtPath, make_directory),
         "usage": call(verbs.AskUsage, usage),
         "mechanisms": call(verbs.AskMechanisms, mechanisms),
+        "judgements": call(verbs.AskJudgements, judgements),
         "reset": call(verbs.Machine, reset),
         "screenshot": call(verbs.Machine, screenshot),
         "input": call(verbs.Hands, input),

@@ -94,6 +94,10 @@ class AskUsage(msgspec.Struct, kw_only=True):
     ids: list[str]
 
 
+class AskJudgements(msgspec.Struct, kw_only=True):
+    ids: list[str]
+
+
 class AskMechanisms(msgspec.Struct, kw_only=True):
     id: str
 

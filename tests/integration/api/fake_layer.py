@@ -13,6 +13,7 @@ from fake_networks import FakeFirewalls, FakeNetworks
 from fake_routers import FakeAddresses, FakeRouters
 from fake_storage import FakeStorage
 
+from lamella.control.metrics import Measured, exposition
 from lamella.model.board import DesktopTicket
 from lamella.model.contract import Comparison, Contract, Line, Mechanism, WhyNot
 from lamella.model.errors import Conflict, Invalid, NotFound, StaleRevision, Unavailable, Unsupported
@@ -367,6 +368,9 @@ class FakeLayer:
             for row in self.rows.values()
             if (row.project, row.kind) == (project, "instance")
         }
+
+    async def metrics(self, who: Any) -> str:
+        return exposition([Measured(instance=row) for row in self.rows.values() if row.kind == "instance"])
 
     async def contract(self, who: Any, project: str, name: str) -> Contract:
         row = self._find(project, "instance", name)

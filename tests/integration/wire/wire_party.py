@@ -15,6 +15,7 @@ from lamella.model.errors import Corrupt, NotFound, Unsupported
 from lamella.model.files import FileInfo, FileType
 from lamella.model.host import HostStatus
 from lamella.model.image import ImageStatus
+from lamella.model.judgement import Judgement, Span, Verdict
 from lamella.model.stream import Exit, Signal, Stderr, Stdin, StdinEnd, Stdout
 from lamella.model.usage import LogEntry, Usage
 from lamella.wire import listener
@@ -132,6 +133,19 @@ class EchoAgent:
 
     async def usage(self, ids: list[str]) -> dict[str, Usage]:
         return {id: Usage(at=EPOCH, memory=len(id)) for id in ids}
+
+    async def judgements(self, ids: list[str]) -> dict[str, list[Judgement]]:
+        return {
+            id: [
+                Judgement(
+                    subject="cpu",
+                    guarantee=True,
+                    verdict=Verdict.KEPT,
+                    windows=[Span(window="1m", verdict=Verdict.KEPT, measured=60.0, evidence="it waited for nobody")],
+                )
+            ]
+            for id in ids
+        }
 
     async def mechanisms(self, id: str) -> list[Mechanism]:
         return [Mechanism(name=name, value=str(count), evidence=id) for name, count in self.counts.items()]

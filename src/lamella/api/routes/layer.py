@@ -5,7 +5,7 @@ from typing import Any
 from lamella.api import answer
 from lamella.api.access import Action
 from lamella.api.call import Call
-from lamella.api.route import AnyRoute, Route, Success
+from lamella.api.route import METRICS, AnyRoute, Route, Success
 from lamella.model.contract import Comparison, WhyNot
 from lamella.model.errors import NotFound
 from lamella.model.instance import Isolation
@@ -34,6 +34,10 @@ async def why_not(call: Call[Any]) -> answer.Answer:
             f"there is no isolation level {call.name!r}", hint=f"one of: {', '.join(Isolation)}", field="name"
         )
     return answer.json(await call.layer.why_not(call.who, Isolation(call.name)))
+
+
+async def metrics(call: Call[Any]) -> answer.Answer:
+    return answer.text(await call.layer.metrics(call.who), METRICS)
 
 
 ROUTES: list[AnyRoute] = [
@@ -65,6 +69,15 @@ ROUTES: list[AnyRoute] = [
         kind="image",
         answers=Success(type=Freed),
         refuses=(409,),
+    ),
+    Route(
+        method="GET",
+        path="/v1/metrics",
+        name="getMetrics",
+        summary="What all instances use, and whether their contracts are kept, as Prometheus reads it",
+        action=Action.ADMINISTER,
+        handler=metrics,
+        answers=Success(streams=(METRICS,)),
     ),
     Route(
         method="GET",

@@ -171,22 +171,25 @@ class Cgroup:
 
     def pressure(self, resource: Kind) -> Stall | None:
         """What its processes lost to waiting for *resource*; ``None`` where this host does not count that, and when the group is gone."""
+        return None if self.counted is None else read_stall(self.counted / f"{resource}.pressure")
+
+    @property
+    def counted(self) -> Path | None:
+        """Its directory where pressure is counted; ``None`` where this host has no tree of version 2."""
         tree = self._cgroups.trees.get("")
-        return None if tree is None else read_stall(tree / self._cgroups.mark / self.id / f"{resource}.pressure")
+        return None if tree is None else tree / self._cgroups.mark / self.id
 
     def gather(self) -> None:
         """Bring into the tree that counts pressure who came into the group without it: an OCI runtime on a hybrid host knows only the
         trees of version 1. Their children come by themselves. Elsewhere there is nothing to do."""
-        if self._cgroups.version == 2 or "" not in self._cgroups.trees:
+        counted = self.counted
+        if self._cgroups.version == 2 or counted is None:
             return
-        paths = self._v1_paths()
-        counted = paths.pop("")
-        if paths and counted.is_dir():
-            inside = next(iter(paths.values()))
-            there = set(read_text(counted / "cgroup.procs").split())
-            for pid in set(read_text(inside / "cgroup.procs").split()) - there:
-                with suppress(OSError):
-                    write(counted / "cgroup.procs", pid)
+        controller = next(name for name in self._cgroups.trees if name)
+        there = set(read_text(counted / "cgroup.procs").split())
+        for pid in set(read_text(self.path(controller) / "cgroup.procs").split()) - there:
+            with suppress(OSError):
+                write(counted / "cgroup.procs", pid)
 
     def pids(self) -> set[int]:
         """Processes in the group and in groups below it, as seen from this pid namespace."""
