@@ -100,10 +100,12 @@ def shortage(host: Host, taken: Share, wanted: Share, had: Share = NOTHING, *, p
             item = _OWN
         fits = free // item.step * item.step
         least = "would fit" if fits else "nothing of it is left"
+        more = "" if item.name.endswith("_guarantee") else "; `lamella host set --overcommit` allows more"
         return Shortage(
             message=f"host {host.name} has {item.text(free)} of {item.text(most or 0)} {item.what} left,"
             f" and {item.text(asked)} are asked for",
-            hint=(f"{item.option(item.text(fits))} {least}" if fits else least) + "; `lamella ps` tells who runs there",
+            hint=(f"{item.option(item.text(fits))} {least}" if fits else least)
+            + f"; `lamella ps` tells who runs there{more}",
             field=item.field,
         )
     return None

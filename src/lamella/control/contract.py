@@ -116,7 +116,6 @@ def _limits(instance: Instance, read: dict[str, Mechanism]) -> list[Line]:
     }
     lines: list[Line] = []
     # What nobody asked for, and the host gives all the same, is no line.
-    asked |= {"weight": f"{format_cpu(spec.cpu_guarantee)} cores guaranteed"} if spec.cpu_guarantee else {}
     asked |= {"cpuset": "cores of its own"} if spec.cpu_pin else {}
     for subject, wanted in asked.items():
         seen = read.get(f"{LIMIT}{subject}")

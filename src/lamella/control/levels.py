@@ -175,7 +175,7 @@ LEVELS: dict[Isolation, Level] = {
 }
 
 NEVER_PROMISED = [
-    "A guaranteed share of CPU or memory: limits are ceilings, nothing is reserved.",
+    "CPU or memory beyond what is guaranteed: limits are ceilings.",
     "Availability: when the host fails, the instance is down until the host is back.",
     "Limits on disk and network throughput.",
 ]

@@ -187,6 +187,8 @@ class Agent:
         kept = {} if news.complete else {one.instance.id: one for one in asked if one.instance.id not in news.gone}
         await self.processors.use({**kept, **told}.values())
         await self._sharing.use(news)
+        if news.policy is not None:
+            self.memory.reserve = news.policy.reserve.memory or None
         for assignment in news.instances:
             self._assign(assignment, self._reporter)
         for id in news.gone:

@@ -25,10 +25,10 @@ class Capability(msgspec.Struct, kw_only=True):
 class Overcommit(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """How often what a host has, less its reserve, may be handed out as ceilings; guarantees never exceed it.
 
-    A ceiling of processors takes nothing from those who have guarantees, so many are allowed; memory that was handed out is used.
+    Processors are modestly so, memory not at all until an operator says otherwise: memory that was handed out is used.
     """
 
-    cpu: Annotated[float, Meta(ge=1, le=1000)] = 16.0
+    cpu: Annotated[float, Meta(ge=1, le=1000)] = 2.0
     memory: Annotated[float, Meta(ge=1, le=1000)] = 1.0
 
 

@@ -49,9 +49,9 @@ def cpus(layer: LayerUnderTest, name: str) -> list[int]:
     return sorted(os.sched_getaffinity(layer.show(name)["status"]["pid"]))
 
 
-def limit(layer: LayerUnderTest, name: str, subject: str) -> dict[str, str] | None:
+def line_of(layer: LayerUnderTest, name: str, kind: str, subject: str) -> dict[str, str] | None:
     contract = json.loads(layer.out("contract", name, "-o", "json"))
-    return next((line for line in contract["limits"] if line["subject"] == subject), None)
+    return next((line for line in contract[kind] if line["subject"] == subject), None)
 
 
 def until(true, what: str) -> None:
@@ -69,9 +69,9 @@ def test_a_guarantee_is_a_weight_that_the_kernel_has(layer: LayerUnderTest, neig
     )  # fmt: skip
     assert weight(layer, "web") == 0.5
     assert 0 < weight(layer, neighbour) <= len(os.sched_getaffinity(0)) - 0.5
-    line = limit(layer, "web", "weight")
-    assert line is not None and line["asked"] == "0.5 cores guaranteed" and Path(line["enforced_by"]).exists()
-    assert limit(layer, neighbour, "weight") is None
+    line = line_of(layer, "web", "guarantees", "cpu")
+    assert line is not None and line["asked"] == "0.5 cores" and Path(line["enforced_by"]).exists()
+    assert line_of(layer, neighbour, "guarantees", "cpu") is None
     assert layer.show("web")["spec"]["memory_guarantee"] == 16 << 20
     assert "share of the host" in layer.out("explain", "web")
     layer.lamella("set", "web", "--cpu", "0.8", "--cpu-guarantee", "0.7")
@@ -100,7 +100,7 @@ def test_a_core_of_ones_own_is_nobody_elses(layer: LayerUnderTest, neighbour: st
     others = [cpu for cpu in everything if cpu not in own]
     assert own and others and cpus(layer, "pinned") == own
     assert cpus(layer, neighbour) == others
-    line = limit(layer, "pinned", "cpuset")
+    line = line_of(layer, "pinned", "limits", "cpuset")
     assert line is not None and parse_list(Path(line["enforced_by"]).read_text()) == own
     pid = layer.show("pinned")["status"]["pid"]
     threads = [int(thread.name) for thread in Path(f"/proc/{pid}/task").iterdir()]

@@ -92,6 +92,11 @@ def test_a_guest_that_says_nothing_new_is_not_believed() -> None:
 def test_a_machine_s_limit_is_not_what_its_balloon_leaves_it() -> None:
     seen = held_of(Statistics(at=1, available=0), held=64 * MIB, ceiling=128 * MIB, resident=0, paused=False, now=1)
     limit = Mechanism(name="limit.memory", value="64MiB", evidence="QMP")
-    lines = {line.name: line for line in with_memory([limit], seen, 64 * MIB, follows=False)}
+    lines = {line.name: line for line in with_memory([limit], seen, 64 * MIB, floor=64 * MIB, follows=False)}
     assert lines["limit.memory"].value == "128MiB, of which it has 64MiB now"
     assert not lines["memory taken back"].in_force
+    assert lines["guarantee.memory"].in_force and "64MiB at least" in lines["guarantee.memory"].value
+    (low,) = [
+        line for line in with_memory([], seen, 0, floor=96 * MIB, follows=True) if line.name == "guarantee.memory"
+    ]
+    assert not low.in_force

@@ -113,7 +113,8 @@ class MemoryKeeper:
         known = self._known.get(id)
         if known is None or not found:
             return found
-        return with_memory(found, known.held, known.target, follows=not known.told)
+        floor = next((one.asked.instance.spec.memory_guarantee or 0 for one in self._instances() if one.id == id), 0)
+        return with_memory(found, known.held, known.target, floor=floor, follows=not known.told)
 
     async def _see(self, one: Kept) -> None:
         driver = one.driver

@@ -3,12 +3,13 @@
 import msgspec
 
 from lamella.host.memory.driver import Held
-from lamella.model.contract import LIMIT, Mechanism
+from lamella.model.contract import GUARANTEE, LIMIT, Mechanism
 from lamella.model.quantity import format_size
 
 
-def with_memory(found: list[Mechanism], held: Held, target: int, *, follows: bool) -> list[Mechanism]:
-    """*found* with two lines more. A machine's ceiling is not what its balloon leaves it now, and reads so."""
+def with_memory(found: list[Mechanism], held: Held, target: int, *, floor: int = 0, follows: bool) -> list[Mechanism]:
+    """*found* with two lines more, three where a *floor* was promised. A machine's ceiling is not what its balloon leaves it now, and
+    reads so."""
     ceiling = f"{format_size(held.ceiling)}, of which it has {format_size(held.held)} now"
     lines = [
         msgspec.structs.replace(item, value=ceiling) if held.balloon and item.name == f"{LIMIT}memory" else item
@@ -17,6 +18,10 @@ def with_memory(found: list[Mechanism], held: Held, target: int, *, follows: boo
     says = held.silent or f"{'it says that it uses' if held.balloon else 'in use'} {format_size(held.used or 0)}"
     now = f"{format_size(held.held)} of {format_size(held.ceiling)}; {says}"
     how = f"down to {format_size(target)}, by {held.means}"
+    if floor:
+        value = f"{format_size(floor)} at least, and {format_size(held.held)} now: nothing is taken below"
+        in_force = held.held >= min(floor, held.ceiling)
+        lines.append(Mechanism(name=f"{GUARANTEE}memory", value=value, evidence=held.evidence, in_force=in_force))
     return [
         *lines,
         Mechanism(name="memory now", value=now, evidence=held.evidence),

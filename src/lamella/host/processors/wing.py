@@ -11,7 +11,7 @@ from lamella.host.linux.cgroup import ROOT, Cgroups
 from lamella.host.linux.cgroup_seat import CORE, Group, Seat, set_affinity
 from lamella.host.processors.sharing import Promise, share_out
 from lamella.model.assignment import Assignment
-from lamella.model.contract import LIMIT, Mechanism
+from lamella.model.contract import GUARANTEE, LIMIT, Mechanism
 from lamella.model.cpulist import format_list
 from lamella.model.errors import Unsupported
 from lamella.model.instance import Power
@@ -91,7 +91,7 @@ class Processors:
             together = sum(self._group(cgroups, name).read().weight or 0 for name in cgroups.ids())
             found.append(
                 Mechanism(
-                    name=f"{LIMIT}weight",
+                    name=f"{GUARANTEE}cpu",
                     value=f"{held.weight} of the {together} that all here weigh together, on {len(self._cpus)} CPUs",
                     evidence=held.weight_file,
                     in_force=held.weight * len(self._cpus) * CORE >= promise.guarantee * together * 0.99,
