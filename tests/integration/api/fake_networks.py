@@ -1,11 +1,12 @@
 """Networks and firewalls of the layer in memory; what subnets may be is the real rule."""
 
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 from fake_part import Part
 from msgspec.structs import replace
 
-from lamella.control.network import dual_stack, subnets
+from lamella.control.network import subnets
 from lamella.model.errors import NotFound
 from lamella.model.firewall import FirewallSpec, FirewallStatus
 from lamella.model.ids import check_name
@@ -16,8 +17,8 @@ from lamella.model.resource import new_resource
 class FakeNetworks(Part):
     async def create(self, who: Any, project: str, body: Any) -> Any:
         check_name(body.name)
-        subnet = subnets.parse(body.subnet) if body.subnet else subnets.choose([])
-        subnet6 = str(dual_stack.parse(body.subnet6)) if body.subnet6 else ""
+        subnet = subnets.parse(body.subnet, IPv4Network) if body.subnet else subnets.choose([])
+        subnet6 = str(subnets.parse(body.subnet6, IPv6Network)) if body.subnet6 else ""
         spec = NetworkSpec(subnet=str(subnet), subnet6=subnet6, mtu=body.mtu, isolated=body.isolated)
         return self.new("network", body.name, spec, NetworkStatus(), project, body.labels)
 
