@@ -25,6 +25,7 @@ from benchmarks import (
     network_ports,
     sampler,
     unikernel,
+    victim,
     vm,
     wasm,
 )
@@ -49,6 +50,7 @@ GROUPS = (
     "overlay",
     "memory",
     "sampler",
+    "victim",
 )
 
 
@@ -95,6 +97,8 @@ def main() -> int:
             rows += limits.rows(layer, max(3, args.runs // 5))
         if "move" in chosen:
             rows += move.rows(layer, max(4, args.runs // 3))
+        if "victim" in chosen:
+            rows += victim.rows(layer, max(3, args.runs // 3))
         if "network" in chosen:
             rows += network.rows(layer, args.runs)
     if "ports" in chosen:
