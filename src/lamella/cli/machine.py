@@ -42,7 +42,7 @@ def options(parser: "Parser") -> None:
     parser.option("--graphics", choices=("none", "vga", "virtio", "qxl"), help="vga (default), virtio, qxl or none")
     parser.option("--spice", action="store_true", help="a screen that speaks SPICE besides VNC")
     parser.option("--usb", metavar="VENDOR:PRODUCT", help="a USB device of the host", **more)
-    parser.option("--huge-pages", metavar="SIZE", help="memory in huge pages of the host: 2MiB, 1GiB")
+    parser.option("--huge-pages", "--hugepages", metavar="SIZE", help="memory in huge pages of the host: 2MiB, 1GiB")
     parser.option("--watchdog", choices=("reset", "poweroff", "pause", "dump"), help="what it does when it is not fed")
     parser.option("--on-crash", choices=("stop", "dump"), help="when its kernel panics: stop (default) or dump first")
     parser.option("--user-data", metavar="FILE", help="for cloud-init, as it is")

@@ -27,6 +27,7 @@ def _set_options(parser: "Parser") -> None:
     )
     parser.option(
         "--huge-pages",
+        "--hugepages",
         metavar="2MiB=512",
         help="pages set apart for --huge-pages; unset gives them back as the host had them",
     )

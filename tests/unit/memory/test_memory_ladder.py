@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,3 +101,9 @@ def test_a_machine_s_limit_is_not_what_its_balloon_leaves_it() -> None:
         line for line in with_memory([], seen, 0, floor=96 * MIB, follows=True) if line.name == "guarantee.memory"
     ]
     assert not low.in_force
+    # A group that uses little may use its ceiling at once.
+    idle = msgspec.structs.replace(seen, balloon=False, held=1 * MIB)
+    (kept,) = [
+        line for line in with_memory([], idle, 0, floor=96 * MIB, follows=True) if line.name == "guarantee.memory"
+    ]
+    assert kept.in_force and "96MiB at least" in kept.value

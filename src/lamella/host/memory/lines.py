@@ -19,8 +19,10 @@ def with_memory(found: list[Mechanism], held: Held, target: int, *, floor: int =
     now = f"{format_size(held.held)} of {format_size(held.ceiling)}; {says}"
     how = f"down to {format_size(target)}, by {held.means}"
     if floor:
-        value = f"{format_size(floor)} at least, and {format_size(held.held)} now: nothing is taken below"
-        in_force = held.held >= min(floor, held.ceiling)
+        # A balloon leaves the guest what it has; a group has as much as it uses, and may use its ceiling at once.
+        given = f", and {format_size(held.held)} now" if held.balloon else ""
+        value = f"{format_size(floor)} at least{given}: nothing is taken below"
+        in_force = not held.balloon or held.held >= min(floor, held.ceiling)
         lines.append(Mechanism(name=f"{GUARANTEE}memory", value=value, evidence=held.evidence, in_force=in_force))
     return [
         *lines,
