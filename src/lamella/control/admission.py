@@ -93,7 +93,8 @@ def check_spec(spec: InstanceSpec) -> None:
             raise Invalid(error.message, hint=error.hint, field="spec.stop_signal") from error
     for nic in spec.nics:
         check_publish(nic.publish)
-    check_shares(spec)
+    if spec.isolation not in MACHINES or spec.memory is not None:
+        check_shares(spec)  # a machine's image may have a size of its own
     check_level(spec)
 
 
@@ -183,6 +184,7 @@ def admit(
     if command:
         decide("command", " ".join(command)[:200], _command_reason(spec))
     decisions += with_defaults(spec, image.status.appliance)
+    check_shares(spec)
 
     status = InstanceStatus(host=host.id, image_digest=image.status.digest, decisions=decisions)
     instance: Instance = new_resource("instance", name, spec, status, project=project, labels=labels)

@@ -5,7 +5,7 @@ both. They are chosen, in this order: on as few nodes as can be, so that memory 
 that has the least room left where it fits, so that large ones find room later; below as few last-level caches as can be.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -51,6 +51,13 @@ def cores_of(topology: Topology) -> list[Core]:
                 )
             )
     return made
+
+
+def suffices(topology: Topology | None, cpus: Collection[int], wanted: int) -> bool:
+    """Whether who has *cpus* for itself has *wanted* of them, and no whole core to spare: then it stays where it is."""
+    own = {cpu.id: cpu.core for cpu in topology.cpus if cpu.id in cpus} if topology is not None else {}
+    sizes = [sum(core == one for core in own.values()) for one in set(own.values())]
+    return len(cpus) >= wanted > len(cpus) - min(sizes, default=1)
 
 
 def reserved(cores: Sequence[Core], cpus: int) -> frozenset[int]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from lamella.control import huge_pages
 from lamella.control.shares import NOTHING, Share, counts, share_of
 from lamella.model.contract import Line
 from lamella.model.errors import NoRoom
@@ -68,7 +69,9 @@ def bounds_of(host: Host) -> Bounds:
     """The most that *host* may promise."""
     spec, status = host.spec, host.status
     cpu = max(0, status.cpu - spec.reserve.cpu) if status.cpu else None
-    memory = max(0, status.memory - spec.reserve.memory) if status.memory else None
+    # What is set apart in huge pages is for those who ask for them.
+    apart = sum(size * huge_pages.apart(host, size) for size in huge_pages.sizes_of(host))
+    memory = max(0, status.memory - spec.reserve.memory - apart) if status.memory else None
     return Bounds(
         cpu_guarantee=cpu,
         memory_guarantee=memory,
@@ -117,7 +120,8 @@ def check(host: Host, instances: Iterable[Instance], instance: Instance, had: Sh
     :raise NoRoom: when it has not; it says of what, how much is left, and what would fit.
     """
     others = taken(host, instances, but=instance.id)
-    short = shortage(host, others, share_of(instance.spec), had, pinned=instance.spec.cpu_pin)
+    wanted = share_of(instance.spec, len(instance.status.cpus))
+    short = shortage(host, others, wanted, had, pinned=instance.spec.cpu_pin)
     if short is not None:
         raise NoRoom(short.message, hint=short.hint, field=short.field)
 

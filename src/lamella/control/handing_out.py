@@ -24,7 +24,9 @@ def shortages(tx: Transaction, spec: InstanceSpec, hosts: Sequence[Host]) -> dic
         short = capacity.shortage(host, capacity.taken(host, instances), wanted, pinned=spec.cpu_pin)
         if short is None and spec.cpu_pin:
             try:
-                find_cores(tx, host, spec)
+                own = len(find_cores(tx, host, spec).cpus)
+                # Whole cores may be more than was asked for.
+                short = capacity.shortage(host, capacity.taken(host, instances), share_of(spec, own), pinned=True)
             except LamellaError as error:
                 short = Shortage(message=f"host {host.name}: {error.message}", hint=error.hint, field="spec.cpu_pin")
         if short is not None:
@@ -34,7 +36,7 @@ def shortages(tx: Transaction, spec: InstanceSpec, hosts: Sequence[Host]) -> dic
 
 def held(instance: Instance) -> Share:
     """What the instance has of its host now."""
-    return share_of(instance.spec) if counts(instance) else NOTHING
+    return share_of(instance.spec, len(instance.status.cpus)) if counts(instance) else NOTHING
 
 
 def check_room(tx: Transaction, instance: Instance, had: Share) -> None:

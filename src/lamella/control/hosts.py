@@ -3,7 +3,7 @@
 import msgspec
 
 from lamella.control.events import record
-from lamella.control.huge_pages import check_reservation
+from lamella.control.huge_pages import check_given_back, check_reservation
 from lamella.control.merging import merge_labels, merge_patch
 from lamella.model.errors import Invalid, NotFound
 from lamella.model.host import Host, HostSpec
@@ -75,7 +75,10 @@ def _check(tx: Transaction, host: Host, wanted: HostSpec) -> None:
             hint="reserve less",
             field="spec.reserve.memory",
         )
-    if wanted.huge_pages is not None and wanted.huge_pages != host.spec.huge_pages:
+    if wanted.huge_pages != host.spec.huge_pages:
         instances: list[Instance] = tx.list("instance")
         here = [instance for instance in instances if instance.status.host == host.id]
-        wanted.huge_pages = check_reservation(host, wanted, here)
+        if wanted.huge_pages is None:
+            check_given_back(host, here)
+        else:
+            wanted.huge_pages = check_reservation(host, wanted, here)

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
+from lamella.control import shares
 from lamella.model.errors import Conflict, Invalid, NoRoom, Unsupported
 from lamella.model.host import Host, HostSpec
-from lamella.model.instance import Instance, InstanceSpec, Isolation, Power
+from lamella.model.instance import Instance, InstanceSpec, Isolation
 from lamella.model.quantity import format_size, parse_size
 from lamella.store.store import Transaction
 
@@ -33,11 +34,11 @@ def pages_for(spec: InstanceSpec, memory: int) -> int:
 
 
 def held(instances: Iterable[Instance], size: int) -> int:
-    """How many pages of *size* bytes these hold: those that are not to be stopped."""
+    """How many pages of *size* bytes these hold: those that run, or may begin to."""
     return sum(
         pages_for(item.spec, memory_of(item.spec))
         for item in instances
-        if item.spec.huge_pages == size and item.spec.power is not Power.STOPPED and item.deleted_at is None
+        if item.spec.huge_pages == size and shares.counts(item)
     )
 
 
@@ -70,14 +71,30 @@ def check_reservation(host: Host, wanted: HostSpec, here: Sequence[Instance]) ->
             )
         found[format_size(size)] = count
         whole += size * count
-    room = host.status.memory - wanted.reserve.memory
+    guaranteed = sum(shares.share_of(item.spec).memory_guarantee for item in here if shares.counts(item))
+    room = max(0, host.status.memory - wanted.reserve.memory - guaranteed)
     if host.status.memory and whole > room:
         raise Invalid(
-            f"{format_size(whole)} of huge pages do not fit into host {host.name}, which has {format_size(room)} beside its reserve",
+            f"{format_size(whole)} of huge pages do not fit into host {host.name}, which has {format_size(room)} beside its reserve"
+            " and what is guaranteed",
             hint="ask for fewer pages: what is set apart is nobody else's",
             field="spec.huge_pages",
         )
     return found
+
+
+def check_given_back(host: Host, here: Iterable[Instance]) -> None:
+    """That none of the instances *here* holds pages that the policy of *host* sets apart, now that it is to set none.
+
+    :raise Conflict: when one does.
+    """
+    holding = list(here)
+    for text in host.spec.huge_pages or {}:
+        if used := held(holding, parse_size(text, field="spec.huge_pages")):
+            raise Conflict(
+                f"instances of host {host.name} hold {used} pages of {text}, which would be given back",
+                hint=f"stop them first, or keep {text}={used}",
+            )
 
 
 def check_machine(spec: InstanceSpec) -> None:

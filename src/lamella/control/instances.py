@@ -29,7 +29,7 @@ from lamella.control.network.firewalls import firewalls_of
 from lamella.control.network.rates import rates_of, without
 from lamella.control.pinning import settle_pins
 from lamella.control.placement import Placement, place
-from lamella.control.shares import share_of
+from lamella.control.shares import check_shares, share_of
 from lamella.control.storage.attaching import Named, able_hosts, attach, resolve
 from lamella.model import bit_rate
 from lamella.model.errors import (
@@ -112,8 +112,8 @@ class Instances:
                 firewalls=[firewalls_of(tx, project, nic.firewalls) for nic in spec.nics],
             )
             # An appliance may have sizes of its own.
-            check_room(tx, admitted.instance, share_of(body.spec))
             settle_pins(tx, admitted.instance)
+            check_room(tx, admitted.instance, share_of(body.spec))
             instance = tx.insert(admitted.instance)
             if named:
                 attach(tx, instance, named)
@@ -290,6 +290,7 @@ class Instances:
                     field=f"spec.{field}",
                 )
         check_spec(wanted)
+        check_shares(wanted)
         _check_directories(who, wanted)
         self._refuse_growth(instance, wanted)
         for field in ("cpu", "memory", "pids", "cpu_guarantee", "memory_guarantee"):
@@ -391,8 +392,8 @@ class Instances:
                 raise Conflict(f"{instance.name} is being removed")
             had = held(instance)
             change(tx, instance)
-            check_room(tx, instance, had)
             settle_pins(tx, instance)
+            check_room(tx, instance, had)
             tx.audit(Audit(principal=who.name, verb=verb, subject=f"instance/{project}/{instance.name}"))
             return tx.update(instance, expected=expected)
 

@@ -48,9 +48,10 @@ def settle_pins(tx: Transaction, instance: Instance) -> None:
     if instance.deleted_at is not None:
         return
     if spec.cpu_pin and spec.power is not Power.STOPPED:
-        found = find_cores(tx, host, spec, but=instance.id)
-        # Who needs as many as before stays where it is.
-        if len(found.cpus) != len(status.cpus):
+        if not allocation.suffices(host.status.topology, status.cpus, (spec.cpu or 0) // 1000):
+            found = find_cores(tx, host, spec, but=instance.id)
+            if found.cpus == tuple(status.cpus):
+                return
             _give_back(tx, host, instance)
             for cpu in found.cpus:
                 tx.claim(_space(host), str(cpu), instance.id)

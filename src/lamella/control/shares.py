@@ -59,13 +59,14 @@ def check_shares(spec: InstanceSpec) -> None:
 
 def share_of(spec: InstanceSpec, own: int = 0) -> Share:
     """What *spec* takes of a host while it runs, with *own* CPUs that nobody else has. A ceiling of processors counts when it was asked
-    for; the memory of a machine always counts. Cores of one's own are guaranteed."""
+    for; the memory of a machine always counts, but for huge pages, which are counted as such. Cores of one's own are guaranteed."""
     guarantee = spec.cpu_guarantee or 0
+    plain = not spec.huge_pages
     return Share(
         cpu_guarantee=max(guarantee, spec.cpu or 0, own * 1000) if spec.cpu_pin else guarantee,
-        memory_guarantee=spec.memory_guarantee or 0,
+        memory_guarantee=(spec.memory_guarantee or 0) if plain else 0,
         cpu=spec.cpu or 0,
-        memory=spec.memory or DEFAULT_MEMORY.get(spec.isolation, 0),
+        memory=(spec.memory or DEFAULT_MEMORY.get(spec.isolation, 0)) if plain else 0,
     )
 
 

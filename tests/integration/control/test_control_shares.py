@@ -46,6 +46,41 @@ async def test_nobody_is_promised_what_another_has(layer: Layer, host: StorageHo
     assert line.value.startswith("2 of 2 guaranteed (1.00)")
 
 
+async def test_who_has_its_cores_keeps_them_whatever_the_host_keeps_for_itself_now(
+    layer: Layer, host: StorageHost
+) -> None:
+    facts = await host.facts()
+    facts.cpu, facts.memory = 4000, 8 << 30
+    facts.topology = Topology(cpus=[Cpu(id=id, core=id) for id in range(4)], caches=[], nodes=[])
+    await layer.desk.register(host.name, facts, "")
+    await create(layer, "first", cpu=2000, cpu_pin=True)
+    await layer.hosts.patch(WHO, "default", host.name, ResourcePatch(spec={"reserve": {"cpu": 3000}}), expected=None)
+    kept = await layer.instances.patch(WHO, "default", "first", ResourcePatch(labels={"a": "b"}), expected=None, wait=0)
+    assert kept.status.cpus == [1, 2] and kept.labels == {"a": "b"}
+    kept = await layer.instances.power(WHO, "default", "first", "restart", timeout=None, wait=0)
+    assert kept.status.cpus == [1, 2]
+
+
+async def test_both_threads_of_a_core_are_promised(layer: Layer, host: StorageHost) -> None:
+    facts = await host.facts()
+    facts.cpu, facts.memory = 4000, 8 << 30
+    facts.topology = Topology(cpus=[Cpu(id=id, core=id % 2) for id in range(4)], caches=[], nodes=[])
+    await layer.desk.register(host.name, facts, "")
+    await create(layer, "first", cpu_guarantee=2500)
+    # One CPU would fit; a whole core has two.
+    with pytest.raises(NoRoom, match=r"1\.5 of 4 guaranteed cores left, and 2 are asked for"):
+        await create(layer, "second", cpu=1000, cpu_pin=True)
+    await layer.instances.patch(
+        WHO, "default", "first", ResourcePatch(spec={"cpu_guarantee": 2000}), expected=None, wait=0
+    )
+    second = await create(layer, "second", cpu=1000, cpu_pin=True)
+    assert second.status.cpus == [1, 3]
+    with pytest.raises(NoRoom):
+        await layer.instances.patch(
+            WHO, "default", "first", ResourcePatch(spec={"cpu_guarantee": 2100}), expected=None, wait=0
+        )
+
+
 async def test_a_core_is_one_instances_until_it_has_stopped(layer: Layer, host: StorageHost) -> None:
     facts = await host.facts()
     facts.cpu, facts.memory = 4000, 8 << 30

@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 from lamella.control import capacity
 from lamella.control.admission import check_spec
 from lamella.control.placement import place
-from lamella.control.shares import NOTHING, Share, counts, share_of
+from lamella.control.shares import NOTHING, Share, check_shares, counts, share_of
 from lamella.model.errors import Invalid, NoRoom
 from lamella.model.host import Capability, HostSpec, HostStatus, Overcommit, Reserve
 from lamella.model.instance import InstanceSpec, InstanceStatus, Isolation, Phase, Power, RestartMode, RestartPolicy
 from lamella.model.resource import new_resource, now
+from lamella.model.topology import Cpu, HugePages, Node, Topology
 
 GIB = 1 << 30
 NO_RESERVE, TWICE = Reserve(), Overcommit(cpu=2, memory=1.5)
@@ -142,5 +143,18 @@ def test_the_contract_tells_what_its_host_has_promised() -> None:
 )
 def test_guarantees_that_make_no_sense_are_refused(fields, words: str) -> None:
     with pytest.raises(Invalid, match=words) as refused:
-        check_spec(InstanceSpec(image="x", **fields))
+        check_shares(InstanceSpec(image="x", **fields))
     assert refused.value.hint
+
+
+def test_a_machine_s_image_may_have_a_size_of_its_own() -> None:
+    check_spec(InstanceSpec(image="x", isolation=Isolation.VM, memory_guarantee=2 * GIB))
+
+
+def test_huge_pages_are_not_handed_out_as_ordinary_memory() -> None:
+    host = a_host()
+    nodes = [Node(id=0, cpus=[0], huge_pages=[HugePages(size=2 << 20, total=0, free=0)])]
+    host.status.topology = Topology(cpus=[Cpu(id=0, core=0)], caches=[], nodes=nodes)
+    host.spec.huge_pages = {"2MiB": 4096}
+    assert capacity.bounds_of(host).memory_guarantee == 8 * GIB
+    assert share_of(InstanceSpec(image="x", isolation=Isolation.VM, memory=GIB, huge_pages=2 << 20)) == Share()

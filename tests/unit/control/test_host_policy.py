@@ -94,6 +94,19 @@ async def test_a_policy_that_does_not_fit_is_refused_with_a_sentence(
         await store.close()
 
 
+async def test_pages_that_somebody_holds_are_not_given_back(tmp_path: Path) -> None:
+    store = await store_at(tmp_path)
+    try:
+        id = await Desk(store, Bulletin(store)).register("n1", facts(), "")
+        hosts = Hosts(store)
+        await hosts.patch(ROOT, "default", "n1", ResourcePatch(spec={"huge_pages": {"2MiB": 64}}), expected=None)
+        await store.write(lambda tx: tx.insert(machine(id, 64 * MIB)))
+        with pytest.raises(Conflict, match="hold 32 pages of 2MiB, which would be given back"):
+            await hosts.patch(ROOT, "default", "n1", ResourcePatch(spec={"huge_pages": None}), expected=None)
+    finally:
+        await store.close()
+
+
 def test_a_machine_goes_where_its_pages_are_free() -> None:
     told: Host = new_resource("host", "told", HostSpec(), facts())
     set_apart: Host = new_resource("host", "apart", HostSpec(huge_pages={"2MiB": 40}), facts())

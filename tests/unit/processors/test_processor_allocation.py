@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.unit.processors.recorded_machines import NAMES, lay_out
 
-from lamella.control.allocation import cores_of, pin, reserved
+from lamella.control.allocation import cores_of, pin, reserved, suffices
 from lamella.host.processors.reading import read_topology
 from lamella.model.errors import NoRoom
 from lamella.model.topology import Topology
@@ -77,3 +77,17 @@ def test_the_fast_cores_of_an_asymmetric_machine(machines: dict[str, Topology]) 
     assert {speed[cpu] for cpu in kept} == {280}
     rest = pin(phone, {"a": first.cpus}, 4, keep=kept)
     assert {speed[cpu] for cpu in rest.cpus} == {855}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_who_has_enough_and_no_core_to_spare_stays(machines: dict[str, Topology], data: st.DataObject) -> None:
+    topology = machines[data.draw(st.sampled_from(NAMES))]
+    wanted = data.draw(st.integers(1, len(topology.cpus)))
+    own = pin(topology, {}, wanted).cpus
+    assert suffices(topology, own, wanted)
+    assert not suffices(topology, own, len(own) + 1)
+    cores = {cpu.core for cpu in topology.cpus if cpu.id in own}
+    smallest = min(sum(cpu.core == core for cpu in topology.cpus) for core in cores)
+    assert not suffices(topology, own, len(own) - smallest)
+    assert not suffices(topology, (), wanted) and suffices(None, own, len(own))

@@ -102,7 +102,7 @@ def test_a_seat_is_written_read_back_and_taken_away(tmp_path: Path, version: int
     found.take(Seat())
     assert (cpu / "web" / found.weight_file).read_text() == ("100" if version == 2 else "1024")
     # Nothing in it is the parent's in version 2; in version 1 the parent's is written out.
-    assert (cpuset / "web" / "cpuset.cpus").read_text() == ("" if version == 2 else "0-7")
+    assert (cpuset / "web" / "cpuset.cpus").read_text() == ("\n" if version == 2 else "0-7")
     Group.find(version, trees, "gone").take(Seat(weight=1000, cpus=(1,)))
 
 

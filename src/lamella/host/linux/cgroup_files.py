@@ -28,6 +28,6 @@ def read_table(path: Path) -> dict[str, int]:
 
 
 def write(path: Path, value: int | str) -> None:
-    """Write *value* in one go, which is how the kernel wants it."""
+    """Write *value* in one go, which is how the kernel wants it; nothing is a line end, since no byte would be no word at all."""
     with path.open("w") as file:
-        file.write(str(value))
+        file.write(str(value) or "\n")

@@ -67,7 +67,7 @@ class Processors:
             return
         present = cgroups.ids()
         # Who has no promise and does not run has no part of what is left.
-        promises = [one for one in self._promises.values() if one.guarantee or one.cpus or one.id in present]
+        promises = [one for one in self._promises.values() if one.cpus or one.id in present]
         shares = share_out(promises, present - self._promises.keys(), self._cpus)
         seats = [(name, seat) for name, seat in shares.seats.items() if name in present]
         own = {one.id for one in self._promises.values() if one.cpus}

@@ -17,11 +17,12 @@ from lamella.host.sharing.settings import Settings
 from lamella.host.sharing.taking import Machine, participants
 from lamella.model.assignment import Assignment, Assignments
 from lamella.model.contract import Mechanism
-from lamella.model.errors import LamellaError
+from lamella.model.errors import LamellaError, Unsupported
 from lamella.model.host import Capability, HostSpec, SamePages
 from lamella.model.instance import Instance, Isolation
 from lamella.model.quantity import format_size
 from lamella.model.sharing import Sharing
+from lamella.model.sizes import DEFAULT_MEMORY
 
 log = logging.getLogger("lamella.host.sharing")
 
@@ -115,7 +116,7 @@ class SharingWing:
                 return f"whether {instance.name} takes part in KSM is not known: {error.message}"
             if merged is None:
                 return None
-            memory = instance.spec.memory or 0
+            memory = instance.spec.memory or DEFAULT_MEMORY.get(instance.spec.isolation, 0)
             return Machine(id=instance.id, project=instance.project, memory=memory, merged=merged), driver
 
         able = [
@@ -134,7 +135,10 @@ class SharingWing:
         return await blocking(self._figures, ids, self._projects, [*self._huge, *self._same])
 
     def _figures(self, ids: list[str], projects: list[str], refused: list[str]) -> Sharing:
-        groups = Cgroups(ROOT, self._home.mark)
+        try:
+            groups = Cgroups(ROOT, self._home.mark)
+        except Unsupported:
+            return Sharing(ksm=pages.same_pages(self._settings), projects=projects, refused=refused)
         count = alone = together = merged = 0
         for id in ids:
             processes = [figures.read(pid) for pid in groups.group(id).pids()]
