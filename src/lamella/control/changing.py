@@ -1,5 +1,7 @@
 """The rows that a change of an instance's spec brings and drops, in the transaction that writes it."""
 
+import msgspec
+
 from lamella.control.devices import change_of, new_port, new_volume
 from lamella.control.fitting import PLUGGABLE
 from lamella.control.lookup import find_image
@@ -9,7 +11,7 @@ from lamella.control.network.rates import change_rates
 from lamella.control.pinning import settle_pins
 from lamella.control.storage.attaching import attach, check_idle, resolve
 from lamella.model.board import Cdrom
-from lamella.model.errors import Conflict, NotFound, Unsupported
+from lamella.model.errors import Conflict, NoRoom, NotFound, Unsupported
 from lamella.model.image import ArtifactKind, Image
 from lamella.model.instance import Instance, InstanceSpec, Phase
 from lamella.model.network import Network, Port
@@ -129,7 +131,12 @@ def undo(tx: Transaction, changed: Instance, before: Instance) -> None:
     status.disks, status.ports, status.cdroms = old.disks, old.ports, old.cdroms
     # What was asked for and never came goes as what is taken out does.
     status.retired = [*old.retired, *sorted(brought)]
-    settle_pins(tx, instance)
+    try:
+        settle_pins(tx, instance)
+    except NoRoom:
+        # Its cores are somebody else's by now: all but them is as it was.
+        instance.spec = msgspec.structs.replace(before.spec, cpu_pin=False)
+        settle_pins(tx, instance)
     tx.update(instance)
 
 

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 from tests.storage_host import StorageHost
 
+from lamella.control.changing import undo
 from lamella.control.layer import Layer
 from lamella.model.assignment import InstanceReport
 from lamella.model.errors import NoRoom
@@ -112,3 +113,17 @@ async def test_a_core_is_one_instances_until_it_has_stopped(layer: Layer, host: 
     assert given.status.cpus == []
     started = await layer.instances.power(WHO, "default", "first", "start", timeout=None, wait=0)
     assert started.status.cpus == [1, 2]
+
+
+async def test_a_refused_change_is_taken_back_though_others_have_its_cores(layer: Layer, host: StorageHost) -> None:
+    facts = await host.facts()
+    facts.cpu, facts.memory = 4000, 8 << 30
+    facts.topology = Topology(cpus=[Cpu(id=id, core=id) for id in range(4)], caches=[], nodes=[])
+    await layer.desk.register(host.name, facts, "")
+    before = await create(layer, "first", cpu=3000, cpu_pin=True)
+    change = ResourcePatch(spec={"cpu_pin": False, "pids": 100})
+    changed = await layer.instances.patch(WHO, "default", "first", change, expected=None, wait=0)
+    other = await create(layer, "second", cpu=1000, cpu_pin=True)
+    await layer.store.write(lambda tx: undo(tx, changed, before))
+    after = await layer.store.get("instance", "default", "first")
+    assert (after.spec.pids, after.spec.cpu_pin, after.status.cpus, other.status.cpus) == (4096, False, [], [1])
