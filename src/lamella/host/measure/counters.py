@@ -21,6 +21,7 @@ _V1 = {
     "memory": ("memory", "memory.usage_in_bytes"),
     "limit": ("memory", "memory.limit_in_bytes"),
     "full": ("memory", "memory.failcnt"),
+    "full with swap": ("memory", "memory.memsw.failcnt"),
     "oom": ("memory", "memory.oom_control"),
 }
 _V2 = {
@@ -36,7 +37,7 @@ _PRESSURE = {f"{kind} waits": ("", f"{kind}.pressure") for kind in ("cpu", "memo
 class Counters(msgspec.Struct, frozen=True, kw_only=True):
     """Of one group at the time *at* (seconds, monotonic). Seconds of processor *used* and *throttled* (summed over processors);
     ``*_waits`` are seconds lost to waiting, ``None`` where that is not counted. *cpu_limit* is cores, memory in bytes.
-    *full* is how often the memory limit was reached. *received* and *sent* are bytes that passed its first NIC."""
+    *full* is how often the memory limit was reached, with swap or without. *received* and *sent* are bytes that passed its first NIC."""
 
     at: float
     used: float
@@ -54,7 +55,7 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GroupReader:
-    """Reads one group again and again. *keep* holds its files open between two readings: ten descriptors or less."""
+    """Reads one group again and again. *keep* holds its files open between two readings: eleven descriptors or less."""
 
     def __init__(self, group: Cgroup, *, version: int, keep: bool = True) -> None:
         self._paths = _files(group, version)
@@ -125,7 +126,8 @@ def parse_v1(texts: dict[str, str], at: float) -> Counters | None:
         cpu_limit=quota / PERIOD if quota is not None and quota > 0 else None,
         memory=_number(texts.get("memory", "")),
         memory_limit=limit if limit is not None and limit < UNLIMITED else None,
-        full=_number(texts.get("full", "")) or 0,
+        # Where both limits are the same, the kernel charges the one with swap first: only that is found full.
+        full=(_number(texts.get("full", "")) or 0) + (_number(texts.get("full with swap", "")) or 0),
         oom_kills=_field(texts.get("oom", ""), "oom_kill") or 0,
         cpu_waits=_waits(texts, "cpu"),
         memory_waits=_waits(texts, "memory"),
