@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from itertools import pairwise
 
+import msgspec
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -221,6 +222,15 @@ def test_who_reached_its_limit_in_the_second_before_was_killed_by_it() -> None:
     assert slot.outside == 1.0
 
 
+@given(st.integers(0, 1 << 30), st.integers(0, 1 << 30))
+def test_who_was_at_its_limit_was_killed_by_it_though_nobody_counted_that(first: int, second: int) -> None:
+    before, after = reading(2.0), reading(3.0, oom_kills=1)
+    before, after = msgspec.structs.replace(before, peak=first), msgspec.structs.replace(after, peak=second)
+    slot = between(before, after, Promise(memory_floor=1 << 20), reading(1.0))
+    assert slot is not None
+    assert slot.outside == (max(first, second) <= (1 << 30) - (128 << 10))
+
+
 @given(st.lists(st.floats(0, 2), min_size=10, max_size=60))
 def test_a_memory_ceiling_is_broken_by_what_stays_above_it(parts: list[float]) -> None:
     ceiling = 1 << 30
@@ -276,8 +286,7 @@ V1 = {
     "quota": "50000\n",
     "memory": "4096\n",
     "limit": "67108864\n",
-    "full": "1\n",
-    "full with swap": "2\n",
+    "full": "3\n",
     "oom": "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n",
     "cpu waits": "some avg10=1.93 avg60=0.82 avg300=0.20 total=1742017\nfull avg10=0.38 avg60=0.11 avg300=0.00 total=250000\n",
 }

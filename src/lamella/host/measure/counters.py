@@ -10,10 +10,12 @@ from pathlib import Path
 import msgspec
 
 from lamella.host.linux.cgroup import Cgroup
+from lamella.host.linux.cgroup_files import write
 from lamella.host.linux.cgroup_v1 import PERIOD, UNLIMITED
 from lamella.host.linux.pressure import Stall, parse_stall
 
 _MOST = 4096
+_ROOM = 128 << 10
 _V1 = {
     "used": ("cpuacct", "cpuacct.usage"),
     "cpu": ("cpu", "cpu.stat"),
@@ -21,7 +23,7 @@ _V1 = {
     "memory": ("memory", "memory.usage_in_bytes"),
     "limit": ("memory", "memory.limit_in_bytes"),
     "full": ("memory", "memory.failcnt"),
-    "full with swap": ("memory", "memory.memsw.failcnt"),
+    "peak": ("memory", "memory.max_usage_in_bytes"),
     "oom": ("memory", "memory.oom_control"),
 }
 _V2 = {
@@ -37,7 +39,9 @@ _PRESSURE = {f"{kind} waits": ("", f"{kind}.pressure") for kind in ("cpu", "memo
 class Counters(msgspec.Struct, frozen=True, kw_only=True):
     """Of one group at the time *at* (seconds, monotonic). Seconds of processor *used* and *throttled* (summed over processors);
     ``*_waits`` are seconds lost to waiting, ``None`` where that is not counted. *cpu_limit* is cores, memory in bytes.
-    *full* is how often the memory limit was reached, with swap or without. *received* and *sent* are bytes that passed its first NIC."""
+    *full* is how often the memory limit was reached, *peak* the most memory since :meth:`GroupReader.lower_peak` (version 1 alone: where
+    the limit with swap is the same, that one is charged first, and Linux 6.18 does not count how often it was reached).
+    *received* and *sent* are bytes that passed its first NIC."""
 
     at: float
     used: float
@@ -46,12 +50,18 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     memory: int | None = None
     memory_limit: int | None = None
     full: int = 0
+    peak: int | None = None
     oom_kills: int = 0
     cpu_waits: Stall | None = None
     memory_waits: Stall | None = None
     io_waits: Stall | None = None
     received: int | None = None
     sent: int | None = None
+
+    @property
+    def at_limit(self) -> bool:
+        """Whether *peak* says that there was no room for a page more below the limit; a kernel stack is four."""
+        return self.peak is not None and self.memory_limit is not None and self.peak > self.memory_limit - _ROOM
 
 
 class GroupReader:
@@ -74,6 +84,11 @@ class GroupReader:
             if not self._keep:
                 self.close()
         return parse_v2(texts, at) if self._version == 2 else parse_v1(texts, at)
+
+    def lower_peak(self) -> None:
+        """From now on the peak is of what comes; for the one reader whose readings are compared."""
+        with suppress(OSError):
+            write(self._paths["peak"], 0)
 
     def close(self) -> None:
         for descriptor in self._open.values():
@@ -126,8 +141,8 @@ def parse_v1(texts: dict[str, str], at: float) -> Counters | None:
         cpu_limit=quota / PERIOD if quota is not None and quota > 0 else None,
         memory=_number(texts.get("memory", "")),
         memory_limit=limit if limit is not None and limit < UNLIMITED else None,
-        # Where both limits are the same, the kernel charges the one with swap first: only that is found full.
-        full=(_number(texts.get("full", "")) or 0) + (_number(texts.get("full with swap", "")) or 0),
+        full=_number(texts.get("full", "")) or 0,
+        peak=_number(texts.get("peak", "")),
         oom_kills=_field(texts.get("oom", ""), "oom_kill") or 0,
         cpu_waits=_waits(texts, "cpu"),
         memory_waits=_waits(texts, "memory"),

@@ -63,7 +63,7 @@ def between(before: Counters, after: Counters, promise: Promise, earlier: Counte
     _wait(slot, before, after)
     _processor(slot, before, after, promise)
     _memory(slot, before, after, promise)
-    if slot.kills and after.full == (earlier or before).full:
+    if after.full == (earlier or before).full and not (before.at_limit or after.at_limit):
         slot.outside = slot.kills
     _network(slot, before, after, promise)
     return slot

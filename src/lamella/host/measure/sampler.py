@@ -193,6 +193,8 @@ class Sampler:
         if counted is None:
             known.rest()
             return
+        if counted.at_limit:
+            known.reader.lower_peak()
         if item.links is not None and item.links[0] in through:
             left, right = through[item.links[0]], through.get(item.links[1])
             counted = msgspec.structs.replace(counted, received=left[1], sent=right[1] if right else left[0])
