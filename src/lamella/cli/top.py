@@ -39,7 +39,8 @@ def share(before: Document, after: Document, name: str = "cpu_seconds") -> "floa
 
 
 def stolen(wait: "float | None", throttle: "float | None") -> "float | None":
-    """For how much of the time something waited for a processor that others had: all its waiting, less that for its own ceiling."""
+    """For how much of the time something waited for a processor that others, or its own threads, had: all its waiting, less that
+    for its own ceiling."""
     return None if wait is None else max(0.0, wait - (throttle or 0.0))
 
 

@@ -410,8 +410,8 @@ class Layer:
             ]
             if not ids or self.presence.away(host):
                 return
-            with suppress(Unavailable):
-                usage, judgements = await agent.usage(ids), await agent.judgements(ids)
+            with suppress(LamellaError):
+                usage, judgements = await agent.usage(ids), await _judgements(agent, ids)
                 for id in ids:
                     row = found[id]
                     found[id] = Measured(
@@ -428,7 +428,7 @@ class Layer:
         if instance.status.phase in (Phase.RUNNING, Phase.PAUSED):
             agent = self._agent(instance)
             mechanisms = await agent.mechanisms(instance.id)
-            judgements = (await agent.judgements([instance.id])).get(instance.id, [])
+            judgements = (await _judgements(agent, [instance.id])).get(instance.id, [])
         await self.storage.replications.look(instance.status.volumes.values())
         volumes, replicas, guards, host = await self.store.read(
             lambda tx: (
@@ -542,6 +542,13 @@ class Layer:
             )
 
         return await self.store.read(look)
+
+
+async def _judgements(agent: HostAgent, ids: list[str]) -> dict[str, list[Judgement]]:
+    """None at all where the host is older than judging is."""
+    with suppress(NotFound):
+        return await agent.judgements(ids)
+    return {}
 
 
 def _generator(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:

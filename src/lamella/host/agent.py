@@ -91,7 +91,7 @@ class Agent:
         self.host_id = ""
         self._sampler = Sampler(
             lambda: Cgroups(ROOT, home.mark),
-            lambda: watched(worker.asked for worker in self._workers.values() if worker.running),
+            lambda: watched((worker.asked, worker.running) for worker in self._workers.values()),
             self._befell,
             net=lambda: net_of(home),
             memory=home.run / "broken.json",
@@ -173,7 +173,10 @@ class Agent:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK)
-            await self.processors.settle()
+            try:
+                await self.processors.settle()
+            except Exception:
+                log.exception("the processors")
             for worker in tuple(self._workers.values()):
                 if not worker.resting_after_failure:
                     worker.wake()
@@ -195,6 +198,7 @@ class Agent:
             worker = self._workers.pop(id, None)
             if worker is not None:
                 await worker.close()
+            self._sampler.forget(id)
         if news.complete:
             await self._remove_strays({a.instance.id for a in news.instances}, news)
         self._revision = news.revision
@@ -355,7 +359,8 @@ class Agent:
         return [*found, *given, *shared, *await ceilings(self.network, worker.asked)]
 
     async def judgements(self, ids: list[str]) -> dict[str, list[Judgement]]:
-        asked = {item.id: item for item in watched(worker.asked for worker in self._workers.values() if worker.running)}
+        workers = [(worker.asked, True) for worker in self._workers.values() if worker.running]
+        asked = {item.id: item for item in watched(workers)}
         return {id: await blocking(self._sampler.judgements, id, asked[id].promise) for id in ids if id in asked}
 
     # What only some levels have

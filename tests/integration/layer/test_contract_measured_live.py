@@ -83,6 +83,16 @@ def test_a_contract_says_what_was_measured(layer: LayerUnderTest) -> None:
     assert "STEAL" in layer.out("top")
     used = json.loads(call(layer, "GET", "/v1/projects/default/usage"))["web"]
     assert used["cpu_waited"] is not None, "the container is in the group that counts pressure"
+
+    def measured() -> float:
+        return lines(layer, "limits")["cpu"]["windows"][2]["measured"]
+
+    before = measured()
+    assert before >= 10
+    layer.lamella("pause", "web")
+    time.sleep(2.5)
+    layer.lamella("resume", "web")
+    until(lambda: measured() >= before, 8)
     metrics = call(layer, "GET", "/v1/metrics").decode()
     assert 'lamella_contract_verdict{project="default",instance="web"' in metrics
     assert 'lamella_instance_cpu_seconds_total{project="default",instance="web"' in metrics

@@ -102,7 +102,9 @@ async def test_a_guarantee_that_is_taken_is_told_broken_once_and_kept_when_it_is
         weigh(cgroups, "hog", least=True)
         await until(lambda: ("victim", "contract.kept") in told)
         await until(lambda: verdict("victim", ("cpu", True)).verdict is Verdict.KEPT)
-        assert told == [("victim", "contract.broken"), ("victim", "contract.kept")]
+        # A busy machine may take it once more while we look.
+        first = told[: told.index(("victim", "contract.kept")) + 1]
+        assert first == [("victim", "contract.broken"), ("victim", "contract.kept")]
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from lamella.host.compute.driver import Limits
 from lamella.host.linux import cgroup_v1, cgroup_v2
+from lamella.host.linux.cgroup import Cgroups
 from lamella.model.errors import Conflict, Unsupported
 
 limits = st.builds(
@@ -75,3 +76,20 @@ def test_controllers_mounted_together_share_a_tree(tmp_path: Path) -> None:
     (tmp_path / "unified" / "cgroup.controllers").touch()
     (tmp_path / "other").mkdir()
     assert cgroup_v1.trees(tmp_path) == dict.fromkeys(("cpu", "cpuacct"), tmp_path / "cpu,cpuacct")
+
+
+def test_who_is_of_another_pid_namespace_is_not_gathered(tmp_path: Path) -> None:
+    """Written, its number 0 would mean whoever writes."""
+    for tree in ("memory", "unified"):
+        (tmp_path / tree / "mark" / "one").mkdir(parents=True)
+        (tmp_path / tree / "cgroup.procs").touch()
+    (tmp_path / "unified" / "cgroup.controllers").touch()
+    (tmp_path / "memory" / "mark" / "one" / "cgroup.procs").write_text("0\n0\n")
+    inside = tmp_path / "unified" / "mark" / "one" / "cgroup.procs"
+    inside.write_text("")
+    group = Cgroups(tmp_path, "mark").group("one")
+    group.gather()
+    assert inside.read_text() == ""
+    (tmp_path / "memory" / "mark" / "one" / "cgroup.procs").write_text("0\n12\n")
+    group.gather()
+    assert inside.read_text() == "12"

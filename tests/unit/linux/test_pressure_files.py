@@ -13,7 +13,7 @@ def test_totals_are_read_in_seconds() -> None:
 
 
 def test_a_kernel_without_the_second_line_for_processors() -> None:
-    assert parse_stall(RECORDED.splitlines()[0]) == Stall(some=1.742017, full=0.0)
+    assert parse_stall(RECORDED.splitlines()[0]) == Stall(some=1.742017, full=None)
 
 
 def test_what_cannot_be_known_is_not_nought(tmp_path: Path) -> None:

@@ -3,14 +3,15 @@
 from datetime import UTC, datetime
 from itertools import pairwise
 
+import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lamella.host.linux.pressure import Stall
 from lamella.host.measure.alarms import State, step
 from lamella.host.measure.counters import Counters, links, parse_v1, parse_v2
-from lamella.host.measure.judging import judge, lines
+from lamella.host.measure.judging import Finding, judge, lines
 from lamella.host.measure.promise import LONGEST, Promise, between
 from lamella.host.measure.rings import History, Slot
 from lamella.model.judgement import Verdict
@@ -21,11 +22,11 @@ PART = st.floats(0, 1, allow_nan=False)
 
 
 def counted(promise: Promise, seconds: list[tuple[float, float, float]], *, waits: bool = True) -> Slot:
-    """The window over *seconds* of (used, waited, throttled)."""
+    """The window over *seconds* of (used, waited, throttled), all waiting being for others."""
     history, at, used, waited, throttled = History(), 100.0, 5.0, 7.0, 1.0
 
     def reading() -> Counters:
-        stall = Stall(waited, 0.0) if waits else None
+        stall = Stall(waited, waited) if waits else None
         return Counters(at=at, used=used, throttled=throttled, cpu_waits=stall, memory_waits=stall, memory=1 << 20)
 
     before = reading()
@@ -64,6 +65,77 @@ def test_less_got_is_never_a_better_verdict(seconds: list[tuple[float, float]], 
         for part in (more, less)
     )
     assert order.index(good) <= order.index(bad)
+
+
+# A tenth of a second of one processor: how many of its threads are there, and whether somebody else has the processor.
+TENTH = tuple[int, bool]
+# A second: its tenths, of each processor.
+SECOND = list[list[TENTH]]
+
+
+def busy(threads: st.SearchStrategy[int], taken: st.SearchStrategy[bool], most: int = 4) -> st.SearchStrategy[SECOND]:
+    tenth = st.tuples(threads, taken)
+    return st.integers(1, most).flatmap(
+        lambda cpus: st.lists(st.lists(tenth, min_size=cpus, max_size=cpus), min_size=10, max_size=10)
+    )
+
+
+def pressed(promise: Promise, second: SECOND, *, full_counted: bool = True) -> Finding:
+    """The verdict after twenty such seconds, as the kernel counts them: of every processor, weighed by how long it is wanted."""
+    used, some, full, weight = 0.0, 0.0, 0.0, 0.0
+    for cpu in zip(*second, strict=True):
+        wanted = sum(0.1 for threads, _ in cpu if threads)
+        used += sum(0.1 for threads, taken in cpu if threads and not taken)
+        some += wanted * sum(0.1 for threads, taken in cpu if threads and (taken or threads > 1))
+        full += wanted * sum(0.1 for threads, taken in cpu if threads and taken)
+        weight += wanted
+    history = History()
+    for number in range(20):
+        before, after = (
+            Counters(
+                at=float(at),
+                used=at * used,
+                cpu_waits=Stall(at * some / (weight or 1), at * full / (weight or 1) if full_counted else None),
+            )
+            for at in (number, number + 1)
+        )
+        slot = between(before, after, promise)
+        assert slot is not None
+        history.add(after.at, slot)
+    return judge(history.window(60, 20.0), promise)[GUARANTEE]
+
+
+@given(busy(st.integers(0, 4), st.just(False)), st.floats(0.05, 4))
+def test_who_waits_behind_its_own_threads_alone_misses_nothing(second: SECOND, guarantee: float) -> None:
+    assert pressed(Promise(cpu_guarantee=guarantee), second).verdict is Verdict.KEPT
+    if guarantee <= 1:
+        old = pressed(Promise(cpu_guarantee=guarantee), second, full_counted=False)
+        assert old.verdict is Verdict.KEPT
+
+
+@given(busy(st.integers(0, 3), st.booleans(), most=1), st.floats(0.01, 1))
+def test_who_has_its_guarantee_of_the_time_in_which_it_wants_anything_misses_nothing(
+    second: SECOND, part: float
+) -> None:
+    wanted = [taken for [(threads, taken)] in second if threads]
+    got = wanted.count(False) / len(wanted) if wanted else 1.0
+    assume(got > 0)
+    assert pressed(Promise(cpu_guarantee=got * part), second).verdict is Verdict.KEPT
+
+
+@given(busy(st.integers(1, 3), st.booleans()), st.floats(0.5, 4))
+def test_who_always_wants_more_and_is_kept_from_it_is_told_broken(second: SECOND, guarantee: float) -> None:
+    used = sum(0.1 for tenth in second for _, taken in tenth if not taken)
+    cpus = len(second[0])
+    assume(used < 0.8 * min(guarantee, cpus))
+    assert pressed(Promise(cpu_guarantee=guarantee), second).verdict is Verdict.BROKEN
+
+
+@given(busy(st.integers(2, 3), st.booleans(), most=1), st.floats(0.5, 1))
+def test_several_threads_that_starve_are_told_broken_by_an_old_kernel_too(second: SECOND, guarantee: float) -> None:
+    used = sum(0.1 for [(_, taken)] in second if not taken)
+    assume(used < 0.9 * guarantee)
+    assert pressed(Promise(cpu_guarantee=guarantee), second, full_counted=False).verdict is Verdict.BROKEN
 
 
 def test_who_waits_for_its_own_ceiling_misses_nothing() -> None:
@@ -137,6 +209,42 @@ def test_a_process_that_the_host_killed_breaks_the_floor_its_own_limit_does_not(
     for at in range(20):
         history.add(float(at), slot)
     assert judge(history.window(60, 19.0), promise)["memory", True].verdict is verdict
+
+
+def test_who_reached_its_limit_in_the_second_before_was_killed_by_it() -> None:
+    promise = Promise(memory_floor=1 << 20)
+    earlier, before, after = reading(1.0), reading(2.0, full=1), reading(3.0, full=1, oom_kills=1)
+    slot = between(before, after, promise, earlier)
+    assert slot is not None
+    assert (slot.kills, slot.outside) == (1.0, 0.0)
+    slot = between(before, after, promise, reading(1.0, full=1))
+    assert slot is not None
+    assert slot.outside == 1.0
+
+
+@given(st.integers(0, 1 << 30), st.integers(0, 1 << 30))
+def test_who_was_at_its_limit_was_killed_by_it_though_nobody_counted_that(first: int, second: int) -> None:
+    before, after = reading(2.0), reading(3.0, oom_kills=1)
+    before, after = msgspec.structs.replace(before, peak=first), msgspec.structs.replace(after, peak=second)
+    slot = between(before, after, Promise(memory_floor=1 << 20), reading(1.0))
+    assert slot is not None
+    assert slot.outside == (max(first, second) <= (1 << 30) - (128 << 10))
+
+
+@given(st.lists(st.floats(0, 2), min_size=10, max_size=60))
+def test_a_memory_ceiling_is_broken_by_what_stays_above_it(parts: list[float]) -> None:
+    ceiling = 1 << 30
+    promise, history = Promise(memory_ceiling=ceiling), History()
+    for number, part in enumerate(parts):
+        slot = between(reading(float(number)), reading(number + 1.0, memory=int(ceiling * part)), promise)
+        assert slot is not None
+        history.add(number + 1.0, slot)
+    over = sum(int(ceiling * part) > ceiling * 1.02 for part in parts) / len(parts)
+    verdict = judge(history.window(900, float(len(parts))), promise)["memory", False].verdict
+    if over <= 0.02:
+        assert verdict is Verdict.KEPT
+    elif over > 0.05:
+        assert verdict is Verdict.BROKEN
 
 
 def test_a_floor_above_the_limit_in_force_is_broken() -> None:

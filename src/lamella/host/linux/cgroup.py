@@ -187,7 +187,8 @@ class Cgroup:
             return
         controller = next(name for name in self._cgroups.trees if name)
         there = set(read_text(counted / "cgroup.procs").split())
-        for pid in set(read_text(self.path(controller) / "cgroup.procs").split()) - there:
+        # One of another pid namespace is shown as 0, which written means the writer.
+        for pid in set(read_text(self.path(controller) / "cgroup.procs").split()) - there - {"0"}:
             with suppress(OSError):
                 write(counted / "cgroup.procs", pid)
 

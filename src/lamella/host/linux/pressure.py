@@ -16,10 +16,11 @@ PROC = Path("/proc/pressure")
 
 
 class Stall(msgspec.Struct, frozen=True):
-    """Seconds in total, since the group was made, in which *some* of its processes waited, and in which all of them did (*full*)."""
+    """Seconds in total, since the group was made, in which *some* of its processes waited, and in which all of them did (*full*; ``None``
+    where that is not counted). Of processors, *some* counts waiting behind one another too, *full* behind others alone."""
 
     some: float
-    full: float
+    full: float | None
 
 
 def read_stall(file: Path) -> Stall | None:
@@ -31,7 +32,7 @@ def read_stall(file: Path) -> Stall | None:
 
 
 def parse_stall(text: str) -> Stall | None:
-    """The totals, in microseconds there. Kernels before 5.13 have no line ``full`` for processors: that is 0."""
+    """The totals, in microseconds there. Kernels before 5.13 have no line ``full`` for processors."""
     totals: dict[str, float] = {}
     for line in text.splitlines():
         kind, _, rest = line.partition(" ")
@@ -40,4 +41,4 @@ def parse_stall(text: str) -> Stall | None:
             totals[kind] = int(total) / 1e6
     if "some" not in totals:
         return None
-    return Stall(some=totals["some"], full=totals.get("full", 0.0))
+    return Stall(some=totals["some"], full=totals.get("full"))

@@ -10,10 +10,12 @@ from pathlib import Path
 import msgspec
 
 from lamella.host.linux.cgroup import Cgroup
+from lamella.host.linux.cgroup_files import write
 from lamella.host.linux.cgroup_v1 import PERIOD, UNLIMITED
 from lamella.host.linux.pressure import Stall, parse_stall
 
 _MOST = 4096
+_ROOM = 128 << 10
 _V1 = {
     "used": ("cpuacct", "cpuacct.usage"),
     "cpu": ("cpu", "cpu.stat"),
@@ -21,6 +23,7 @@ _V1 = {
     "memory": ("memory", "memory.usage_in_bytes"),
     "limit": ("memory", "memory.limit_in_bytes"),
     "full": ("memory", "memory.failcnt"),
+    "peak": ("memory", "memory.max_usage_in_bytes"),
     "oom": ("memory", "memory.oom_control"),
 }
 _V2 = {
@@ -36,7 +39,9 @@ _PRESSURE = {f"{kind} waits": ("", f"{kind}.pressure") for kind in ("cpu", "memo
 class Counters(msgspec.Struct, frozen=True, kw_only=True):
     """Of one group at the time *at* (seconds, monotonic). Seconds of processor *used* and *throttled* (summed over processors);
     ``*_waits`` are seconds lost to waiting, ``None`` where that is not counted. *cpu_limit* is cores, memory in bytes.
-    *full* is how often the memory limit was reached. *received* and *sent* are bytes that passed its first NIC."""
+    *full* is how often the memory limit was reached, *peak* the most memory since :meth:`GroupReader.lower_peak` (version 1 alone: where
+    the limit with swap is the same, that one is charged first, and Linux 6.18 does not count how often it was reached).
+    *received* and *sent* are bytes that passed its first NIC."""
 
     at: float
     used: float
@@ -45,6 +50,7 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     memory: int | None = None
     memory_limit: int | None = None
     full: int = 0
+    peak: int | None = None
     oom_kills: int = 0
     cpu_waits: Stall | None = None
     memory_waits: Stall | None = None
@@ -52,9 +58,14 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     received: int | None = None
     sent: int | None = None
 
+    @property
+    def at_limit(self) -> bool:
+        """Whether *peak* says that there was no room for a page more below the limit; a kernel stack is four."""
+        return self.peak is not None and self.memory_limit is not None and self.peak > self.memory_limit - _ROOM
+
 
 class GroupReader:
-    """Reads one group again and again. *keep* holds its files open between two readings: ten descriptors or less."""
+    """Reads one group again and again. *keep* holds its files open between two readings: eleven descriptors or less."""
 
     def __init__(self, group: Cgroup, *, version: int, keep: bool = True) -> None:
         self._paths = _files(group, version)
@@ -73,6 +84,11 @@ class GroupReader:
             if not self._keep:
                 self.close()
         return parse_v2(texts, at) if self._version == 2 else parse_v1(texts, at)
+
+    def lower_peak(self) -> None:
+        """From now on the peak is of what comes; for the one reader whose readings are compared."""
+        with suppress(OSError):
+            write(self._paths["peak"], 0)
 
     def close(self) -> None:
         for descriptor in self._open.values():
@@ -126,6 +142,7 @@ def parse_v1(texts: dict[str, str], at: float) -> Counters | None:
         memory=_number(texts.get("memory", "")),
         memory_limit=limit if limit is not None and limit < UNLIMITED else None,
         full=_number(texts.get("full", "")) or 0,
+        peak=_number(texts.get("peak", "")),
         oom_kills=_field(texts.get("oom", ""), "oom_kill") or 0,
         cpu_waits=_waits(texts, "cpu"),
         memory_waits=_waits(texts, "memory"),

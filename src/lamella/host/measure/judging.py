@@ -97,8 +97,9 @@ def _memory_ceiling(seen: Slot, promise: Promise) -> Finding:
     if not seen.memory_capped:
         return Finding(Verdict.NOT_MEASURED, "nothing holds it to its ceiling here")
     used = f"at most {format_size(int(seen.memory))} in use{'' if promise.exact else ', by its monitor too'}"
-    evidence = f"{used}; {seen.kills:.0f} processes killed for want of memory"
-    return Finding(Verdict.BROKEN if seen.over else Verdict.KEPT, evidence)
+    share = seen.over / seen.memory_capped
+    evidence = f"{used}, above it for {seen.over:.0f} s; {seen.kills:.0f} processes killed for want of memory"
+    return Finding(_verdict(share, share), evidence)
 
 
 def _memory_floor(seen: Slot, promise: Promise) -> Finding:

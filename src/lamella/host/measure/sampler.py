@@ -33,7 +33,7 @@ SETTLING = 5.0
 # Processes that an OCI runtime brought in are gathered every so many readings.
 GATHERED_EVERY = 5
 # Files of so many instances are kept open, at most a quarter of the descriptors that we may have.
-_FILES = 10
+_FILES = 11
 
 
 class _Measured:
@@ -44,8 +44,14 @@ class _Measured:
         self.promise = promise
         self.promised_at = at - SETTLING
         self.last: Counters | None = None
+        self.earlier: Counters | None = None
         self.history = History()
         self.states: dict[Line, State] = {}
+
+    def rest(self) -> None:
+        """It does not run: the next reading is another first one."""
+        self.reader.close()
+        self.last = self.earlier = None
 
 
 Tell = Callable[[str, str, str], None]
@@ -136,24 +142,29 @@ class Sampler:
     def _take(self, watched: list[Watched]) -> list[tuple[str, News, Finding]]:
         at = time.monotonic()
         self._settle(watched, at)
-        through = self._links() if any(item.links for item in watched) else {}
+        running = [item for item in watched if item.running]
+        through = self._links() if any(item.links for item in running) else {}
         self._rounds += 1
-        for item in watched:
+        for item in running:
             self._read(item, through)
         if at - self._judged_at < JUDGED_EVERY:
             return []
         self._judged_at = at
-        return [news for item in watched for news in self._judge(item, at)]
+        return [news for item in running for news in self._judge(item, at)]
 
     def _settle(self, watched: list[Watched], at: float) -> None:
-        """Forget who is gone, begin with who is new, and see who was promised something else."""
+        """Forget who is gone, begin with who is new and runs, and see who was promised something else."""
         here = {item.id for item in watched}
+        if not self._rounds:
+            self._told.keep(here)
         for id in self._measured.keys() - here:
             self._measured.pop(id).reader.close()
-        if watched and self._cgroups is None:
+        if self._cgroups is None and any(item.running for item in watched):
             self._cgroups = self._make()
         for item in watched:
             known = self._measured.get(item.id)
+            if known is None and not item.running:
+                continue
             if known is None:
                 assert self._cgroups is not None
                 keep = len(self._measured) * _FILES < resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
@@ -163,6 +174,8 @@ class Sampler:
             elif known.promise != item.promise:
                 known.promise, known.promised_at = item.promise, at
                 known.states = {line: state for line, state in known.states.items() if line in lines(item.promise)}
+            if known is not None and not item.running:
+                known.rest()
 
     def _links(self) -> dict[str, tuple[int, int]]:
         file = self._net()
@@ -178,14 +191,17 @@ class Sampler:
             self._cgroups.group(item.id).gather()
         counted = known.reader.read(at)
         if counted is None:
-            known.last = None
+            known.rest()
             return
+        if counted.at_limit:
+            known.reader.lower_peak()
         if item.links is not None and item.links[0] in through:
             left, right = through[item.links[0]], through.get(item.links[1])
             counted = msgspec.structs.replace(counted, received=left[1], sent=right[1] if right else left[0])
-        before, known.last = known.last, counted
+        earlier, before = known.earlier, known.last
+        known.earlier, known.last = before, counted
         promise = known.promise if at - known.promised_at >= SETTLING else Promise()
-        slot = between(before, counted, promise) if before is not None else None
+        slot = between(before, counted, promise, earlier) if before is not None else None
         if slot is not None:
             known.history.add(at, slot)
 

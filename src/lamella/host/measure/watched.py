@@ -14,14 +14,16 @@ from lamella.model.assignment import Assignment
 from lamella.model.usage import Usage
 
 
-def watched(assignments: Iterable[Assignment]) -> list[Watched]:
+def watched(assignments: Iterable[tuple[Assignment, bool]]) -> list[Watched]:
+    """What is asked of each instance, and whether it runs."""
     return [
         Watched(
             id=asked.instance.id,
             promise=promise_of(asked.instance.spec),
             links=(port_name(asked.port.id), shaper_name(asked.port.id)) if asked.port is not None else None,
+            running=running,
         )
-        for asked in assignments
+        for asked, running in assignments
     ]
 
 
