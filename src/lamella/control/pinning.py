@@ -13,7 +13,8 @@ from lamella.model.instance import Decision, Instance, InstanceSpec, Phase, Powe
 from lamella.model.resource import now
 from lamella.store.store import Transaction
 
-_AT_REST = (Phase.PENDING, Phase.STOPPED, Phase.FAILED)
+# What was never told to have stopped may be about to begin on its host.
+_AT_REST = (Phase.STOPPED, Phase.FAILED)
 
 
 def find_cores(tx: Transaction, host: Host, spec: InstanceSpec, *, but: str = "") -> Pinned:
