@@ -15,13 +15,16 @@ _UNLIMITED = 1 << 60
 # Of the cache that nobody has read for a while, so much is left when a limit is lowered for a moment: who needs a page then takes of that,
 # and is not killed.
 _LEFT = 16 << 20
+# More than this is not taken at once: who asked waits for it.
+_MOST = 256 << 20
 
 
 class GroupMemory(msgspec.Struct, kw_only=True, frozen=True):
-    """Bytes: all that its processes use, and of that ``cold``, the page cache that was not read for a while. ``limit`` is ``None`` where
-    there is none."""
+    """Bytes: all that its processes use, and of that the page cache, ``cold`` where it was not read for a while. ``limit`` is ``None``
+    where there is none."""
 
     used: int
+    cache: int
     cold: int
     limit: int | None
 
@@ -33,6 +36,7 @@ def read(path: Path) -> GroupMemory:
         stat = read_table(path / "memory.stat")
         return GroupMemory(
             used=read_number(path / "memory.current") or 0,
+            cache=stat.get("inactive_file", 0) + stat.get("active_file", 0),
             cold=max(0, stat.get("inactive_file", 0) - _written(stat, "file_dirty", "file_writeback")),
             limit=limit,
         )
@@ -40,6 +44,7 @@ def read(path: Path) -> GroupMemory:
     stat = read_table(path / "memory.stat")
     return GroupMemory(
         used=read_number(path / "memory.usage_in_bytes") or 0,
+        cache=stat.get("total_inactive_file", 0) + stat.get("total_active_file", 0),
         cold=max(0, stat.get("total_inactive_file", 0) - _written(stat, "total_dirty", "total_writeback")),
         limit=limit if limit is not None and limit < _UNLIMITED else None,
     )
@@ -48,10 +53,11 @@ def read(path: Path) -> GroupMemory:
 def reclaim(path: Path, target: int) -> int:
     """Have the kernel take cold page cache until *target* bytes are left; returns how many it took. Blocks while it does.
 
-    The limit is afterwards what it was. Fewer than asked is no error: what is written to or in use stays.
+    The limit is afterwards what it was. Fewer than asked is no error: what is written to or in use stays, and much goes in several
+    calls.
     """
     before = read(path)
-    amount = min(before.used - target, before.cold - _LEFT)
+    amount = min(before.used - target, before.cold - _LEFT, _MOST)
     if amount <= 0:
         return 0
     if _second(path):

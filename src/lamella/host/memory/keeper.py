@@ -204,7 +204,8 @@ def _share(one: Kept, known: _Known) -> Share:
         held=held.held,
         used=held.used,
         waits=known.waits,
-        eager=held.balloon and known.news,
+        eager=known.news,
+        balloon=held.balloon,
         priority=spec.priority,
     )
 
