@@ -5,6 +5,7 @@ Facts: Documentation/admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst of the k
 """
 
 import errno
+import threading
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,7 @@ _UNLIMITED = 1 << 60
 _LEFT = 16 << 20
 # More than this is not taken at once: who asked waits for it.
 _MOST = 256 << 20
+_sparing = threading.Lock()
 
 
 class GroupMemory(msgspec.Struct, kw_only=True, frozen=True):
@@ -68,7 +70,10 @@ def reclaim(path: Path, target: int) -> int:
 
 
 def protect(path: Path, floor: int) -> None:
-    """When the host runs short, take from others before this group has less than *floor* bytes; 0 takes that back."""
+    """When the host runs short, take from others before this group has less than *floor* bytes; 0 takes that back.
+
+    On version 2 a group is spared no more than the one above it: that has as much as all groups in it together.
+    """
     if _second(path):
         file, value = path / "memory.low", str(floor)
     else:
@@ -77,6 +82,16 @@ def protect(path: Path, floor: int) -> None:
     now = read_number(file)
     if file.exists() and now != int(value) and not (now is not None and now >= _UNLIMITED and value == "-1"):
         write(file, value)
+        if _second(path):
+            _spare_above(path.parent)
+
+
+def _spare_above(path: Path) -> None:
+    file = path / "memory.low"
+    with _sparing:
+        floors = sum(read_number(low) or 0 for low in path.glob("*/memory.low"))
+        if file.exists() and read_number(file) != floors:
+            write(file, floors)
 
 
 def _take_second(path: Path, before: GroupMemory, amount: int) -> None:
