@@ -77,7 +77,10 @@ class Agent:
         self._drivers = {level: make(self._changed) for level, make in drivers.items()}
         self.storage_wing = storage
         self._workers: dict[str, Worker] = {}
-        self.memory = MemoryKeeper(lambda: tuple(self._workers.values()))
+        self.memory = MemoryKeeper(
+            lambda: tuple(self._workers.values()),
+            taken=lambda id: Cgroups(ROOT, home.mark).group(id).usage().memory,
+        )
         self._capabilities: list[Capability] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._synced = asyncio.Condition()

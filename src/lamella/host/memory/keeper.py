@@ -71,13 +71,17 @@ class _Known(msgspec.Struct, kw_only=True):
 
 
 class MemoryKeeper:
-    """One a host. *instances* are all that are assigned to it; *look* says what the host has. ``reserve`` bytes stay the host's own."""
+    """One a host. *instances* are all that are assigned to it; *look* says what the host has, and *taken* what an instance takes of it, in
+    bytes. ``reserve`` bytes stay the host's own."""
 
     def __init__(
-        self, instances: Callable[[], Sequence[Kept]], look: Callable[[], HostMemory] = lambda: host_memory()
+        self,
+        instances: Callable[[], Sequence[Kept]],
+        look: Callable[[], HostMemory] = lambda: host_memory(),
+        taken: Callable[[str], int] = lambda id: 0,
     ) -> None:
         self.reserve: int | None = None
-        self.giving_way = GivingWay()
+        self.giving_way = GivingWay(taken)
         self._instances = instances
         self._look = look
         self._known: dict[str, _Known] = {}
