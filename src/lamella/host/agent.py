@@ -80,6 +80,7 @@ class Agent:
         self.memory = MemoryKeeper(
             lambda: tuple(self._workers.values()),
             taken=lambda id: Cgroups(ROOT, home.mark).group(id).usage().memory,
+            still=home.run / "held-still.json",
         )
         self._capabilities: list[Capability] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -211,9 +212,11 @@ class Agent:
             worker.assign(assignment)
             return
         try:
-            self._workers[id] = Worker(assignment, self, reporter, self._journal, self._forget)
+            worker = self._workers[id] = Worker(assignment, self, reporter, self._journal, self._forget)
         except LamellaError as error:
             log.error("instance %s: %s", id, error)
+            return
+        self.memory.giving_way.adopt(worker)
 
     def _forget(self, id: str) -> None:
         self._workers.pop(id, None)

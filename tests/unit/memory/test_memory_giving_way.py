@@ -1,5 +1,6 @@
 """A host that runs short has instances of low priority stand still, one after another, and lets them go on when there is more."""
 
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -106,3 +107,28 @@ async def test_nobody_is_asked_again_what_it_takes_before_the_pause_is_over() ->
     for _ in range(3):
         await way.climb(host(2), [large, small])
     assert asked == ["small"]
+
+
+async def test_who_stands_still_does_for_the_next_daemon_too(tmp_path: Path) -> None:
+    file = tmp_path / "held-still.json"
+    before = GivingWay(taken, file)
+    await before.climb(host(2), [house("large", Priority.LOW), house("small", Priority.LOW)])
+
+    def found(way: GivingWay) -> tuple[Resident, Resident]:
+        large, small = house("large", Priority.LOW), house("small", Priority.LOW)
+        way.adopt(large)
+        way.adopt(small)
+        return large, small
+
+    after = GivingWay(taken, file)
+    large, small = found(after)
+    assert large.still and not small.still
+    # It is not over yet: that is when there is half as much again as when it began.
+    large.phase = Phase.PAUSED
+    await after.climb(host(4), [large])
+    assert large.still
+    await after.climb(host(40), [large])
+    assert not large.still
+    assert not any(one.still for one in found(GivingWay(taken, file)))
+    file.write_text("{half")
+    assert GivingWay(taken, file).step is Step.CALM

@@ -6,7 +6,10 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 from lamella.host.compute.driver import ComputeDriver
 from lamella.host.memory import ladder
@@ -45,18 +48,26 @@ class Kept(Protocol):
 class GivingWay:
     """Where the host stands (``step``), and who was paused for it. With ``kills``, who is paused already is ended at the last step.
 
-    *taken* says what an instance takes of the host, in bytes; it may block for microseconds.
+    *taken* says what an instance takes of the host, in bytes; it may block for microseconds. Who is paused is written to *file*, so that
+    the next daemon does not let all of them go on at once.
     """
 
-    def __init__(self, taken: Callable[[str], int]) -> None:
+    def __init__(self, taken: Callable[[str], int], file: Path | None = None) -> None:
         self._taken = taken
+        self._file = file
         self.kills = False
-        self.step = Step.CALM
-        self._paused: list[str] = []
+        self._paused = _read(file)
+        self.step = Step.PAUSE if self._paused else Step.CALM
         self._acted = -PAUSE
+
+    def adopt(self, one: Kept) -> None:
+        """Before anything is done to *one*: have it stand still, if it did for the daemon before."""
+        if one.id in self._paused:
+            one.hold_still("the host ran short of memory: it stays paused until there is more")
 
     async def climb(self, host: HostMemory, instances: Sequence[Kept]) -> None:
         """Take the step that *host* asks for."""
+        paused = list(self._paused)
         before, self.step = self.step, ladder.step(host, self.step, kills=self.kills)
         left = f"the host has {format_size(host.available)} of {format_size(host.total)} of its memory left"
         alive = {one.id: one for one in instances if one.phase in (Phase.RUNNING, Phase.PAUSED)}
@@ -75,6 +86,10 @@ class GivingWay:
             self._paused = []
         elif time.monotonic() - self._acted >= PAUSE:
             await self._next(alive, left)
+        if self._file is not None and self._paused != paused:
+            draft = self._file.with_suffix(".new")
+            draft.write_bytes(msgspec.json.encode(self._paused))
+            draft.replace(self._file)
 
     async def _next(self, alive: dict[str, Kept], left: str) -> None:
         self._acted = time.monotonic()
@@ -110,3 +125,10 @@ class GivingWay:
                 )
             )
         return found
+
+
+def _read(file: Path | None) -> list[str]:
+    if file is not None:
+        with suppress(OSError, msgspec.DecodeError):
+            return msgspec.json.decode(file.read_bytes(), type=list[str])
+    return []

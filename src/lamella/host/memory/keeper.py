@@ -1,7 +1,7 @@
 """Keeping the memory of a host's instances: look at all, decide (controller.py), ask each; and again, sooner while something moves.
 
-What it knows is lost with the daemon, and nothing is missed by that: the next one sees what each instance has. Instances without a
-guarantee keep what they have; one that has none any more gets back what was taken.
+What it knows is lost with the daemon, but who stands still, and nothing is missed by that: the next one sees what each instance has.
+Instances without a guarantee keep what they have; one that has none any more gets back what was taken.
 """
 
 import asyncio
@@ -72,16 +72,17 @@ class _Known(msgspec.Struct, kw_only=True):
 
 class MemoryKeeper:
     """One a host. *instances* are all that are assigned to it; *look* says what the host has, and *taken* what an instance takes of it, in
-    bytes. ``reserve`` bytes stay the host's own."""
+    bytes. Who stands still for the host's sake is written to *still*. ``reserve`` bytes stay the host's own."""
 
     def __init__(
         self,
         instances: Callable[[], Sequence[Kept]],
         look: Callable[[], HostMemory] = lambda: host_memory(),
         taken: Callable[[str], int] = lambda id: 0,
+        still: Path | None = None,
     ) -> None:
         self.reserve: int | None = None
-        self.giving_way = GivingWay(taken)
+        self.giving_way = GivingWay(taken, still)
         self._instances = instances
         self._look = look
         self._known: dict[str, _Known] = {}
