@@ -92,7 +92,8 @@ async def test_one_that_comes_short_has_what_its_neighbour_does_not_need(lab: La
         return has(keeper, idle.id) + has(keeper, short.id)
 
     keeper = MemoryKeeper(lambda: [idle, short], lambda: small(keeper, idle, short, budget=BUDGET))
-    await rounds(keeper, lambda: 0 < both() <= BUDGET, "both fit")
+    await rounds(keeper, lambda: all(0 < has(keeper, one.id) <= 160 * MIB for one in (idle, short)), "both give back")
+    assert both() <= BUDGET
     await need(driver, short.id, 80)
     await rounds(keeper, lambda: has(keeper, short.id) >= 208 * MIB and both() <= BUDGET, "relief")
     assert has(keeper, idle.id) >= FLOOR
