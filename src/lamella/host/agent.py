@@ -77,7 +77,11 @@ class Agent:
         self._drivers = {level: make(self._changed) for level, make in drivers.items()}
         self.storage_wing = storage
         self._workers: dict[str, Worker] = {}
-        self.memory = MemoryKeeper(lambda: tuple(self._workers.values()))
+        self.memory = MemoryKeeper(
+            lambda: tuple(self._workers.values()),
+            taken=lambda id: Cgroups(ROOT, home.mark).group(id).usage().memory,
+            still=home.run / "held-still.json",
+        )
         self._capabilities: list[Capability] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._synced = asyncio.Condition()
@@ -212,9 +216,11 @@ class Agent:
             worker.assign(assignment)
             return
         try:
-            self._workers[id] = Worker(assignment, self, reporter, self._journal, self._forget)
+            worker = self._workers[id] = Worker(assignment, self, reporter, self._journal, self._forget)
         except LamellaError as error:
             log.error("instance %s: %s", id, error)
+            return
+        self.memory.giving_way.adopt(worker)
 
     def _forget(self, id: str) -> None:
         self._workers.pop(id, None)

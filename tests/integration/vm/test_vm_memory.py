@@ -27,7 +27,12 @@ async def test_a_guest_that_does_not_follow_is_told_of_and_not_counted_on(
     one = Resident(driver, machine, FLOOR)
     keeper = MemoryKeeper(lambda: [one], lambda: HostMemory(total=1 << 40, available=0))
     keeper.reserve = 1 << 40
-    await rounds(keeper, lambda: "memory.ignored" in one.told, "saying that it does not follow")
+
+    def said() -> bool:
+        held = keeper.held(machine.id)
+        return "memory.ignored" in one.told and held is not None and "no driver" in held.silent
+
+    await rounds(keeper, said, "saying that it does not follow")
     assert one.told.count("memory.ignored") == 1
     held = keeper.held(machine.id)
     assert held is not None and held.held == held.ceiling == 128 * MIB

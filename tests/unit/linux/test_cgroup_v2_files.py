@@ -45,6 +45,14 @@ def test_memory_that_cannot_be_given_back_is_a_conflict(tmp_path: Path) -> None:
     assert (tmp_path / "memory.high").read_text() == "max"
 
 
+def test_a_high_mark_that_was_left_low_is_lifted_with_the_limits(tmp_path: Path) -> None:
+    (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.high").write_text("2000\n")
+    cgroup_v2.write_limits(tmp_path, Limits(memory=4 << 20))
+    assert (tmp_path / "memory.high").read_text() == "max"
+    assert (tmp_path / "memory.max").read_text() == str(4 << 20)
+
+
 def test_usage_of_version_2(tmp_path: Path) -> None:
     (tmp_path / "cpu.stat").write_text("usage_usec 1500000\nuser_usec 1\n")
     (tmp_path / "memory.current").write_text("9000\n")

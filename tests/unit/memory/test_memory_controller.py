@@ -2,6 +2,7 @@
 
 import itertools
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ def crowds(draw: st.DrawFn, most: int = 6) -> list[Share]:
                 held=draw(sizes),
                 used=draw(claims),
                 waits=draw(st.booleans()),
+                balloon=draw(st.booleans()),
                 priority=draw(st.sampled_from(Priority)),
             )
         )
@@ -43,6 +45,8 @@ def test_nobody_is_below_its_floor_nor_above_its_ceiling_and_all_fit(
     chosen = decide(shares, budget, before, 10.0, press=press)
     for share in shares:
         assert share.floor <= chosen[share.id].target <= share.ceiling
+        if not share.balloon and share.id not in before:
+            assert chosen[share.id].target <= max(share.floor, share.held)
     # What was not given back yet counts as well; only floors are given beyond what there is.
     given_out = sum(max(share.held, chosen[share.id].target) for share in shares)
     assert given_out <= max(budget, sum(max(share.held, share.floor) for share in shares))
@@ -58,6 +62,7 @@ def _follows(share: Share, chosen: dict[str, Memory]) -> Share:
         ceiling=share.ceiling,
         held=chosen[share.id].target,
         used=share.used,
+        balloon=share.balloon,
         priority=share.priority,
     )
 
@@ -148,6 +153,46 @@ def test_who_comes_short_is_relieved_in_the_round_after_its_neighbour_gave_back(
     given_back = Share(id="idle", floor=idle.floor, ceiling=idle.ceiling, held=first["idle"].target, used=idle.used)
     second = decide([given_back, short], 1280 * MIB, first, 1.0)
     assert second["short"].target >= 314 * MIB
+
+
+containers = st.builds(
+    lambda floor, room, held: Share(
+        id="", floor=floor, ceiling=floor + room, held=min(held, floor + room), balloon=False
+    ),
+    *(sizes, sizes, sizes),
+)
+
+
+@given(crowds(1), sizes, st.lists(containers, max_size=8), st.booleans())
+def test_containers_beside_it_take_nothing_from_a_machine_but_what_they_hold(
+    machines: list[Share], budget: int, beside: list[Share], press: bool
+) -> None:
+    machine = msgspec.structs.replace(machines[0], balloon=True, priority=Priority.NORMAL)
+    several = [msgspec.structs.replace(one, id=f"c{number}", used=one.held) for number, one in enumerate(beside)]
+    theirs = sum(max(one.floor, one.held) for one in several)
+    alone = decide([machine], budget, {}, 1.0, press=press)
+    among = decide([machine, *several], budget + theirs, {}, 1.0, press=press)
+    assert among[machine.id].target >= alone[machine.id].target
+
+
+def test_a_hundred_idle_containers_take_nothing_from_a_machine_on_a_host_with_free_memory() -> None:
+    machine = Share(id="m", floor=256 * MIB, ceiling=1024 * MIB, held=512 * MIB, used=505 * MIB)
+    idle = [
+        Share(id=str(number), floor=4 * MIB, ceiling=512 * MIB, held=5 * MIB, used=5 * MIB, balloon=False)
+        for number in range(100)
+    ]
+    free = 800 * MIB
+    alone = decide([machine], free + machine.held, {}, 0.0)
+    among = decide([machine, *idle], free + machine.held + 100 * 5 * MIB, {}, 0.0)
+    assert among["m"].target == alone["m"].target > machine.held
+    assert {among[one.id].target for one in idle} == {5 * MIB}
+
+
+def test_cold_cache_of_a_container_goes_before_a_machine_comes_short() -> None:
+    machine = Share(id="m", floor=0, ceiling=1024 * MIB, held=512 * MIB, used=505 * MIB)
+    cache = Share(id="c", floor=0, ceiling=4096 * MIB, held=2048 * MIB, used=100 * MIB, balloon=False)
+    chosen = decide([machine, cache], 2560 * MIB, {}, 0.0)
+    assert chosen["m"].target == machine.held and chosen["c"].target < cache.held
 
 
 def test_the_higher_priority_is_served_first_and_the_lower_keeps_its_floor() -> None:

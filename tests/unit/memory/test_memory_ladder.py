@@ -59,6 +59,8 @@ def test_only_who_said_low_gives_way_the_largest_first() -> None:
 def test_what_the_kernel_says_of_a_host(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal:       24684032 kB\nMemFree: 1 kB\nMemAvailable:   21729280 kB\n")
     assert host_memory(tmp_path / "meminfo") == HostMemory(total=24684032 << 10, available=21729280 << 10)
+    (tmp_path / "meminfo").write_text("MemTotal: 8000 kB\nMemAvailable: 1000 kB\nHugetlb:      6144 kB\n")
+    assert host_memory(tmp_path / "meminfo") == HostMemory(total=1856 << 10, available=1000 << 10)
 
 
 @pytest.mark.parametrize(

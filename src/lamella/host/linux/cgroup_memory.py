@@ -5,6 +5,7 @@ Facts: Documentation/admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst of the k
 """
 
 import errno
+import threading
 from pathlib import Path
 
 import msgspec
@@ -15,13 +16,17 @@ _UNLIMITED = 1 << 60
 # Of the cache that nobody has read for a while, so much is left when a limit is lowered for a moment: who needs a page then takes of that,
 # and is not killed.
 _LEFT = 16 << 20
+# More than this is not taken at once: who asked waits for it.
+_MOST = 256 << 20
+_sparing = threading.Lock()
 
 
 class GroupMemory(msgspec.Struct, kw_only=True, frozen=True):
-    """Bytes: all that its processes use, and of that ``cold``, the page cache that was not read for a while. ``limit`` is ``None`` where
-    there is none."""
+    """Bytes: all that its processes use, and of that the page cache, ``cold`` where it was not read for a while. ``limit`` is ``None``
+    where there is none."""
 
     used: int
+    cache: int
     cold: int
     limit: int | None
 
@@ -33,6 +38,7 @@ def read(path: Path) -> GroupMemory:
         stat = read_table(path / "memory.stat")
         return GroupMemory(
             used=read_number(path / "memory.current") or 0,
+            cache=stat.get("inactive_file", 0) + stat.get("active_file", 0),
             cold=max(0, stat.get("inactive_file", 0) - _written(stat, "file_dirty", "file_writeback")),
             limit=limit,
         )
@@ -40,6 +46,7 @@ def read(path: Path) -> GroupMemory:
     stat = read_table(path / "memory.stat")
     return GroupMemory(
         used=read_number(path / "memory.usage_in_bytes") or 0,
+        cache=stat.get("total_inactive_file", 0) + stat.get("total_active_file", 0),
         cold=max(0, stat.get("total_inactive_file", 0) - _written(stat, "total_dirty", "total_writeback")),
         limit=limit if limit is not None and limit < _UNLIMITED else None,
     )
@@ -48,10 +55,11 @@ def read(path: Path) -> GroupMemory:
 def reclaim(path: Path, target: int) -> int:
     """Have the kernel take cold page cache until *target* bytes are left; returns how many it took. Blocks while it does.
 
-    The limit is afterwards what it was. Fewer than asked is no error: what is written to or in use stays.
+    The limit is afterwards what it was. Fewer than asked is no error: what is written to or in use stays, and much goes in several
+    calls.
     """
     before = read(path)
-    amount = min(before.used - target, before.cold - _LEFT)
+    amount = min(before.used - target, before.cold - _LEFT, _MOST)
     if amount <= 0:
         return 0
     if _second(path):
@@ -62,7 +70,10 @@ def reclaim(path: Path, target: int) -> int:
 
 
 def protect(path: Path, floor: int) -> None:
-    """When the host runs short, take from others before this group has less than *floor* bytes; 0 takes that back."""
+    """When the host runs short, take from others before this group has less than *floor* bytes; 0 takes that back.
+
+    On version 2 a group is spared no more than the one above it: that has as much as all groups in it together.
+    """
     if _second(path):
         file, value = path / "memory.low", str(floor)
     else:
@@ -71,6 +82,16 @@ def protect(path: Path, floor: int) -> None:
     now = read_number(file)
     if file.exists() and now != int(value) and not (now is not None and now >= _UNLIMITED and value == "-1"):
         write(file, value)
+        if _second(path):
+            _spare_above(path.parent)
+
+
+def _spare_above(path: Path) -> None:
+    file = path / "memory.low"
+    with _sparing:
+        floors = sum(read_number(low) or 0 for low in path.glob("*/memory.low"))
+        if file.exists() and read_number(file) != floors:
+            write(file, floors)
 
 
 def _take_second(path: Path, before: GroupMemory, amount: int) -> None:

@@ -44,14 +44,16 @@ def _write_memory(path: Path, value: int | None) -> None:
     # Writing memory.max below the usage ends in the OOM killer; memory.high only reclaims, so it goes first.
     if value is not None and (read_number(path / "memory.current") or 0) > value:
         write(path / "memory.high", value)
-        used = read_number(path / "memory.current") or 0
+    used = read_number(path / "memory.current") or 0
+    # Who was killed while he reclaimed (cgroup_memory.py, too) left it low.
+    if (path / "memory.high").exists():
         write(path / "memory.high", "max")
-        if used > value:
-            raise Conflict(
-                f"the instance uses {used} bytes of memory, more than the new limit of {value}",
-                hint="free memory inside, choose a higher limit, or restart it",
-                field="memory",
-            )
+    if value is not None and used > value:
+        raise Conflict(
+            f"the instance uses {used} bytes of memory, more than the new limit of {value}",
+            hint="free memory inside, choose a higher limit, or restart it",
+            field="memory",
+        )
     write(path / "memory.max", "max" if value is None else value)
     if (path / "memory.swap.max").exists():
         write(path / "memory.swap.max", "max" if value is None else 0)

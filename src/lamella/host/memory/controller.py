@@ -32,8 +32,9 @@ class Share(msgspec.Struct, kw_only=True, frozen=True):
     """One instance as it was seen; sizes in bytes.
 
     ``held`` is what it has now, ``used`` what it says it cannot do without (``None``: it says nothing). ``waits``: it stood still for want
-    of memory since it was seen last. What is not ``eager`` keeps what it has while there is enough for all: it has said nothing new,
-    or the host's kernel can take that at any time.
+    of memory since it was seen last. What is not ``eager`` keeps what it has while there is enough for all: it has said nothing new.
+    One without a ``balloon`` has its ceiling at any time, and ``held`` is what it took of that: it is given no more, and what it does not
+    need is taken only while there is too little for all.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Share(msgspec.Struct, kw_only=True, frozen=True):
     used: int | None = None
     waits: bool = False
     eager: bool = True
+    balloon: bool = True
     priority: Priority = Priority.NORMAL
 
 
@@ -100,6 +102,8 @@ def _wish(share: Share, before: Memory | None, at: float) -> _Wish:
     used = _clamp(share.used, 0, ceiling)
     room = max(LEAST_ROOM, used // _ROOM)
     need = _clamp(used + 2 * room, floor, ceiling)
+    if not share.balloon:
+        return _Wish(share=share, floor=floor, last=last, need=last if share.waits else min(need, last), target=last)
     if share.waits and at >= rests_until:
         rest = min(LONGEST_REST, max(FIRST_REST, 2 * rest))
         rests_until = at + rest

@@ -1,7 +1,7 @@
 """Keeping the memory of a host's instances: look at all, decide (controller.py), ask each; and again, sooner while something moves.
 
-What it knows is lost with the daemon, and nothing is missed by that: the next one sees what each instance has. Instances without a
-guarantee keep what they have; one that has none any more gets back what was taken.
+What it knows is lost with the daemon, but who stands still, and nothing is missed by that: the next one sees what each instance has.
+Instances without a guarantee keep what they have; one that has none any more gets back what was taken.
 """
 
 import asyncio
@@ -14,13 +14,13 @@ from pathlib import Path
 import msgspec
 
 from lamella.host.linux.cgroup_files import read_text
-from lamella.host.memory.controller import MIB, Memory, Share, decide
+from lamella.host.memory.controller import GRAIN, MIB, Memory, Share, decide
 from lamella.host.memory.driver import GivesMemory, Held
 from lamella.host.memory.giving_way import GivingWay, Kept
 from lamella.host.memory.ladder import HostMemory, Step
 from lamella.host.memory.lines import with_memory
 from lamella.model.contract import Mechanism
-from lamella.model.errors import LamellaError
+from lamella.model.errors import Internal, LamellaError, Unsupported
 from lamella.model.instance import Phase
 from lamella.model.quantity import format_size
 
@@ -42,20 +42,27 @@ _ALL = 1 << 62
 
 
 class _Known(msgspec.Struct, kw_only=True):
-    """What is remembered of one instance. ``news``: it has said something since the round before. ``astray`` is since when its guest holds
-    more than it was asked for, ``told`` whether that was said."""
+    """What is remembered of one instance. ``at`` is when it had news last, and how long it had ``waited`` by then; ``news``: it has said
+    something since the round before. ``astray`` is since when its guest holds ``kept`` bytes, more than it was asked for, and gives none
+    back; ``told`` whether that was said."""
 
     held: Held
     at: float
+    waited: float
     waits: bool = False
     news: bool = True
     memory: Memory | None = None
     astray: float | None = None
+    kept: int = 0
     told: bool = False
 
     @property
     def target(self) -> int:
         return self.held.held if self.memory is None else self.memory.target
+
+    def loses(self, seen: Held, at: float) -> float:
+        """What it waited a second since its news before, when it is *seen* *at* that time."""
+        return (seen.waited - self.waited) / max(at - self.at, QUICK)
 
     @property
     def moves(self) -> bool:
@@ -64,13 +71,18 @@ class _Known(msgspec.Struct, kw_only=True):
 
 
 class MemoryKeeper:
-    """One a host. *instances* are all that are assigned to it; *look* says what the host has. ``reserve`` bytes stay the host's own."""
+    """One a host. *instances* are all that are assigned to it; *look* says what the host has, and *taken* what an instance takes of it, in
+    bytes. Who stands still for the host's sake is written to *still*. ``reserve`` bytes stay the host's own."""
 
     def __init__(
-        self, instances: Callable[[], Sequence[Kept]], look: Callable[[], HostMemory] = lambda: host_memory()
+        self,
+        instances: Callable[[], Sequence[Kept]],
+        look: Callable[[], HostMemory] = lambda: host_memory(),
+        taken: Callable[[str], int] = lambda id: 0,
+        still: Path | None = None,
     ) -> None:
         self.reserve: int | None = None
-        self.giving_way = GivingWay()
+        self.giving_way = GivingWay(taken, still)
         self._instances = instances
         self._look = look
         self._known: dict[str, _Known] = {}
@@ -133,26 +145,32 @@ class MemoryKeeper:
         if held is None:
             self._known.pop(one.id, None)
         elif known is None:
-            self._known[one.id] = _Known(held=held, at=at)
+            self._known[one.id] = _Known(held=held, at=at, waited=held.waited)
         else:
             known.news = not held.balloon or held.said != known.held.said
             if not known.news and held.used is not None and known.held.used is not None:
                 # What it said was of what it had then.
                 held = msgspec.structs.replace(held, used=known.held.used)
-            lost = held.waited - known.held.waited
-            known.waits = lost / max(at - known.at, QUICK) > _WAITS[held.unit]
-            known.held, known.at = held, at
+            known.waits = known.news and known.loses(held, at) > _WAITS[held.unit]
+            if known.news:
+                known.at, known.waited = at, held.waited
+            known.held = held
 
     async def _let_go(self, one: Kept) -> None:
         """Give back what was taken from one that has no guarantee any more, by this daemon or by one before it."""
         driver = one.driver
         assert isinstance(driver, GivesMemory)
         if one.id not in self._let_be and one.phase is Phase.RUNNING:
-            with suppress(LamellaError, OSError, TimeoutError):
+            try:
                 async with asyncio.timeout(LATEST):
-                    if not await driver.hold_memory(one.id, _ALL, 0):
-                        return
-            self._let_be.add(one.id)
+                    done = await driver.hold_memory(one.id, _ALL, 0)
+            except (Internal, Unsupported):
+                # It refuses: nothing can be taken from it, nor was.
+                done = True
+            except (LamellaError, OSError, TimeoutError):
+                return
+            if done:
+                self._let_be.add(one.id)
 
     def _decide(self, kept: dict[str, Kept], host: HostMemory) -> dict[str, Memory]:
         shares = [_share(kept[id], known) for id, known in self._known.items()]
@@ -173,10 +191,12 @@ class MemoryKeeper:
         self._judge(one, known)
         driver = one.driver
         assert isinstance(driver, GivesMemory)
-        if not known.held.balloon or known.held.held != memory.target:
+        # Guests give whole pages: none has what it was asked for to the byte.
+        target = memory.target // MIB * MIB
+        if not known.held.balloon or known.held.held // MIB * MIB != target:
             with suppress(LamellaError, OSError, TimeoutError):
                 async with asyncio.timeout(LATEST):
-                    await driver.hold_memory(one.id, memory.target, one.asked.instance.spec.memory_guarantee or 0)
+                    await driver.hold_memory(one.id, target, one.asked.instance.spec.memory_guarantee or 0)
 
     def _judge(self, one: Kept, known: _Known) -> None:
         """A guest that does not do what it was asked is told of, once, and once more when it does."""
@@ -185,8 +205,14 @@ class MemoryKeeper:
                 one.remark("memory.follows", f"the guest holds {format_size(known.held.held)}, as it was asked")
             known.astray, known.told = None, False
             return
-        known.astray = known.at if known.astray is None else known.astray
-        if not known.told and known.at - known.astray > PATIENCE:
+        at = time.monotonic()
+        if one.phase is Phase.PAUSED:
+            # Its guest cannot do anything.
+            known.astray = None
+            return
+        if known.astray is None or known.held.held <= known.kept - GRAIN:
+            known.astray, known.kept = at, known.held.held
+        if not known.told and at - known.astray > PATIENCE:
             known.told = True
             why = known.held.silent or "it needs it, or its driver does not listen"
             one.remark(
@@ -204,13 +230,15 @@ def _share(one: Kept, known: _Known) -> Share:
         held=held.held,
         used=held.used,
         waits=known.waits,
-        eager=held.balloon and known.news,
+        eager=known.news,
+        balloon=held.balloon,
         priority=spec.priority,
     )
 
 
 def host_memory(path: Path = Path("/proc/meminfo")) -> HostMemory:
-    """What the kernel says that there is."""
+    """What the kernel says that there is, huge pages that are set apart not counted: nothing else can have them."""
     rows = dict(line.split(":", 1) for line in read_text(path).splitlines() if ":" in line)
     total, available = (int(rows[name].split()[0]) << 10 for name in ("MemTotal", "MemAvailable"))
-    return HostMemory(total=total, available=available)
+    apart = int(rows.get("Hugetlb", "0").split()[0]) << 10
+    return HostMemory(total=total - apart, available=available)

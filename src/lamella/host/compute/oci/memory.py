@@ -22,7 +22,8 @@ def held(group: Cgroup, *, paused: bool) -> Held:
     return Held(
         held=seen.used,
         ceiling=_whole() if seen.limit is None else seen.limit,
-        resident=seen.used,
+        # The kernel counts a host's page cache as available already.
+        resident=max(0, seen.used - seen.cache),
         used=None if paused else seen.used - seen.cold,
         silent="it is paused" if paused else "",
         waited=0.0 if stall is None else stall.some,
