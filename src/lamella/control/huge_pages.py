@@ -7,10 +7,11 @@ from lamella.model.errors import Conflict, Invalid, NoRoom, Unsupported
 from lamella.model.host import Host, HostSpec
 from lamella.model.instance import Instance, InstanceSpec, Isolation
 from lamella.model.quantity import format_size, parse_size
+from lamella.model.sizes import DEFAULT_MEMORY
 from lamella.store.store import Transaction
 
-# What a machine gets that says nothing of its memory (its level's own default), bytes.
-_DEFAULT_MEMORY = {Isolation.VM: 1 << 30, Isolation.MICROVM: 512 << 20}
+# Levels whose memory may be made of them.
+_LEVELS = (Isolation.VM, Isolation.MICROVM)
 
 
 def sizes_of(host: Host) -> list[int]:
@@ -44,7 +45,7 @@ def held(instances: Iterable[Instance], size: int) -> int:
 
 def memory_of(spec: InstanceSpec) -> int:
     """Bytes that a machine starts with."""
-    return spec.memory or _DEFAULT_MEMORY.get(spec.isolation, 0)
+    return spec.memory or DEFAULT_MEMORY.get(spec.isolation, 0)
 
 
 def check_reservation(host: Host, wanted: HostSpec, here: Sequence[Instance]) -> dict[str, int]:
@@ -105,7 +106,7 @@ def check_machine(spec: InstanceSpec) -> None:
     size = spec.huge_pages
     if not size:
         return
-    if spec.isolation not in _DEFAULT_MEMORY:
+    if spec.isolation not in _LEVELS:
         raise Unsupported(
             f"a {spec.isolation} has no memory of its own that could be huge pages",
             hint="--isolation vm and microvm have",

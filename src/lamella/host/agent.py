@@ -260,7 +260,7 @@ class Agent:
     def _befell(self, id: str, type: str, message: str) -> None:
         worker = self._workers.get(id)
         if worker is not None:
-            worker.befell(type, message)
+            worker.remark(type, message)
 
     async def _open_tap(self, port_id: str) -> int:
         for worker in self._workers.values():

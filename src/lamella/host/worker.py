@@ -162,11 +162,6 @@ class Worker:
         """Whether it was seen to run when somebody looked last."""
         return self._status.phase is Phase.RUNNING
 
-    def befell(self, type: str, message: str) -> None:
-        """Tell control that *type* happened to it."""
-        self._events.append((type, message))
-        self._tell()
-
     async def close(self) -> None:
         self._task.cancel()
         with suppress(asyncio.CancelledError):

@@ -1,6 +1,5 @@
 """Page cache of a real group goes when it is told to, its processes' memory stays, and its limit is what it was."""
 
-import os
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ import pytest
 from lamella.host.compute.driver import Limits
 from lamella.host.compute.oci import memory
 from lamella.host.linux import cgroup_memory
-from lamella.host.linux.cgroup import ROOT, Cgroups
+from lamella.host.linux.cgroup import Cgroups
 from lamella.host.linux.cgroup_files import read_number
 
 pytestmark = pytest.mark.root
@@ -33,14 +32,6 @@ with open(sys.argv[1], "wb") as file:
 print("ready", flush=True)
 sys.stdin.read()
 """
-
-
-@pytest.fixture
-def cgroups() -> Iterator[Cgroups]:
-    groups = Cgroups(ROOT, f"lamella-test-{os.getpid()}")
-    yield groups
-    groups.remove()
-    assert not any((tree / groups.mark).exists() for tree in groups.trees.values())
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,15 +12,6 @@ from lamella.host.linux.cgroup import ROOT, Cgroups
 from lamella.model.errors import Conflict, Unsupported
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def cgroups() -> Iterator[Cgroups]:
-    groups = Cgroups(ROOT, f"lamella-test-{os.getpid()}")
-    yield groups
-    groups.remove()
-    assert groups.ids() == set()
-    assert not any((tree / groups.mark).exists() for tree in groups.trees.values())
 
 
 def run_in(paths: list[Path], *command: str) -> subprocess.Popen[bytes]:

@@ -1,31 +1,15 @@
 """What a group lost to waiting, told by this machine's kernel."""
 
-import os
-import subprocess
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from spinning import spinner
 
 from lamella.host.compute.driver import Limits
-from lamella.host.linux.cgroup import ROOT, Cgroups
+from lamella.host.linux.cgroup import Cgroups
 from lamella.host.linux.pressure import PROC
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def cgroups() -> Iterator[Cgroups]:
-    groups = Cgroups(ROOT, f"lamella-test-{os.getpid()}")
-    yield groups
-    groups.remove()
-    assert not any((tree / groups.mark).exists() for tree in groups.trees.values())
-
-
-def spinner(files: list[Path]) -> subprocess.Popen[bytes]:
-    script = "".join(f"echo $$ > {file}; " for file in files)
-    return subprocess.Popen(["sh", "-c", script + "while :; do :; done"])
 
 
 def test_a_group_that_has_to_wait_is_told_from_one_that_does_not(cgroups: Cgroups) -> None:

@@ -1,16 +1,14 @@
 """A process that grows beyond its own group's limit is killed by that limit, and not for want of memory on the host."""
 
 import asyncio
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from lamella.host.compute.driver import Limits
-from lamella.host.linux.cgroup import ROOT, Cgroups
+from lamella.host.linux.cgroup import Cgroups
 from lamella.host.linux.pressure import PROC
 from lamella.host.measure.promise import Promise, Watched
 from lamella.host.measure.sampler import Sampler
@@ -19,14 +17,6 @@ from lamella.model.judgement import Judgement, Verdict
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
 LIMIT = 32 << 20
-
-
-@pytest.fixture
-def cgroups() -> Iterator[Cgroups]:
-    groups = Cgroups(ROOT, f"lamella-test-{os.getpid()}")
-    yield groups
-    groups.remove()
-    assert not any((tree / groups.mark).exists() for tree in groups.trees.values())
 
 
 async def test_who_is_killed_by_its_own_limit_was_given_its_floor(cgroups: Cgroups) -> None:

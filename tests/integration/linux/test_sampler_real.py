@@ -4,13 +4,14 @@ import asyncio
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from spinning import spinner
 
 from lamella.host.compute.driver import Limits
-from lamella.host.linux.cgroup import ROOT, Cgroups
+from lamella.host.linux.cgroup import Cgroups
 from lamella.host.linux.pressure import PROC
 from lamella.host.measure.promise import Promise, Watched
 from lamella.host.measure.sampler import Sampler
@@ -22,19 +23,6 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 GUARANTEE = 0.05
 # Windows as short as anything is judged over, so that a test sees them pass.
 WINDOWS = {"15s": 15, "60s": 60}
-
-
-@pytest.fixture
-def cgroups() -> Iterator[Cgroups]:
-    groups = Cgroups(ROOT, f"lamella-test-{os.getpid()}")
-    yield groups
-    groups.remove()
-    assert not any((tree / groups.mark).exists() for tree in groups.trees.values())
-
-
-def spinner(files: list[Path]) -> subprocess.Popen[bytes]:
-    script = "".join(f"echo $$ > {file}; " for file in files)
-    return subprocess.Popen(["sh", "-c", script + "while :; do :; done"])
 
 
 def weigh(cgroups: Cgroups, id: str, least: bool) -> None:
