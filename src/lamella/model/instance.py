@@ -45,6 +45,10 @@ class Power(StrEnum):
     RUNNING = "running"
     PAUSED = "paused"
     STOPPED = "stopped"
+    # Its memory lies in a file, and nothing of it runs.
+    SUSPENDED = "suspended"
+    # Made up to the moment before its command, which it waits to be told.
+    READY = "ready"
 
 
 class RestartMode(StrEnum):
@@ -108,6 +112,9 @@ class InstanceSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     ``volumes`` are those with a life of their own: they stay when the instance goes.
 
+    ``template`` is the name of one that it begins as a copy of. Without it a machine begins as a copy of one that booted before, where
+    its host keeps such and it is not to be ``cold``.
+
     ``board``, ``disks``, ``cdroms``, ``usb`` and ``seed`` are a full machine's; ``directories`` a WebAssembly module's, as are
     ``fuel`` (how many of its instructions may run in all) and ``deadline`` (for how many seconds it may run).
     """
@@ -141,6 +148,8 @@ class InstanceSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     volumes: Annotated[list[VolumeMount], Meta(max_length=16)] = []
     fuel: Annotated[int, Meta(ge=1, le=1 << 62)] | None = None
     deadline: Annotated[float, Meta(gt=0, le=31_536_000)] | None = None
+    template: Annotated[str, Meta(min_length=1, max_length=63)] | None = None
+    cold: bool = False
     restart: RestartPolicy = msgspec.field(default_factory=RestartPolicy)
     stop_signal: Annotated[str, Meta(pattern=r"^[A-Z0-9+-]{1,16}$(?!\n)")] | None = None
     stop_timeout: Annotated[float, Meta(ge=0, le=86400)] | None = None
@@ -162,8 +171,10 @@ class Phase(StrEnum):
 
     PENDING = "pending"
     STARTING = "starting"
+    READY = "ready"
     RUNNING = "running"
     PAUSED = "paused"
+    SUSPENDED = "suspended"
     STOPPING = "stopping"
     STOPPED = "stopped"
     FAILED = "failed"
@@ -179,6 +190,15 @@ class Decision(msgspec.Struct, kw_only=True):
     because: str
 
 
+class Beginning(msgspec.Struct, kw_only=True, frozen=True):
+    """The run with the number ``epoch`` begins with the memory that was kept in ``snapshot`` (an id) and goes on from there: with ``fresh``
+    as another machine, with a name, addresses, keys and randomness of its own."""
+
+    snapshot: str
+    epoch: int
+    fresh: bool = False
+
+
 class InstanceStatus(msgspec.Struct, kw_only=True):
     """What was seen. ``exit_code`` is of the last run that ended: 0 to 255, 128 + N after signal N.
 
@@ -189,7 +209,8 @@ class InstanceStatus(msgspec.Struct, kw_only=True):
     images in the drives; ``volumes`` the ids of ``spec.volumes`` by name. ``board`` is the machine type that the first start chose
     (``pc-q35-7.2``): every later one is the same.
     ``devices`` are the names of what is plugged in now and can be unplugged; ``retired`` the ids of volumes and ports that go as soon
-    as the host has let go of them. ``cpus`` are those of the host that are its own, ``nodes`` those whose memory is near them.
+    as the host has let go of them. ``beginning`` is what a run goes on from, ``template`` the id of the template that it was made of.
+    ``cpus`` are those of the host that are its own, ``nodes`` those whose memory is near them.
     """
 
     phase: Phase = Phase.PENDING
@@ -214,6 +235,8 @@ class InstanceStatus(msgspec.Struct, kw_only=True):
     cdroms: dict[str, str] = {}
     retired: list[str] = []
     volumes: dict[str, str] = {}
+    beginning: Beginning | None = None
+    template: str = ""
     board: str = ""
     devices: list[str] = []
     id_base: int = 0

@@ -16,6 +16,7 @@ from lamella.model.replication import Replication
 from lamella.model.resource import Resource
 from lamella.model.router import FloatingAddress, Router
 from lamella.model.storage import Pool, Snapshot, Volume
+from lamella.model.template import Template
 
 AnyResource = Resource[Any, Any]
 
@@ -36,6 +37,7 @@ KINDS: dict[str, Any] = {
     "router": Router,
     "address": FloatingAddress,
     "balancer": Balancer,
+    "template": Template,
     "host": Host,
     "operation": Operation,
     "event": Event,

@@ -141,18 +141,20 @@ class VolumeStatus(msgspec.Struct, kw_only=True):
 
 class SnapshotSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Of one volume, or of all ``volumes`` (ids) of an instance at one instant. ``consistent`` asks for the guest's filesystems to be
-    frozen meanwhile. ``owner`` is the id of the clone that it was taken for, and goes with."""
+    frozen meanwhile. ``owner`` is the id of the clone that it was taken for, and goes with. With ``memory`` a running instance's memory is
+    kept too, as it was at that instant."""
 
     volume: str | None = None
     instance: str | None = None
     volumes: list[str] = []
     consistent: bool = False
     owner: str | None = None
+    memory: bool = False
 
 
 class SnapshotStatus(msgspec.Struct, kw_only=True):
     """``consistency`` is ``crash`` (as after a power cut) or ``application`` (filesystems were frozen); ``pause`` is for how many
-    seconds the writers stood still; ``sizes`` are the volumes' at that instant, by id."""
+    seconds the writers stood still; ``sizes`` are the volumes' at that instant, by id; ``memory`` is how many bytes its memory takes."""
 
     host: str | None = None
     phase: StoragePhase = StoragePhase.PENDING
@@ -160,6 +162,7 @@ class SnapshotStatus(msgspec.Struct, kw_only=True):
     taken_at: datetime | None = None
     pause: float = 0.0
     sizes: dict[str, int] = {}
+    memory: int = 0
     conditions: list[Condition] = []
 
 

@@ -6,6 +6,7 @@ Drivers are found by the entry-point group ``lamella.compute``; the name is the 
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -128,6 +129,9 @@ class Machine(msgspec.Struct, kw_only=True, frozen=True):
     ``board_type`` is the machine type of its first start (empty then). ``disks``, ``cdroms``, ``nics`` and ``usb`` are the devices
     that may come and go while it runs. ``huge_pages`` is the size in bytes of the pages that its memory is made of. What it has beyond
     ``memory_guarantee`` bytes may be taken from it while it does not need it; with ``None`` nothing is.
+
+    With ``memory`` it goes on from what was kept under that id (:class:`KeepsMemory`), if ``fresh`` as another machine. ``resting`` has it
+    made and left waiting for :meth:`KeepsMemory.take`; with ``cold`` it boots, whatever there is to begin from.
     """
 
     id: str
@@ -160,6 +164,10 @@ class Machine(msgspec.Struct, kw_only=True, frozen=True):
     deadline: float | None = None
     huge_pages: int | None = None
     memory_guarantee: int | None = None
+    memory: str = ""
+    fresh: bool = False
+    resting: bool = False
+    cold: bool = False
 
     @property
     def volume(self) -> VolumeHandle:
@@ -182,7 +190,8 @@ class Observed(msgspec.Struct, kw_only=True):
     """What there is of an instance now, read from reality alone.
 
     ``phase`` is one of ``STOPPED`` (nothing runs; ``exit_code`` and the times tell of the last run, if it is known), ``STARTING``
-    (made, not yet started), ``RUNNING``, ``PAUSED``. ``launched`` is the size that it cannot grow beyond while it runs.
+    (made, not yet started), ``RUNNING``, ``PAUSED``, ``SUSPENDED`` (its memory is in a file). ``launched`` is the size that it cannot grow
+    beyond while it runs.
     ``devices`` are the names of what is plugged in beside the first disk and NIC, sorted; ``None`` where nothing can be.
     ``board_type`` is the machine type that runs.
     """
@@ -424,3 +433,39 @@ class DerivesImages(Protocol):
 
 Changed = Callable[[str], None]
 DriverFactory = Callable[[Home, Changed], ComputeDriver]
+
+
+class Remembered(msgspec.Struct, kw_only=True):
+    """What became of a memory that was kept: its size in bytes, and for how many seconds its guest stood still. Both are 0 until it is."""
+
+    size: int = 0
+    pause: float = 0.0
+
+
+@runtime_checkable
+class KeepsMemory(Protocol):
+    """A driver that can write down the memory of what runs, and begin with it."""
+
+    def remember(self, id: str, memory: str) -> AbstractAsyncContextManager[Remembered]:
+        """Keep the running instance's memory under the id *memory*. Inside the context the guest stands still, and its disks are as its
+        memory knows them; after it, it goes on. Interrupted, nothing is kept and it goes on all the same.
+
+        :raise Unsupported: when what runs cannot be kept (the sentence says why).
+        """
+        ...
+
+    async def forget(self, memory: str) -> None:
+        """Remove what was kept under *memory*. Those that began with it go on; nothing of that id is fine."""
+        ...
+
+    async def suspend(self, id: str) -> None:
+        """Keep its memory and end it: ``observe`` then says SUSPENDED, and ``create`` goes on from there. Until its memory is safe on disk
+        it runs; after a crash it is running or suspended."""
+        ...
+
+    async def take(self, machine: Machine) -> None:
+        """Give one that was made ``resting`` its name, command and environment.
+
+        :raise Conflict: when it was made as other hardware than *machine* asks for.
+        """
+        ...
