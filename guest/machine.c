@@ -341,6 +341,17 @@ char *machine_freeze(uint32_t deadline_ms) {
     return problem;
 }
 
+char *machine_bound(uint64_t pids) {
+    char limit[32] = "max";
+    if (pids) snprintf(limit, sizeof limit, "%llu", (unsigned long long)pids);
+    int fd = guest_has_init ? -1 : open(GROUP "/pids.max", O_WRONLY | O_CLOEXEC);
+    bool done = fd >= 0 && write(fd, limit, strlen(limit)) > 0;
+    int kept = errno;
+    if (fd >= 0) close(fd);
+    if (guest_has_init) return format_text("the processes of a machine that has an init of its own are bounded by that");
+    return done ? NULL : format_text("the bound on processes cannot be set: %s", strerror(kept));
+}
+
 bool machine_has_init(void) { return guest_has_init; }
 
 void machine_off(void) {

@@ -13,4 +13,5 @@ char *machine_reseed(const void *data, size_t size); /* NULL or a sentence */
 char *machine_disk(const char *serial, const char *place, bool wait);
 bool machine_has_init(void);
 char *machine_freeze(uint32_t deadline_ms);
+char *machine_bound(uint64_t pids); /* how many processes the instance may have; 0 is no bound */
 __attribute__((noreturn)) void machine_off(void);

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -304,6 +305,21 @@ void process_kill_session(struct process *p) {
     kill(p->pid, SIGKILL);
 }
 
+void process_signal_named(const char *name, int number) {
+    DIR *directory = opendir("/proc");
+    struct dirent *entry;
+    while (directory && (entry = readdir(directory))) {
+        char path[64], found[32] = "";
+        if (entry->d_name[0] < '1' || entry->d_name[0] > '9') continue;
+        snprintf(path, sizeof path, "/proc/%.20s/comm", entry->d_name);
+        FILE *file = fopen(path, "re");
+        if (file && fgets(found, sizeof found, file)) found[strcspn(found, "\n")] = 0;
+        if (file) fclose(file);
+        if (strcmp(found, name) == 0) kill(atoi(entry->d_name), number);
+    }
+    if (directory) closedir(directory);
+}
+
 void process_free(struct process *p) {
     for (struct process **at = &processes; *at; at = &(*at)->next) {
         if (*at != p) continue;
@@ -314,4 +330,38 @@ void process_free(struct process *p) {
     close_stream(&p->output);
     close_stream(&p->errors);
     free(p);
+}
+
+static void keep_last(char *said, size_t room, const uint8_t *data, size_t size) {
+    size_t held = strlen(said);
+    if (size > room - 1) data += size - (room - 1), size = room - 1;
+    size_t lost = held + size > room - 1 ? held + size - (room - 1) : 0;
+    memmove(said, said + lost, held - lost);
+    for (size_t i = 0; i < size; i++) said[held - lost + i] = data[i] ? (char)data[i] : ' ';
+    said[held - lost + size] = 0;
+}
+
+int process_run(char **arguments, int64_t until, char **said) {
+    char *none[] = {NULL}, *problem = NULL;
+    const char *group = process_group_file;
+    struct command command = {.arguments = arguments, .environment = none, .directory = "/", .user = ""};
+    uint8_t data[1024], stream;
+    size_t got;
+    int code, result;
+    process_group_file = "";
+    struct process *p = process_start(&command, &problem, &code);
+    process_group_file = group;
+    *said = p ? allocate(sizeof data) : problem;
+    if (!p) return code;
+    for (;;) {
+        process_reap();
+        while ((result = process_read(p, data, sizeof data, &stream, &got)) > 0) keep_last(*said, sizeof data, data, got);
+        if (p->reaped || monotonic_ms() >= until) break;
+        struct pollfd list[2] = {{.fd = p->output, .events = POLLIN}, {.fd = p->errors, .events = POLLIN}};
+        poll(list, 2, result < 0 ? 1 : 10); /* also what has closed its output may take a moment to end */
+    }
+    code = p->reaped ? p->exit_code : -1;
+    process_kill_session(p);
+    process_free(p);
+    return code;
 }
