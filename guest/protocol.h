@@ -57,7 +57,6 @@ enum verb {
     VERB_SET = 21,
     VERB_MOUNT = 22,
     VERB_UNMOUNT = 23,
-    VERB_PREPARE = 27,
     VERB_HOLD = 24,
     VERB_RELEASE = 25,
     VERB_RENEW = 26,
