@@ -60,6 +60,7 @@ enum verb {
     VERB_HOLD = 24,
     VERB_RELEASE = 25,
     VERB_RENEW = 26,
+    VERB_PREPARE = 27,
 };
 
 enum tag {

@@ -39,6 +39,7 @@ class Verb(IntEnum):
     HOLD = 24
     RELEASE = 25
     RENEW = 26
+    PREPARE = 27
 
 
 class Tag(IntEnum):
