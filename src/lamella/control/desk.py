@@ -14,6 +14,7 @@ from lamella.control.network.mirrors import forget_mirrors
 from lamella.control.pinning import release_pins
 from lamella.control.storage.attaching import let_go
 from lamella.control.storage.hearing import hear, measured
+from lamella.control.storage.lookup import held
 from lamella.control.storage.parting import part_with_snapshots
 from lamella.model.assignment import Assignment, Assignments, InstanceReport
 from lamella.model.balancer import BalancerReport
@@ -23,7 +24,7 @@ from lamella.model.instance import Decision, Instance, InstanceStatus, Phase
 from lamella.model.kinds import AnyResource
 from lamella.model.network import Network, Port
 from lamella.model.resource import new_resource, now
-from lamella.model.storage import Pool, StorageEvent, StoragePhase, Volume
+from lamella.model.storage import Pool, Snapshot, StorageEvent, StoragePhase, Volume
 from lamella.store.store import Change, Store, Transaction
 
 # What the host sees; everything else in an instance's status is control's and is not overwritten by a report.
@@ -253,6 +254,7 @@ def _assignment(tx: Transaction, instance: Instance) -> Assignment:
         revision=max(part.revision for part in parts if part is not None),
         instance=instance,
         volume=volume,
+        source=_source(tx, volume),
         port=port,
         network=networks[port.spec.network] if port is not None else None,
         disks=disks,
@@ -262,6 +264,12 @@ def _assignment(tx: Transaction, instance: Instance) -> Assignment:
         retired_ports=[part for part in retired if part.kind == "port"],
         volumes=volumes,
     )
+
+
+def _source(tx: Transaction, volume: Volume | None) -> str:
+    """The id of the volume of whose snapshot *volume* begins as a copy; empty when it begins as none, or that is gone."""
+    snapshot: Snapshot | None = tx.by_id(volume.spec.source) if volume is not None and volume.spec.source else None
+    return next(iter(held(snapshot)), "") if snapshot is not None else ""
 
 
 def _need(tx: Transaction, instance: Instance, id: str) -> Any:

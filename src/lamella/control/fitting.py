@@ -18,6 +18,8 @@ GUESTS = MACHINES | {Isolation.UNIKERNEL, Isolation.MICROVM}
 
 # Levels whose running instances can be given devices and rid of them.
 PLUGGABLE = MACHINES
+# Levels whose memory can be kept while they run, and gone on from.
+KEEPS_MEMORY = frozenset({Isolation.MICROVM})
 # Levels that cannot be made larger, while they run, than the host said that they can.
 FIXED_SIZE = frozenset({Isolation.MICROVM, Isolation.UNIKERNEL, Isolation.WASM}) | MACHINES
 

@@ -14,13 +14,13 @@ from lamella.control.changing import (
     check_volumes_at_rest,
     check_volumes_idle,
     drive_image,
-    insert_port,
     networks_of,
     undo,
 )
 from lamella.control.events import record
 from lamella.control.fitting import FIXED_SIZE, PLUGGABLE, normalise
 from lamella.control.handing_out import check_room, held, shortages
+from lamella.control.inserting import insert_admitted
 from lamella.control.intent import CONDITIONS, PowerVerb, apply_power, refusal
 from lamella.control.lookup import find_image, find_instance, need_project
 from lamella.control.merging import merge_labels, merge_patch
@@ -112,19 +112,7 @@ class Instances:
                 firewalls=[firewalls_of(tx, project, nic.firewalls) for nic in spec.nics],
             )
             # An appliance may have sizes of its own.
-            settle_pins(tx, admitted.instance)
-            check_room(tx, admitted.instance, share_of(body.spec))
-            instance = tx.insert(admitted.instance)
-            if named:
-                attach(tx, instance, named)
-                instance = tx.update(instance)
-            tx.claim(f"ids:{placement.host.id}", str(instance.status.id_base), instance.id)
-            for volume in (admitted.volume, *admitted.disks.values()):
-                if volume is not None:
-                    tx.insert(volume)
-            for port in (admitted.port, *admitted.ports.values()):
-                if port is not None:
-                    insert_port(tx, port)
+            instance = insert_admitted(tx, admitted, had=share_of(body.spec), named=named)
             if idempotency_key is not None:
                 tx.claim(space, idempotency_key, instance.id)
             record(tx, instance, "instance.created", f"{who.name} created {instance.name} from {spec.image}")

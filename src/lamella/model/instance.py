@@ -10,8 +10,8 @@ from msgspec import Meta
 from lamella.model.bit_rate import BitRate
 from lamella.model.board import Board, Cdrom, DeviceName, Directory, Disk, Seed, Usb
 from lamella.model.contract import Mechanism
+from lamella.model.mount import VolumeMount
 from lamella.model.resource import Condition, Resource
-from lamella.model.storage import VolumeMount
 
 Text = Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00]*$")]
 Argument = Annotated[str, Meta(max_length=131072, pattern=r"^[^\x00]*$")]
