@@ -17,6 +17,7 @@ from lamella.control.placement import place
 from lamella.control.storage.lookup import held
 from lamella.model.errors import Conflict, NotFound, Unsupported
 from lamella.model.host import Host
+from lamella.model.image import Image
 from lamella.model.instance import Beginning, Decision, Instance, InstanceSpec, Power
 from lamella.model.origin import Origin
 from lamella.model.resource import Labels, now
@@ -35,9 +36,11 @@ def begin_as_copy(
     seed: str,
     spec: InstanceSpec | None = None,
     labels: Labels | None = None,
+    image: Image | None = None,
 ) -> Instance:
     """Insert an instance called *name* into the project of *snapshot*, which begins as a copy of it, on its host. *spec* is what it is to
-    be: without one what its origin was (:func:`spec_of_copy`). *seed* as for :class:`~lamella.control.instances.Instances`.
+    be: without one what its origin was (:func:`spec_of_copy`). *image* is the one that its origin was made from; without one it is looked
+    up. *seed* as for :class:`~lamella.control.instances.Instances`.
 
     The caller records the event and the audit. A retried transaction calls it anew: *spec* and *snapshot* stay as they are.
 
@@ -62,7 +65,7 @@ def begin_as_copy(
         project=project,
         labels=labels or {},
         spec=wanted,
-        image=find_image(tx, project, origin.image_digest),
+        image=image or find_image(tx, project, origin.image_digest),
         placement=msgspec.structs.replace(placement, because=f"the memory of snapshot {snapshot.name} lies there"),
         networks=networks,
         taken=Taken(

@@ -1,36 +1,30 @@
 """The verbs on instances: each writes intent in one transaction; the host makes it so, and whoever asked may wait for that."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import msgspec
 
 from lamella.control import huge_pages
-from lamella.control.admission import Taken, admit, check_spec
+from lamella.control.admission import check_spec
 from lamella.control.bulletin import Bulletin
-from lamella.control.capacity import said
 from lamella.control.changing import (
     change_devices,
     check_volumes_at_rest,
     check_volumes_idle,
-    drive_image,
-    networks_of,
     undo,
 )
+from lamella.control.creating import check_asked, insert_new
 from lamella.control.events import record
 from lamella.control.fitting import FIXED_SIZE, PLUGGABLE, normalise
-from lamella.control.handing_out import check_room, held, shortages
-from lamella.control.inserting import insert_admitted
+from lamella.control.handing_out import check_room, held
 from lamella.control.intent import CONDITIONS, PowerVerb, apply_power, refusal
-from lamella.control.lookup import find_image, find_instance, need_project
+from lamella.control.lookup import find_instance, need_project
 from lamella.control.merging import merge_labels, merge_patch
-from lamella.control.naming import new_name
-from lamella.control.network.firewalls import firewalls_of
 from lamella.control.network.rates import rates_of, without
 from lamella.control.pinning import settle_pins
-from lamella.control.placement import Placement, place
-from lamella.control.shares import check_shares, share_of
-from lamella.control.storage.attaching import Named, able_hosts, attach, resolve
+from lamella.control.shares import check_shares
+from lamella.control.storage.attaching import attach, resolve
+from lamella.control.templates.taking import begin_of_template
 from lamella.model import bit_rate
 from lamella.model.errors import (
     Conflict,
@@ -46,13 +40,13 @@ from lamella.model.ids import check_name
 from lamella.model.instance import Decision, Instance, InstanceSpec, Phase, Power
 from lamella.model.quantity import format_cpu, format_size
 from lamella.model.requests import InstanceCreate, Principal, ResourcePatch, ResourcePut
-from lamella.model.resource import Resource, now
+from lamella.model.resource import now
 from lamella.model.storage import Volume, VolumeMount
 from lamella.model.validation import invalid
 from lamella.store.store import Audit, Change, Store, Transaction
 
 # What cannot change after an instance was made, and what to do instead.
-FIXED = ("image", "isolation", "disk", "remove_on_exit", "stdin", "terminal")
+FIXED = ("image", "isolation", "disk", "remove_on_exit", "stdin", "terminal", "template")
 # Devices: what may come and go with levels that can be plugged into.
 DEVICES = ("nics", "disks", "cdroms", "usb")
 # What changes only while it does not run.
@@ -79,7 +73,7 @@ class Instances:
     ) -> Instance:
         if body.name is not None:
             check_name(body.name)
-        check_spec(body.spec)
+        check_asked(body.spec)
         _check_directories(who, body.spec)
 
         def write(tx: Transaction) -> tuple[Instance, bool]:
@@ -89,33 +83,13 @@ class Instances:
                 if before is not None:
                     return before, False
             need_project(tx, project)
-            # A retry of the transaction must start from what was asked, not from what the last try filled in.
-            spec = msgspec.convert(msgspec.to_builtins(body.spec), InstanceSpec)
-            normalise(spec)
-            named = resolve(tx, project, spec)
-            placement = _placement(tx, spec, named)
-            networks = networks_of(tx, project, spec)
-            admitted = admit(
-                name=body.name or _unused_name(tx, project),
-                project=project,
-                labels=body.labels,
-                spec=spec,
-                image=find_image(tx, project, spec.image),
-                placement=placement,
-                networks=networks,
-                taken=Taken(
-                    addresses={network.id: tx.claims(f"address:{network.id}") for network in networks},
-                    id_ranges=tx.claims(f"ids:{placement.host.id}"),
-                ),
-                seed=self._seed,
-                drives={drive.name: drive_image(tx, project, drive) for drive in spec.cdroms},
-                firewalls=[firewalls_of(tx, project, nic.firewalls) for nic in spec.nics],
-            )
-            # An appliance may have sizes of its own.
-            instance = insert_admitted(tx, admitted, had=share_of(body.spec), named=named)
+            instance = _begin(tx, project, body, self._seed)
             if idempotency_key is not None:
                 tx.claim(space, idempotency_key, instance.id)
-            record(tx, instance, "instance.created", f"{who.name} created {instance.name} from {spec.image}")
+            begun = (
+                f"as a copy of template {body.spec.template}" if body.spec.template else f"from {instance.spec.image}"
+            )
+            record(tx, instance, "instance.created", f"{who.name} created {instance.name} {begun}")
             tx.audit(Audit(principal=who.name, verb="create", subject=f"instance/{project}/{instance.name}"))
             return instance, True
 
@@ -137,6 +111,8 @@ class Instances:
             wanted = msgspec.structs.replace(body.spec, **{field: getattr(instance.spec, field) for field in KEPT})
             if wanted.stop_timeout is None:
                 wanted.stop_timeout = instance.spec.stop_timeout
+            if wanted.template is not None:
+                _fill(wanted, instance.spec)
             before.append(msgspec.convert(msgspec.to_builtins(instance), Instance))
             self._replace_spec(tx, who, instance, wanted)
             instance.labels = dict(body.labels)
@@ -378,6 +354,11 @@ class Instances:
             instance = find_instance(tx, project, name)
             if instance.deleted_at is not None and verb != "delete":
                 raise Conflict(f"{instance.name} is being removed")
+            if instance.spec.power is Power.READY and verb != "delete":
+                raise Conflict(
+                    f"{instance.name} is a template's, and waits for a command",
+                    hint="lamella run --template NAME takes one that waits",
+                )
             had = held(instance)
             change(tx, instance)
             settle_pins(tx, instance)
@@ -441,15 +422,18 @@ class Instances:
         return latest
 
 
-def _placement(tx: Transaction, spec: InstanceSpec, named: Sequence[Named]) -> Placement:
-    load: dict[str, int] = {}
-    hosts: list[Resource[Any, Any]] = able_hosts(tx.list("host"), named) if named else tx.list("host")
-    if spec.huge_pages:
-        hosts = huge_pages.with_room(spec, hosts, tx.list("instance"))
-    if len(hosts) > 1:
-        for instance in tx.list("instance"):
-            load[instance.status.host] = load.get(instance.status.host, 0) + 1
-    return msgspec.structs.replace(place(spec, hosts, load, shortages(tx, spec, hosts)), share=said(share_of(spec)))
+def _begin(tx: Transaction, project: str, body: InstanceCreate, seed: str) -> Instance:
+    if body.spec.template is not None:
+        return begin_of_template(tx, project, body.name, body.labels, body.spec, seed=seed)
+    return insert_new(tx, project, body.name, body.labels, body.spec, seed=seed)
+
+
+def _fill(wanted: InstanceSpec, has: InstanceSpec) -> None:
+    """What is not said of a copy is as its template has it, and as it has it."""
+    unsaid = InstanceSpec()
+    for field in ("image", "isolation", "cpu", "memory", "disk", "pids"):
+        if getattr(wanted, field) == getattr(unsaid, field):
+            setattr(wanted, field, getattr(has, field))
 
 
 def _check_directories(who: Principal, spec: InstanceSpec) -> None:
@@ -460,13 +444,6 @@ def _check_directories(who: Principal, spec: InstanceSpec) -> None:
             hint="put the files into the image",
             field="spec.directories",
         )
-
-
-def _unused_name(tx: Transaction, project: str) -> str:
-    while True:
-        name = new_name()
-        if tx.get("instance", project, name) is None:
-            return name
 
 
 def _limit(field: str, value: int | None) -> str:

@@ -28,6 +28,8 @@ def settled(instance: Instance) -> bool:
     if spec.power is Power.STOPPED:
         # One that never ran is pending, and may stay so.
         return status.phase in (Phase.STOPPED, Phase.PENDING)
+    if spec.power is Power.READY:
+        return status.phase is Phase.READY
     if status.epoch < spec.epoch:
         return False
     if spec.power is Power.PAUSED:

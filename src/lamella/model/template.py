@@ -58,14 +58,16 @@ class TemplateSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 class TemplateStatus(msgspec.Struct, kw_only=True):
     """``snapshot`` is the id of that of its disk and memory, of which copies are made, with ``size`` bytes of memory; it was made of
-    ``image``, and ``key`` says of what else: another key is a reason to make it anew. ``builder`` is the id of the instance that is warmed
-    up, of ``wanted`` (a key), and has come to ``stage``; ``keeping`` the id of the snapshot that is taken of it. ``refused`` is the key that
-    could not be built. ``ready`` and ``copies`` count the instances that wait and all others that are copies of it; they are of the
-    moment in which it was asked for."""
+    ``image`` by ``recipe``, and ``key`` is a digest of all that it was made of: another key is a reason to make it anew.
+
+    ``builder`` is the id of the instance that is warmed up, of ``wanted`` (a key), and has come to ``stage``; ``keeping`` the id of the
+    snapshot that is taken of it. ``refused`` is the key that could not be built. ``ready`` and ``copies`` count the instances that wait and
+    all others that are copies of it; they are of the moment in which it was asked for."""
 
     phase: TemplatePhase = TemplatePhase.PENDING
     host: str | None = None
     image: ImageStatus | None = None
+    recipe: TemplateSpec | None = None
     key: str = ""
     snapshot: str = ""
     size: int = 0

@@ -8,14 +8,13 @@ from collections.abc import Iterable
 
 import msgspec
 
+from lamella.control.fitting import KEEPS_MEMORY
 from lamella.model.errors import Invalid, Unsupported
 from lamella.model.host import Capability, Host
 from lamella.model.instance import InstanceSpec, Isolation, Nic, Power
 from lamella.model.quantity import format_cpu, format_size
-from lamella.model.template import Template, TemplateSpec
+from lamella.model.template import TemplateSpec
 
-# The levels whose memory can be kept.
-FROZEN = frozenset({Isolation.MICROVM, Isolation.VM})
 NO_NETWORK = "none"
 # What waits for a command has one that is never run: an image may name none.
 WAITS = ["true"]
@@ -41,10 +40,10 @@ _KEPT_BY_LAYER = ("power", "epoch", "attach_epoch", "grace")
 
 def check_recipe(spec: TemplateSpec) -> None:
     """:raise Unsupported: when the level has no memory that can be kept. :raise Invalid: when the warm-up is no command."""
-    if spec.isolation not in FROZEN:
+    if spec.isolation not in KEEPS_MEMORY:
         raise Unsupported(
             f"a {spec.isolation} has no memory that could be kept: it begins at once as it is",
-            hint=f"templates are of isolation {' or '.join(sorted(FROZEN))}",
+            hint=f"templates are of isolation {' or '.join(sorted(KEEPS_MEMORY))}",
             field="spec.isolation",
         )
     if spec.warmup and not spec.warmup[0]:
@@ -93,12 +92,12 @@ def waiting_spec(name: str, spec: TemplateSpec) -> InstanceSpec:
     )
 
 
-def shape(spec: InstanceSpec, template: Template) -> None:
-    """Fill in what a copy has as *template* has it, in place.
+def shape(spec: InstanceSpec, name: str, of: TemplateSpec) -> None:
+    """Fill in what a copy of template *name* has as its memory, made by *of*, has it, in place.
 
     :raise Unsupported: when *spec* asks for a machine of another shape; the sentence says what the template has.
+    :raise Invalid: when it is to boot, too.
     """
-    of, name = template.spec, template.name
     if spec.cold:
         raise Invalid(
             f"it is to begin as a copy of template {name}, and to boot",
