@@ -37,6 +37,8 @@ from lamella.control.storage.asking import Hosts
 from lamella.control.storage.promises import described
 from lamella.control.storage.replicas import kept_again
 from lamella.control.storage.wing import StorageWing
+from lamella.control.templates.keeper import Keeper as TemplateKeeper
+from lamella.control.templates.templates import Templates, counted
 from lamella.model.assignment import HostAgent
 from lamella.model.board import DesktopTicket, Input
 from lamella.model.capture import CaptureSpec
@@ -91,6 +93,8 @@ class Layer:
         self.balancers, self.hosts = Balancers(store), HostPolicies(store)
         self.storage = StorageWing(store, self.bulletin, Hosts(self.presence.away), self.instances)
         self.backup = BackupWing(store, self.storage, self.instances, dump_of(database))
+        self.templates = Templates(store, self.bulletin)
+        self.warm = TemplateKeeper(store, self.bulletin, self.storage.keeper, self.storage.hosts, seed=seed)
         self._agents: dict[str, HostAgent] = {}
         self._joining: set[asyncio.Task[None]] = set()
 
@@ -101,12 +105,14 @@ class Layer:
         await self.images.open()
         await self.storage.open()
         await self.backup.open()
+        await self.warm.open()
 
     async def close(self) -> None:
         await self.presence.close()
         for task in tuple(self._joining):
             task.cancel()
         await asyncio.gather(*self._joining, return_exceptions=True)
+        await self.warm.close()
         await self.backup.close()
         await self.storage.close()
         await self.images.close()
@@ -149,6 +155,8 @@ class Layer:
 
     async def get(self, who: Principal, project: str, kind: str, name: str) -> AnyResource:
         found = await self.store.get(kind, project, name)
+        if kind == "template":
+            return (await self.store.read(lambda tx: counted(tx, [found])))[0]
         return await self._as_it_is_now(found) if kind == "host" else found
 
     async def _as_it_is_now(self, host: Host) -> Host:
@@ -168,6 +176,9 @@ class Layer:
         page = await self.store.list(kind, project=project, labels=labels or None, cursor=cursor, limit=limit)
         if not page.items and project != "default":
             await self.store.read(lambda tx: need_project(tx, project))
+        if kind == "template":
+            items = await self.store.read(lambda tx: counted(tx, page.items))
+            page = msgspec.structs.replace(page, items=items)
         return Items(items=page.items, cursor=page.cursor, revision=page.revision)
 
     async def watch(self, who: Principal, project: str, kind: str | None, since: int) -> AsyncIterator[Change]:
@@ -216,6 +227,8 @@ class Layer:
             return await self.hosts.patch(who, project, name, body, expected=expected)
         if kind == "balancer":
             return await self.balancers.patch(who, project, name, body, expected=expected)
+        if kind == "template":
+            return await self.templates.patch(who, project, name, body, expected=expected, wait=wait)
         if isinstance(body.spec, dict):
             raise Unsupported(f"the spec of a {kind} cannot be changed", hint="labels can", field="spec")
 
@@ -261,6 +274,8 @@ class Layer:
             await self.addresses.delete(who, project, name, expected=expected)
         elif kind == "balancer":
             await self.balancers.delete(who, project, name, expected=expected)
+        elif kind == "template":
+            await self.templates.delete(who, project, name, expected=expected)
         elif kind in ("operation", "event"):
             await self._forget(who, project, kind, name)
         else:

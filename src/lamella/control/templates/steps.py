@@ -18,7 +18,7 @@ from lamella.model.template import Stage, Template
 # Seconds until what could not be done for want of room, or because somebody was away, is tried again.
 AGAIN = 15.0
 # What passes by itself.
-PASSING = frozenset({"unavailable", "no-room", "deadline-exceeded"})
+PASSING = frozenset({"unavailable", "no-room"})
 
 
 class Step(StrEnum):
