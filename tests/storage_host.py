@@ -6,7 +6,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ from tests.carry_host import CarryHost
 from lamella.model.errors import Conflict, Invalid, LamellaError, NotFound, Unavailable, Unsupported
 from lamella.model.host import Capability, HostStatus
 from lamella.model.instance import InstanceStatus, Isolation, Phase, Power
-from lamella.model.resource import now
+from lamella.model.resource import Condition, now
 from lamella.model.storage import Feature, PoolStatus, SnapshotStatus, StoragePhase, VolumeStatus
 from lamella.model.storage_report import Orphan
 from lamella.model.storage_requests import (
@@ -39,9 +39,26 @@ from lamella.model.storage_requests import (
     TakeSnapshot,
     UnlockVolume,
 )
+from lamella.model.stream import ExecSpec, Exit, Stdout
 
 FREE = 10 << 30
 FEATURES = [Feature.BLOCK, Feature.FILESYSTEM, Feature.THIN, Feature.SNAPSHOT, Feature.CLONE]
+
+
+class Ended:
+    """A process that has said *said* and ended with *code*, as soon as it may."""
+
+    def __init__(self, may: asyncio.Event, said: bytes, code: int) -> None:
+        self._may = may
+        self._frames: list[Any] = [*([Stdout(said)] if said else []), Exit(code)]
+
+    async def send(self, frame: Any) -> None: ...
+
+    async def receive(self) -> Any:
+        await self._may.wait()
+        return self._frames.pop(0) if self._frames else None
+
+    async def close(self) -> None: ...
 
 
 class StorageHost(CarryHost, BackupHost):
@@ -61,7 +78,18 @@ class StorageHost(CarryHost, BackupHost):
         self.slow: dict[str, asyncio.Event] = {}
         # Volumes that this host keeps for itself, which no row names.
         self.hidden: set[str] = set()
+        # Why an instance cannot be made to wait, when it cannot.
+        self.unable: Callable[[Any], Condition | None] = lambda instance: None
+        self.execs: list[tuple[str, list[str]]] = []
+        self.exits: list[tuple[bytes, int]] = []
+        self.hang = asyncio.Event()
+        self.hang.set()
         self._acting: asyncio.Task[None] | None = None
+
+    async def exec(self, id: str, spec: ExecSpec) -> "Ended":
+        """What runs says and ends as the next of ``exits`` has it, and well after that; it does so when ``hang`` is set."""
+        self.execs.append((id, spec.command))
+        return Ended(self.hang, *(self.exits.pop(0) if self.exits else (b"", 0)))
 
     @staticmethod
     def room() -> PoolStatus:
@@ -177,7 +205,9 @@ class StorageHost(CarryHost, BackupHost):
 
     def _drop_snapshot(self, request: DropSnapshot) -> None:
         for volume in request.volumes:
-            self._volume(volume)["snapshots"].pop(request.snapshot.id, None)
+            # An instance's own may have none of it, and not be there: it was never taken.
+            if volume.spec.owner is None or volume.id in self.volumes:
+                self._volume(volume)["snapshots"].pop(request.snapshot.id, None)
 
     def _restore_snapshot(self, request: RestoreSnapshot) -> None:
         for volume in request.volumes:
@@ -225,9 +255,12 @@ class StorageHost(CarryHost, BackupHost):
             reports = []
             for asked in news.instances:
                 instance = asked.instance
-                running = instance.spec.power is Power.RUNNING
+                phases = {Power.RUNNING: Phase.RUNNING, Power.READY: Phase.READY}
+                phase = phases.get(instance.spec.power, Phase.STOPPED)
+                failed = self.unable(instance) if phase is Phase.READY else None
                 status = InstanceStatus(
-                    phase=Phase.RUNNING if running else Phase.STOPPED,
+                    phase=phase if failed is None else Phase.FAILED,
+                    conditions=[] if failed is None else [failed],
                     observed_generation=instance.generation,
                     epoch=instance.spec.epoch,
                 )

@@ -30,7 +30,9 @@ async def kept(layer: Layer, instance: Instance, *, phase: StoragePhase = Storag
     def write(tx: Transaction) -> Snapshot:
         volume = instance.status.volume or ""
         origin = of_instance(tx.by_id(instance.id) or instance)
-        status = SnapshotStatus(host=instance.status.host, phase=phase, sizes={volume: 4 << 20}, memory=1, origin=origin)
+        status = SnapshotStatus(
+            host=instance.status.host, phase=phase, sizes={volume: 4 << 20}, memory=1, origin=origin
+        )
         spec = SnapshotSpec(instance=instance.id, volumes=[volume], memory=True)
         status.taken_at = now()
         return tx.insert(new_resource("snapshot", f"{instance.name}@s", spec, status))

@@ -68,6 +68,7 @@ class Keeper:
         self._demand: dict[str, Demand] = {}
         self._used: dict[str, float] = {}
         self._waiting: set[str] = set()
+        self._swept: dict[str, float] = {}
         # Nothing is left of any template: there is nothing to look for until there is one.
         self._clean = False
         self._task: asyncio.Task[None] | None = None
@@ -150,16 +151,24 @@ class Keeper:
             return _Found()
         idle = [item.id for item in templates if item.spec.idle is not None and self._is_idle(item.id, item.spec.idle)]
         instances: list[Instance] = tx.list("instance")
-        sweep = rows.to_sweep(tx, templates, instances)
-        self._clean = not templates and not sweep
+        left = rows.to_sweep(tx, templates, instances)
+        self._clean = not templates and not left
         for id in self._demand.keys() - {item.id for item in templates}:
             del self._demand[id]
         return _Found(
             idle=idle,
             unbuilt=[item.id for item in templates if item.id not in idle and self._building.has_work(tx, item.id)],
             pools=self._plan(tx, templates, instances),
-            sweep=sweep,
+            sweep=self._is_due(left),
         )
+
+    def _is_due(self, left: list[str]) -> bool:
+        """Whether one of *left* is to be swept now: what could not be is tried again later, not at once."""
+        at = time.monotonic()
+        self._swept = {id: tried for id, tried in self._swept.items() if id in left}
+        due = any(at - self._swept.get(id, -AGAIN) >= AGAIN for id in left)
+        self._swept |= dict.fromkeys(left, at) if due else {}
+        return due
 
     def _is_idle(self, template: str, seconds: float) -> bool:
         # What a former daemon saw, this one does not know: it begins to count when it comes.

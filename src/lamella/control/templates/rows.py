@@ -183,10 +183,11 @@ def remove(tx: Transaction, template: Template) -> None:
     tx.delete(template.id)
 
 
-def to_sweep(tx: Transaction, templates: list[Template], instances: list[Instance]) -> bool:
-    """Whether :func:`sweep` has anything to do: a look costs less than a change."""
+def to_sweep(tx: Transaction, templates: list[Template], instances: list[Instance]) -> list[str]:
+    """Ids of what :func:`sweep` would have go: a look costs less than a change."""
     snapshots: list[Snapshot] = tx.list("snapshot")
-    return bool(_unneeded_snapshots(templates, snapshots) or _unneeded_builders(templates, instances, snapshots))
+    builders = _unneeded_builders(templates, instances, snapshots)
+    return [*_unneeded_snapshots(templates, snapshots), *(item.id for item in builders)]
 
 
 def sweep(tx: Transaction) -> list[str]:
