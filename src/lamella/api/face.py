@@ -33,7 +33,7 @@ from lamella.model.trace import Trace
 from lamella.model.usage import LogEntry, Usage
 from lamella.store.store import Change
 
-PowerVerb = Literal["start", "stop", "restart", "pause", "resume"]
+PowerVerb = Literal["start", "stop", "restart", "pause", "resume", "suspend"]
 DesktopKind = Literal["vnc", "spice"]
 DiskFormat = Literal["qcow2", "raw", "vmdk", "vdi", "vhdx"]
 VolumeFormat = Literal["raw", "qcow2", "vmdk", "vdi", "vhdx", "vhd"]

@@ -33,7 +33,7 @@ from lamella.model.requests import (
 from lamella.model.stream import ExecSpec, FromProcess, ToProcess
 from lamella.model.usage import LogEntry, Usage
 
-PowerVerb = Literal["start", "stop", "restart", "pause", "resume"]
+PowerVerb = Literal["start", "stop", "restart", "pause", "resume", "suspend"]
 Condition = Literal["settled", "running", "stopped", "removed"]
 DesktopKind = Literal["vnc", "spice"]
 DiskFormat = Literal["qcow2", "raw", "vmdk", "vdi", "vhdx"]

@@ -9,11 +9,12 @@ import msgspec
 from lamella.control import huge_pages
 from lamella.control.admission import Taken, admit
 from lamella.control.changing import networks_of
-from lamella.control.fitting import KEEPS_MEMORY, normalise
+from lamella.control.fitting import check_keeps_memory, normalise
 from lamella.control.inserting import insert_admitted
 from lamella.control.lookup import find_image, need_project
 from lamella.control.network.firewalls import firewalls_of
 from lamella.control.placement import place
+from lamella.control.storage.holding import check_stays
 from lamella.control.storage.lookup import held
 from lamella.model.errors import Conflict, NotFound, Unsupported
 from lamella.model.host import Host
@@ -119,17 +120,6 @@ def of_instance(instance: Instance) -> Origin:
     )
 
 
-def check_keeps_memory(spec: InstanceSpec, what: str) -> None:
-    """:raise Unsupported: when the level of *spec* cannot be *what* (``suspended``); it names those that can."""
-    if spec.isolation not in KEEPS_MEMORY:
-        able = ", ".join(sorted(KEEPS_MEMORY))
-        raise Unsupported(
-            f"a {spec.isolation} cannot be {what}: its memory cannot be kept",
-            hint=f"--isolation {able} can",
-            field="spec.isolation",
-        )
-
-
 def check_copyable(name: str, spec: InstanceSpec) -> None:
     """:raise Unsupported: when what *name* has beside its root disk and its first NIC is in the way of a copy."""
     check_keeps_memory(spec, "copied while it runs")
@@ -187,6 +177,7 @@ def _disk(tx: Transaction, snapshot: Snapshot) -> Volume:
     disk: Volume | None = tx.by_id(ids[0])
     if disk is None:
         raise NotFound(f"the disk of snapshot {snapshot.name} is gone")
+    check_stays(tx, disk)
     return disk
 
 

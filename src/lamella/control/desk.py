@@ -14,6 +14,7 @@ from lamella.control.network.mirrors import forget_mirrors
 from lamella.control.pinning import release_pins
 from lamella.control.storage.attaching import let_go
 from lamella.control.storage.hearing import hear, measured
+from lamella.control.storage.holding import is_left, left_behind, outlive
 from lamella.control.storage.lookup import held
 from lamella.control.storage.parting import part_with_snapshots
 from lamella.model.assignment import Assignment, Assignments, InstanceReport
@@ -300,6 +301,7 @@ def _take(tx: Transaction, instance: Instance, report: InstanceReport) -> None:
     over = ended_for_good(instance) or instance.status.phase is Phase.FAILED
     if over and instance.spec.remove_on_exit and instance.deleted_at is None:
         instance.deleted_at = now()
+        outlive(tx, instance)
     tx.update(instance)
 
 
@@ -310,6 +312,8 @@ def _part_with(tx: Transaction, instance: Instance, id: str) -> None:
         return
     if part.kind == "volume" and part.spec.owner != instance.id:
         let_go(tx, instance, part)
+        if is_left(part):
+            left_behind(tx, part)
     else:
         if part.kind == "volume":
             part_with_snapshots(tx, id)

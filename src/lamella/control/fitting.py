@@ -98,6 +98,16 @@ def _asked(spec: InstanceSpec, field: str) -> bool:
     return value is not None and value != [] and value != {}
 
 
+def check_keeps_memory(spec: InstanceSpec, what: str) -> None:
+    """:raise Unsupported: when an instance of this level cannot be *what* (``suspended``); it names the levels that can."""
+    if spec.isolation not in KEEPS_MEMORY:
+        raise Unsupported(
+            f"a {spec.isolation} cannot be {what}: its memory cannot be kept",
+            hint=f"--isolation {_list(KEEPS_MEMORY)} can",
+            field="spec.isolation",
+        )
+
+
 def _check_board(spec: InstanceSpec) -> None:
     board, level = spec.board, spec.isolation
     plain = msgspec.structs.replace(board, command_line="", confidential=None)

@@ -24,6 +24,7 @@ from lamella.control.network.rates import rates_of, without
 from lamella.control.pinning import settle_pins
 from lamella.control.shares import check_shares
 from lamella.control.storage.attaching import attach, resolve
+from lamella.control.storage.holding import outlive
 from lamella.control.templates.taking import begin_of_template
 from lamella.model import bit_rate
 from lamella.model.errors import (
@@ -132,7 +133,7 @@ class Instances:
                 if kept:
                     raise Invalid(
                         f"spec.{kept[0]} is not set by hand",
-                        hint="use start, stop, restart, pause or resume",
+                        hint="use start, stop, restart, pause, suspend or resume",
                         field="spec",
                     )
                 merged = merge_patch(msgspec.to_builtins(instance.spec), body.spec)
@@ -253,6 +254,8 @@ class Instances:
                     hint=f"lamella stop {instance.name}, change it, and start it again",
                     field=f"spec.{field}",
                 )
+        if Phase.SUSPENDED is instance.status.phase or instance.spec.power is Power.SUSPENDED:
+            _check_suspended(instance, wanted)
         check_spec(wanted)
         check_shares(wanted)
         _check_directories(who, wanted)
@@ -301,13 +304,38 @@ class Instances:
         self, who: Principal, project: str, name: str, verb: PowerVerb, *, timeout: float | None, wait: float
     ) -> Instance:
         def change(tx: Transaction, instance: Instance) -> None:
-            if verb in ("start", "restart"):
+            was.append(instance.spec.power)
+            if verb in ("start", "restart") or (verb == "resume" and instance.spec.power is Power.SUSPENDED):
                 check_volumes_idle(tx, instance)
                 huge_pages.check_start(tx, instance)
+            if verb == "suspend":
+                check_volumes_idle(tx, instance)
             apply_power(instance, verb)
             instance.spec.grace = timeout
 
-        return await self._change(who, project, name, verb, change, expected=None, wait=wait)
+        was: list[Power] = []
+        changed = await self._change(who, project, name, verb, change, expected=None, wait=wait)
+        memory = verb == "suspend" or (verb in ("start", "resume") and was[-1] is Power.SUSPENDED)
+        return await self._as_before(changed, was[-1]) if memory and wait > 0 else changed
+
+    async def _as_before(self, changed: Instance, was: Power) -> Instance:
+        """*changed*, which was to be suspended or to go on from that. When its host refused, it is as it *was*; the refusal is raised."""
+        why = refusal(changed)
+        if why is None and was is Power.SUSPENDED and changed.status.phase is Phase.FAILED:
+            why = next((item for item in changed.status.conditions if not item.status), None)
+        if why is None:
+            return changed
+
+        def write(tx: Transaction) -> None:
+            current: Instance | None = tx.by_id(changed.id)
+            if current is not None and current.generation == changed.generation and current.deleted_at is None:
+                current.spec.power = was
+                settle_pins(tx, current)
+                tx.update(current)
+
+        await self._store.write(write)
+        hint = why.hint or (f"lamella restart {changed.name} boots it anew" if was is Power.SUSPENDED else "")
+        raise error_for(why.reason)(why.message, hint=hint)
 
     async def begin_attached(self, who: Principal, project: str, name: str) -> Instance:
         """Ask for a run that waits until somebody is attached."""
@@ -334,6 +362,7 @@ class Instances:
                 )
             if instance.deleted_at is None:
                 instance.deleted_at = now()
+                outlive(tx, instance)
 
         instance = await self._change(who, project, name, "delete", change, expected=expected, wait=0)
         if wait > 0:
@@ -444,6 +473,17 @@ def _check_directories(who: Principal, spec: InstanceSpec) -> None:
             hint="put the files into the image",
             field="spec.directories",
         )
+
+
+def _check_suspended(instance: Instance, wanted: InstanceSpec) -> None:
+    """:raise Conflict: when *wanted* has other limits, which a memory that is kept does not know of."""
+    for field in (*LIMITS, "cpu_guarantee", "memory_guarantee"):
+        if getattr(wanted, field) != getattr(instance.spec, field):
+            raise Conflict(
+                f"spec.{field} of {instance.name} cannot be changed while it is suspended",
+                hint=f"lamella resume {instance.name}, and set it then",
+                field=f"spec.{field}",
+            )
 
 
 def _limit(field: str, value: int | None) -> str:

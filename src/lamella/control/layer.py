@@ -17,6 +17,7 @@ from lamella.control.defaults import ensure_defaults
 from lamella.control.desk import Desk
 from lamella.control.doctor import diagnose
 from lamella.control.events import record
+from lamella.control.forking import Forking
 from lamella.control.handing_out import promised_by_host
 from lamella.control.hosts import Hosts as HostPolicies
 from lamella.control.images import Images
@@ -58,6 +59,7 @@ from lamella.model.requests import (
     Freed,
     ImageCreate,
     InstanceCreate,
+    InstanceFork,
     Items,
     Principal,
     ResourcePatch,
@@ -92,6 +94,9 @@ class Layer:
         self.routers, self.addresses = Routers(store), Addresses(store)
         self.balancers, self.hosts = Balancers(store), HostPolicies(store)
         self.storage = StorageWing(store, self.bulletin, Hosts(self.presence.away), self.instances)
+        self.forking = Forking(
+            store, self.storage.hosts, self.storage.keeper, self.storage.operations, self.instances, seed=seed
+        )
         self.backup = BackupWing(store, self.storage, self.instances, dump_of(database))
         self.templates = Templates(store, self.bulletin)
         self.warm = TemplateKeeper(store, self.bulletin, self.storage.keeper, self.storage.hosts, seed=seed)
@@ -298,6 +303,18 @@ class Layer:
     ) -> Instance:
         return await self.instances.power(who, project, name, verb, timeout=timeout, wait=wait)
 
+    async def fork(
+        self,
+        who: Principal,
+        project: str,
+        name: str,
+        body: InstanceFork,
+        *,
+        wait: float,
+        idempotency_key: str | None,
+    ) -> Operation:
+        return await self.forking.create(who, project, name, body, wait=wait, idempotency_key=idempotency_key)
+
     async def kill(self, who: Principal, project: str, name: str, signal: str) -> Instance:
         number = signal_number(signal)
         instance = await self._running(project, name, paused=number == SIGKILL)
@@ -326,6 +343,8 @@ class Layer:
             if paused:
                 return instance
             raise Conflict(f"{instance.name} is paused", hint=f"lamella resume {instance.name}")
+        if instance.status.phase is Phase.SUSPENDED:
+            raise Conflict(f"{instance.name} is suspended", hint=f"lamella resume {instance.name}")
         if instance.status.phase is not Phase.RUNNING:
             raise Conflict(
                 f"{instance.name} is {instance.status.phase}, not running", hint=f"lamella start {instance.name}"

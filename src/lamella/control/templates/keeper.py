@@ -61,7 +61,6 @@ class Keeper:
     def __init__(self, store: Store, bulletin: Bulletin, storekeeper: Storekeeper, hosts: Hosts, *, seed: str) -> None:
         self._store = store
         self._bulletin = bulletin
-        self._storekeeper = storekeeper
         self._seed = seed
         self._building = Building(store, storekeeper, hosts, seed=seed)
         self._wake = asyncio.Event()
@@ -142,8 +141,7 @@ class Keeper:
         for template in found.pools.make:
             await self._make(template)
         if found.sweep:
-            for id in await self._store.write(rows.sweep):
-                self._storekeeper.drive(id)
+            await self._store.write(rows.sweep)
 
     def _look(self, tx: Transaction) -> "_Found":
         templates: list[Template] = tx.list("template")

@@ -9,13 +9,13 @@ from lamella.control.events import record
 from lamella.control.lookup import find_image
 from lamella.control.naming import new_suffix
 from lamella.control.storage.conditions import READY, drop, of
-from lamella.control.storage.lookup import held
+from lamella.control.storage.holding import outlive
 from lamella.control.templates.giving_way import send_away, waits
 from lamella.control.templates.recipe import key_of, waiting_spec
 from lamella.control.templates.steps import PASSING
 from lamella.model.errors import LamellaError, Unavailable
 from lamella.model.host import Host
-from lamella.model.instance import Instance, Power
+from lamella.model.instance import Instance
 from lamella.model.resource import new_resource, now
 from lamella.model.storage import Snapshot, SnapshotSpec, SnapshotStatus, StoragePhase
 from lamella.model.template import Stage, Template, TemplatePhase, TemplateSpec
@@ -78,9 +78,7 @@ def keeping(tx: Transaction, id: str, builder: str) -> str:
     if template is None or made is None or not made.status.volume:
         return ""
     spec = SnapshotSpec(instance=made.id, volumes=[made.status.volume], memory=True, owner=template.id)
-    # What it was launched as follows from what it asks for: copies ask for the same.
-    origin = msgspec.structs.replace(of_instance(made), cpu=None, memory=None)
-    status = SnapshotStatus(host=made.status.host, origin=origin)
+    status = SnapshotStatus(host=made.status.host, origin=of_instance(made))
     snapshot: Snapshot = tx.insert(
         new_resource("snapshot", f"{made.name}@warm", spec, status, project=template.project)
     )
@@ -90,7 +88,7 @@ def keeping(tx: Transaction, id: str, builder: str) -> str:
 
 
 def adopt(tx: Transaction, id: str, builder: str) -> None:
-    """Copies are made of the new snapshot from now on; the builder rests, since its disk is what they stand on.
+    """Copies are made of the new snapshot from now on; the builder goes.
 
     :raise NotFound: when there is no such image any more. :raise Unavailable: when there is no such host any more.
     """
@@ -107,12 +105,16 @@ def adopt(tx: Transaction, id: str, builder: str) -> None:
         return
     if status.snapshot:
         part_with(tx, status.snapshot)
+    if snapshot.status.origin is not None:
+        # What it was launched as follows from what it asks for: copies ask for the same.
+        snapshot.status.origin = msgspec.structs.replace(snapshot.status.origin, cpu=None, memory=None)
+        snapshot = tx.update(snapshot)
     status.snapshot, status.size, status.key = snapshot.id, snapshot.status.memory, status.wanted
     status.image, status.recipe = image.status, template.spec
     status.phase, status.built_at, status.refused = TemplatePhase.READY, now(), ""
     status.conditions = drop(status.conditions, READY)
     status.observed_generation = template.generation
-    _rest(tx, made)
+    _dismiss(tx, made)
     _no_builder(template)
     record(tx, template, "template.ready", f"template {template.name} is ready")
     tx.update(template)
@@ -185,22 +187,17 @@ def remove(tx: Transaction, template: Template) -> None:
 
 def to_sweep(tx: Transaction, templates: list[Template], instances: list[Instance]) -> list[str]:
     """Ids of what :func:`sweep` would have go: a look costs less than a change."""
-    snapshots: list[Snapshot] = tx.list("snapshot")
-    builders = _unneeded_builders(templates, instances, snapshots)
-    return [*_unneeded_snapshots(templates, snapshots), *(item.id for item in builders)]
+    builders = _unneeded_builders(templates, instances)
+    return [*_unneeded_snapshots(templates, tx.list("snapshot")), *(item.id for item in builders)]
 
 
-def sweep(tx: Transaction) -> list[str]:
-    """Builders that nothing needs go, and snapshots that were taken for a template which does not need them; ids of those of them that the
-    storekeeper is to take up. A builder's disk is what its snapshot is of: it goes last."""
-    templates, snapshots = tx.list("template"), tx.list("snapshot")
-    unneeded = _unneeded_snapshots(templates, snapshots)
-    for id in unneeded:
+def sweep(tx: Transaction) -> None:
+    """Builders that nothing needs go, and snapshots that were taken for a template which does not need them."""
+    templates: list[Template] = tx.list("template")
+    for id in _unneeded_snapshots(templates, tx.list("snapshot")):
         part_with(tx, id)
-    for builder in _unneeded_builders(templates, tx.list("instance"), snapshots):
-        builder.deleted_at = now()
-        tx.update(builder)
-    return unneeded
+    for builder in _unneeded_builders(templates, tx.list("instance")):
+        _dismiss(tx, builder)
 
 
 def _unneeded_snapshots(templates: list[Template], snapshots: list[Snapshot]) -> list[str]:
@@ -208,19 +205,12 @@ def _unneeded_snapshots(templates: list[Template], snapshots: list[Snapshot]) ->
     return [item.id for item in snapshots if (item.spec.owner or "").startswith("tmpl_") and item.id not in needed]
 
 
-def _unneeded_builders(
-    templates: list[Template], instances: list[Instance], snapshots: list[Snapshot]
-) -> list[Instance]:
+def _unneeded_builders(templates: list[Template], instances: list[Instance]) -> list[Instance]:
     builders = {item.status.builder for item in templates}
-    stood_on = {volume for item in snapshots for volume in held(item)}
     return [
         item
         for item in instances
-        if BUILDER in item.labels
-        and item.status.template
-        and item.deleted_at is None
-        and item.id not in builders
-        and item.status.volume not in stood_on
+        if BUILDER in item.labels and item.status.template and item.deleted_at is None and item.id not in builders
     ]
 
 
@@ -237,13 +227,15 @@ def _give_up(tx: Transaction, template: Template) -> None:
         part_with(tx, status.keeping)
     builder: Instance | None = tx.by_id(status.builder)
     if builder is not None:
-        _rest(tx, builder)
+        _dismiss(tx, builder)
     _no_builder(template)
 
 
-def _rest(tx: Transaction, builder: Instance) -> None:
-    if builder.deleted_at is None and builder.spec.power is not Power.STOPPED:
-        builder.spec.power, builder.spec.grace = Power.STOPPED, 0
+def _dismiss(tx: Transaction, builder: Instance) -> None:
+    """It goes; its disk stays for as long as copies stand on it."""
+    if builder.deleted_at is None:
+        builder.deleted_at, builder.spec.grace = now(), 0
+        outlive(tx, builder)
         tx.update(builder)
 
 
