@@ -8,6 +8,7 @@ from lamella.api.backup_face import BackupFace
 from lamella.api.network_face import BalancersFace, FirewallsFace, NetworksFace
 from lamella.api.router_face import AddressesFace, RoutersFace
 from lamella.api.storage_face import StorageFace
+from lamella.api.template_face import TemplatesFace
 from lamella.model.board import DesktopTicket, Input
 from lamella.model.capture import CaptureSpec
 from lamella.model.contract import Comparison, Contract, WhyNot
@@ -58,6 +59,9 @@ class LayerFace(Protocol):
 
     @property
     def balancers(self) -> BalancersFace: ...
+
+    @property
+    def templates(self) -> TemplatesFace: ...
 
     @property
     def firewalls(self) -> FirewallsFace: ...

@@ -12,6 +12,7 @@ from fake_balancers import FakeBalancers
 from fake_networks import FakeFirewalls, FakeNetworks
 from fake_routers import FakeAddresses, FakeRouters
 from fake_storage import FakeStorage
+from fake_templates import FakeTemplates
 
 from lamella.control.metrics import Measured, exposition
 from lamella.model.board import DesktopTicket
@@ -97,6 +98,7 @@ class FakeLayer:
         self.networks, self.firewalls = FakeNetworks(self), FakeFirewalls(self)
         self.routers, self.addresses = FakeRouters(self), FakeAddresses(self)
         self.balancers = FakeBalancers(self)
+        self.templates = FakeTemplates(self)
         self.keys: dict[str, str] = {}
         for name, spec, status, kind in (
             ("default", ProjectSpec(), ProjectStatus(), "project"),

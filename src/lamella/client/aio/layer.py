@@ -18,6 +18,7 @@ from lamella.client.aio.networks import Networks
 from lamella.client.aio.routers import Addresses, Routers
 from lamella.client.aio.storage import Pools, Snapshots, Volumes
 from lamella.client.aio.talk import Progress, Talk
+from lamella.client.aio.templates import Templates
 from lamella.client.aio.wire import Wire
 from lamella.model.contract import Comparison, WhyNot
 from lamella.model.errors import LamellaError, NotFound
@@ -40,6 +41,7 @@ class Layer:
         self.pools, self.volumes, self.snapshots = Pools(self._talk), Volumes(self._talk), Snapshots(self._talk)
         self.repositories, self.backups = Repositories(self._talk), Backups(self._talk)
         self.policies, self.hosts = Policies(self._talk), Hosts(self._talk)
+        self.templates = Templates(self._talk)
 
     @asynccontextmanager
     async def run(self, image: str, *, keep: bool = False, **wishes: Unpack[wish.Wishes]) -> AsyncGenerator[Box]:

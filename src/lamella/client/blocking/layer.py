@@ -17,6 +17,7 @@ from lamella.client.blocking.networks import Networks
 from lamella.client.blocking.routers import Addresses, Routers
 from lamella.client.blocking.storage import Pools, Snapshots, Volumes
 from lamella.client.blocking.talk import Progress, Talk
+from lamella.client.blocking.templates import Templates
 from lamella.client.blocking.wire import Wire
 from lamella.model.contract import Comparison, WhyNot
 from lamella.model.errors import LamellaError, NotFound
@@ -39,6 +40,7 @@ class Layer:
         self.pools, self.volumes, self.snapshots = Pools(self._talk), Volumes(self._talk), Snapshots(self._talk)
         self.repositories, self.backups = Repositories(self._talk), Backups(self._talk)
         self.policies, self.hosts = Policies(self._talk), Hosts(self._talk)
+        self.templates = Templates(self._talk)
 
     @contextmanager
     def run(self, image: str, *, keep: bool = False, **wishes: Unpack[wish.Wishes]) -> Generator[Box]:

@@ -125,7 +125,8 @@ class Keeper:
             except Exception:
                 log.exception("templates")
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), AGAIN)
+                async with asyncio.timeout(AGAIN):
+                    await self._wake.wait()
             self._wake.clear()
             await asyncio.sleep(TOGETHER)
 
@@ -226,7 +227,7 @@ def pools_of(templates: list[Template], waiting: list[Instance], wanted: Mapping
                 wanted=wanted.get(id, 0),
                 share=share_of(waiting_spec(template.name, recipe)),
                 members=tuple(_member(item, template) for item in theirs),
-                open=not _held_back(template, at),
+                open=not _held_back(template, at) and not any(item.status.phase is Phase.FAILED for item in theirs),
             )
         )
     return pools
