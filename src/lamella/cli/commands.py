@@ -20,6 +20,18 @@ _SECTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("resume", "lifecycle", "let paused instances go on"),
         ("rm", "lifecycle", "remove instances"),
     ],
+    "Templates": [
+        ("template ls", "template", "list templates, and how many copies of each wait"),
+        ("template show", "template", "show a template, and what stands in its way"),
+        (
+            "template create",
+            "template",
+            "boot an image once, warm it up and freeze it, for instances to begin as copies",
+        ),
+        ("template set", "template", "change how many copies wait, or what it is made of"),
+        ("template rebuild", "template", "make templates anew"),
+        ("template rm", "template", "remove templates; copies that run live on"),
+    ],
     "Machines": [
         ("console", "screen", "sit at a machine's serial console"),
         ("desktop", "desktop", "show a machine's screen in a viewer"),

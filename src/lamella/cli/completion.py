@@ -23,6 +23,7 @@ _NAMED = {
     ]
     + ["snapshot create", "snapshot ls"],
     "snapshot": ["snapshot show", "snapshot restore", "snapshot rm"],
+    "template": ["template show", "template set", "template rebuild", "template rm"],
     "balancer": ["balancer show", "balancer set", "balancer rm"],
     "firewall": [f"firewall {verb}" for verb in ("show", "set", "attach", "detach", "default", "rm")],
     "router": ["router show", "router set", "router rm"],

@@ -20,9 +20,9 @@ class Wishes(TypedDict, total=False):
     """What may be said of a template beside its image.
 
     ``isolation`` is ``"microvm"`` unless said; ``cpu`` is cores, ``memory`` and ``disk`` bytes or ``"512MiB"``. ``warmup`` is the
-    command that is run in it once, as root, before it is frozen: words, or one text for its shell. ``network`` is the one that its copies are on unless
-    they say otherwise, or ``"none"``. ``warm`` copies wait for their command, with ``by_rate`` at most. ``idle`` is for how many seconds
-    (or ``"1h"``) nobody may begin from it until it goes by itself; ``None``: it stays.
+    command that is run in it once, as root, before it is frozen: words, or one text for its shell. ``network`` is the one that its
+    copies are on unless they say otherwise, or ``"none"``. ``warm`` copies wait for their command, with ``by_rate`` at most. ``idle`` is
+    for how many seconds (or ``"1h"``) nobody may begin from it until it goes by itself; ``None``: it stays.
     """
 
     isolation: str

@@ -31,6 +31,9 @@ from lamella.model.storage_requests import DropSnapshot, ForgetMemory, RestoreSn
 
 log = logging.getLogger("lamella.host.storage")
 
+# In these a machine has a memory that can be kept: it runs, or waits for its command.
+_LIVES = (Phase.RUNNING, Phase.STARTING)
+
 
 class Taking:
     """The volumes of one snapshot, by who has them open. ``own`` are instances' own disks: volume to instance."""
@@ -140,7 +143,7 @@ class Snapshots:
         """The instant itself, while the instance whose memory is kept stands still."""
         writers, snapshot = self._parts.writers, request.snapshot
         instance = request.instance
-        if writers is None or instance is None or await writers.phase(instance.id) is not Phase.RUNNING:
+        if writers is None or instance is None or await writers.phase(instance.id) not in _LIVES:
             raise Conflict(
                 f"snapshot {snapshot.name} cannot have a memory: its instance does not run",
                 hint="start it, or leave out --memory",
