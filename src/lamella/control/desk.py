@@ -17,6 +17,7 @@ from lamella.control.storage.hearing import hear, measured
 from lamella.control.storage.holding import is_left, left_behind, outlive
 from lamella.control.storage.lookup import held
 from lamella.control.storage.parting import part_with_snapshots
+from lamella.control.templates.giving_way import give_back
 from lamella.model.assignment import Assignment, Assignments, InstanceReport
 from lamella.model.balancer import BalancerReport
 from lamella.model.errors import Conflict, Forbidden, NotFound
@@ -303,6 +304,9 @@ def _take(tx: Transaction, instance: Instance, report: InstanceReport) -> None:
         instance.deleted_at = now()
         outlive(tx, instance)
     tx.update(instance)
+    for type, message in report.events:
+        if type == "memory.pressure":
+            give_back(tx, instance, message)
 
 
 def _part_with(tx: Transaction, instance: Instance, id: str) -> None:

@@ -5,11 +5,17 @@ from collections.abc import Sequence
 from lamella.control import capacity
 from lamella.control.events import record
 from lamella.control.shares import NOTHING, Share, counts, share_of
+from lamella.control.storage.conditions import drop, of, put
 from lamella.control.templates import pooling
+from lamella.model.errors import LamellaError, NoRoom
 from lamella.model.host import Host
 from lamella.model.instance import Instance, InstanceSpec, Power
 from lamella.model.resource import now
+from lamella.model.template import Template
 from lamella.store.store import Transaction
+
+# The type of the condition that says why no copies are made to wait now.
+WARM = "Warm"
 
 
 def waits(instance: Instance) -> bool:
@@ -55,6 +61,23 @@ def send_away(tx: Transaction, waiting: Instance, why: str) -> None:
         waiting.deleted_at = now()
         record(tx, waiting, "instance.gave-way", f"{waiting.name}, which waited for a command, goes: {why}")
         tx.update(waiting)
+
+
+def hold_back(tx: Transaction, id: str, why: LamellaError) -> None:
+    """Make no copies of the template *id* wait for a while, and say why."""
+    template: Template | None = tx.by_id(id)
+    if template is None:
+        return
+    condition = of(why, WARM)
+    template.status.conditions = put(drop(template.status.conditions, WARM), condition)
+    tx.update(template)
+
+
+def give_back(tx: Transaction, waiting: Instance, why: str) -> None:
+    """The host of *waiting* is short of memory: it goes, and no other is made for a while."""
+    if waits(waiting):
+        hold_back(tx, waiting.status.template, NoRoom(why))
+        send_away(tx, waiting, why)
 
 
 def _less(share: Share, given: Share) -> Share:

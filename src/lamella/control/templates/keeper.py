@@ -19,11 +19,11 @@ from lamella.control.events import record
 from lamella.control.naming import new_suffix
 from lamella.control.shares import Share, share_of
 from lamella.control.storage.asking import Hosts
-from lamella.control.storage.conditions import drop, of, put
+from lamella.control.storage.conditions import drop
 from lamella.control.storage.keeper import Keeper as Storekeeper
 from lamella.control.templates import pooling, rows
 from lamella.control.templates.building import Building
-from lamella.control.templates.giving_way import send_away, waits
+from lamella.control.templates.giving_way import WARM, hold_back, send_away, waits
 from lamella.control.templates.pooling import Demand, Member, Pool
 from lamella.control.templates.recipe import waiting_spec
 from lamella.control.templates.steps import AGAIN
@@ -37,8 +37,6 @@ from lamella.store.store import Change, Store, Transaction
 
 log = logging.getLogger("lamella.control")
 
-# The type of the condition that says why no copies are made to wait now.
-WARM = "Warm"
 # Seconds between two rounds at least: what changes together is looked at together.
 TOGETHER = 0.02
 # For how many seconds none is made after one could not be, or its host was short of memory.
@@ -243,16 +241,6 @@ def _member(instance: Instance, template: Template) -> Member:
 def _held_back(template: Template, at: datetime) -> bool:
     held = next((item for item in template.status.conditions if item.type == WARM and not item.status), None)
     return held is not None and held.since is not None and at < held.since + timedelta(seconds=REST)
-
-
-def hold_back(tx: Transaction, id: str, why: LamellaError) -> None:
-    """Make no copies of the template *id* wait for a while, and say why."""
-    template: Template | None = tx.by_id(id)
-    if template is None:
-        return
-    condition = of(why, WARM)
-    template.status.conditions = put(drop(template.status.conditions, WARM), condition)
-    tx.update(template)
 
 
 def _begin(tx: Transaction, id: str, seed: str) -> None:
