@@ -13,6 +13,7 @@
 
 #include "channel.h"
 #include "freeze.h"
+#include "hold.h"
 #include "machine.h"
 #include "process.h"
 #include "streams.h"
@@ -98,12 +99,16 @@ static int service(void) {
             channel_close(&channel);
             if (end == TOLD_TO_END) {
                 free(freeze_thaw());
+                hold_release();
                 return 0;
             }
         }
         struct pollfd told = {.fd = signalled, .events = POLLIN};
         poll(&told, 1, PORT_PAUSE_MS);
-        if (take_signals(signalled)) return 0;
+        if (take_signals(signalled)) {
+            hold_release();
+            return 0;
+        }
     }
 }
 

@@ -42,6 +42,7 @@ uint8_t *bytes_reserve(struct bytes *b, size_t size) {
         uint8_t *data = malloc(room);
         if (!data) abort();
         if (held) memcpy(data, b->data + b->start, held);
+        if (b->data) explicit_bzero(b->data, b->room);
         free(b->data);
         b->data = data;
         b->room = room;
@@ -64,7 +65,14 @@ void bytes_drop(struct bytes *b, size_t size) {
     if (b->room > (1u << 20)) bytes_free(b);
 }
 
+void bytes_clear_rest(struct bytes *b) {
+    if (!b->data) return;
+    explicit_bzero(b->data, b->start);
+    explicit_bzero(b->data + b->end, b->room - b->end);
+}
+
 void bytes_free(struct bytes *b) {
+    if (b->data) explicit_bzero(b->data, b->room);
     free(b->data);
     memset(b, 0, sizeof *b);
 }
@@ -158,6 +166,6 @@ char **find_texts(struct view body, uint16_t tag) {
 
 void free_texts(char **texts) {
     if (!texts) return;
-    for (char **t = texts; *t; t++) free(*t);
+    for (char **t = texts; *t; t++) explicit_bzero(*t, strlen(*t)), free(*t);
     free(texts);
 }

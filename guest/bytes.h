@@ -23,7 +23,8 @@ size_t bytes_held(const struct bytes *b);
 void bytes_add(struct bytes *b, const void *data, size_t size);
 uint8_t *bytes_reserve(struct bytes *b, size_t size); /* room for size more, not yet held */
 void bytes_drop(struct bytes *b, size_t size);        /* forget the first size */
-void bytes_free(struct bytes *b);
+void bytes_clear_rest(struct bytes *b);               /* overwrite what the buffer held before */
+void bytes_free(struct bytes *b);                     /* overwritten, too: an environment may be secret */
 
 uint32_t load32(const uint8_t *p);
 uint64_t load64(const uint8_t *p);

@@ -149,3 +149,8 @@ void channel_flush(struct channel *c) {
 }
 
 bool channel_has_room(const struct channel *c) { return c->synced && bytes_held(&c->queued) < QUEUE_LIMIT; }
+
+void channel_forget(struct channel *c) {
+    bytes_clear_rest(&c->received);
+    bytes_clear_rest(&c->queued);
+}

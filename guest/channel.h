@@ -31,3 +31,4 @@ void channel_flush(struct channel *c);
 /* Whether a data frame may be queued now. */
 bool channel_has_room(const struct channel *c);
 void channel_reset(struct channel *c);
+void channel_forget(struct channel *c); /* what passed through it before */

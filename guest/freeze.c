@@ -129,6 +129,8 @@ bool freeze_held(void) { return held; }
 
 size_t freeze_count(void) { return count; }
 
+pid_t freeze_keeper(void) { return keeper; }
+
 bool freeze_holds(void) { return thaw_at; }
 
 void freeze_tick(void) {

@@ -21,6 +21,7 @@ static char **environment;
 static char *directory, *user;
 static uint64_t started_ns, finished_ns, acknowledged;
 static pid_t pid;
+static uint8_t chunk[CHUNK];
 static int64_t kill_at; /* monotonic ms; 0: no stop is under way */
 
 static uint64_t realtime_ns(void) {
@@ -99,13 +100,17 @@ void instance_state(struct bytes *fields) {
     add_number(fields, TAG_LOG_ACKNOWLEDGED, acknowledged);
 }
 
+void instance_forget(void) {
+    explicit_bzero(chunk, sizeof chunk);
+    log_forget();
+}
+
 bool instance_read(size_t room) {
-    static uint8_t data[CHUNK];
     uint8_t stream;
     size_t got;
     if (!process || drained) return false;
-    int result = process_read(process, data, room < CHUNK ? room : CHUNK, &stream, &got);
-    if (result > 0) log_add(stream, data, got);
+    int result = process_read(process, chunk, room < CHUNK ? room : CHUNK, &stream, &got);
+    if (result > 0) log_add(stream, chunk, got);
     if (result < 0 && process->reaped) drained = true;
     return result > 0;
 }

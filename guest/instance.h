@@ -21,3 +21,4 @@ void instance_tick(void);
 int instance_next_tick(void);
 void instance_acknowledge_logs(uint64_t offset);
 extern bool instance_owns_machine; /* init mode */
+void instance_forget(void); /* what its process wrote until now */

@@ -41,6 +41,12 @@ void log_add(uint8_t stream, const void *data, size_t size) {
     next_offset += size;
 }
 
+void log_forget(void) {
+    memset(ring, 0, sizeof ring);
+    oldest = newest;
+    first_offset = next_offset;
+}
+
 uint64_t log_start(void) { return first_offset; }
 uint64_t log_end(void) { return next_offset; }
 struct cursor log_at_end(void) { return (struct cursor){newest, 0}; }

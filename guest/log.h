@@ -23,3 +23,4 @@ bool log_drained(const struct cursor *c);
 bool log_take(struct cursor *c, uint8_t *data, size_t size, struct piece *piece);
 /* How many bytes can be added without losing any that this cursor has not taken. */
 size_t log_room(const struct cursor *c);
+void log_forget(void); /* all of it; offsets go on */

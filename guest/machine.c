@@ -292,9 +292,11 @@ char *machine_set(struct view body) {
     return problem;
 }
 
+void machine_prepare(void) { load_modules(); }
+
 char *machine_configure(struct view body) {
     if (configured) return format_text("the guest has been configured before");
-    load_modules();
+    machine_prepare();
     char *root = find_text(body, TAG_ROOT_SERIAL), *data = find_text(body, TAG_DATA_SERIAL);
     char *problem = root && data ? mount_disks(root, data) : format_text("no disks were named");
     free(root);
@@ -339,6 +341,17 @@ char *machine_freeze(uint32_t deadline_ms) {
     char *problem = freeze_these(directories, opened + 1, deadline_ms);
     while (opened > 0) close(directories[--opened]);
     return problem;
+}
+
+char *machine_bound(uint64_t pids) {
+    char limit[32] = "max";
+    if (pids) snprintf(limit, sizeof limit, "%llu", (unsigned long long)pids);
+    int fd = guest_has_init ? -1 : open(GROUP "/pids.max", O_WRONLY | O_CLOEXEC);
+    bool done = fd >= 0 && write(fd, limit, strlen(limit)) > 0;
+    int kept = errno;
+    if (fd >= 0) close(fd);
+    if (guest_has_init) return format_text("the processes of a machine that has an init of its own are bounded by that");
+    return done ? NULL : format_text("the bound on processes cannot be set: %s", strerror(kept));
 }
 
 bool machine_has_init(void) { return guest_has_init; }

@@ -2,6 +2,7 @@
 #include "network.h"
 
 #include <arpa/inet.h>
+#include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -14,16 +15,28 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "bytes.h"
+#include "netlink.h"
 
-static bool parse_mac(const char *text, uint8_t mac[6]) {
-    unsigned part[6];
-    if (sscanf(text, "%2x:%2x:%2x:%2x:%2x:%2x", part, part + 1, part + 2, part + 3, part + 4, part + 5) != 6) return false;
-    for (int i = 0; i < 6; i++) mac[i] = (uint8_t)part[i];
-    return true;
+#define SWITCHES "/proc/sys/net/ipv6/conf/%.15s/%s"
+
+bool network_mac(const char *text, uint8_t mac[6]) {
+    uint8_t own[6];
+    bool any = false;
+    if (strlen(text) != 17) return false;
+    if (!mac) mac = own;
+    for (int i = 0; i < 6; i++) {
+        const char *byte = text + 3 * i;
+        char *end;
+        if (!isxdigit(byte[0]) || !isxdigit(byte[1]) || (byte[2] != ':' && byte[2])) return false;
+        mac[i] = (uint8_t)strtoul(byte, &end, 16);
+        any |= mac[i];
+    }
+    return any && !(mac[0] & 1); /* IEEE 802: the first bit on the wire says that it is a group's */
 }
 
 /* The interface with this hardware address, else the first that is not the loopback. */
@@ -68,7 +81,7 @@ static bool add_default_route(int s, const char *gateway, char *interface) {
 /* A switch of the kernel's IPv6 on this interface; one that is not there leaves things as they are. */
 static void put_switch(const char *interface, const char *name, const char *value) {
     char path[128];
-    snprintf(path, sizeof path, "/proc/sys/net/ipv6/conf/%.15s/%s", interface, name);
+    snprintf(path, sizeof path, SWITCHES, interface, name);
     int fd = open(path, O_WRONLY | O_CLOEXEC);
     if (fd < 0) return;
     (void)!write(fd, value, strlen(value));
@@ -116,11 +129,38 @@ char *network_loopback(void) {
     return problem;
 }
 
+static bool set_mac(int s, struct ifreq *request, const uint8_t mac[6]) {
+    request->ifr_hwaddr.sa_family = ARPHRD_ETHER;
+    memcpy(request->ifr_hwaddr.sa_data, mac, 6);
+    return ioctl(s, SIOCSIFHWADDR, request) == 0;
+}
+
+/* Address, MTU and routes of an interface that has none. */
+static const char *settle(int s, struct ifreq *request, const struct network *n) {
+    char address[64];
+    struct in_addr local, mask;
+    request->ifr_mtu = (int)n->mtu;
+    if (n->mtu && ioctl(s, SIOCSIFMTU, request) < 0) return "the MTU was refused";
+    snprintf(address, sizeof address, "%s", n->address);
+    char *prefix = strchr(address, '/');
+    int bits = prefix ? atoi(prefix + 1) : 32;
+    if (prefix) *prefix = 0;
+    if (inet_pton(AF_INET, address, &local) != 1 || bits < 0 || bits > 32) return errno = EINVAL, "the address cannot be read";
+    mask.s_addr = bits ? htonl(0xffffffffu << (32 - bits)) : 0;
+    request->ifr_addr = socket_address(local);
+    if (ioctl(s, SIOCSIFADDR, request) < 0) return "the address was refused";
+    request->ifr_netmask = socket_address(mask);
+    if (ioctl(s, SIOCSIFNETMASK, request) < 0) return "the prefix length was refused";
+    put_switch(n->interface, "accept_ra", "0");
+    put_switch(n->interface, "accept_dad", "0");
+    if (!set_flags(s, request, true)) return "the interface did not come up";
+    if (*n->gateway && !add_default_route(s, n->gateway, request->ifr_name)) return "the default route was refused";
+    return *n->address6 ? configure6(n) : NULL;
+}
+
 static const char *configure(int s, const struct network *n) {
     struct ifreq request = {0};
-    char address[64];
     uint8_t mac[6];
-    struct in_addr local, mask;
     if (!find_interface(n->mac, request.ifr_name)) return errno = ENODEV, "there is no interface";
     if (!set_flags(s, &request, false)) return "the interface could not be taken down";
     if (strcmp(request.ifr_name, n->interface) != 0) {
@@ -129,28 +169,10 @@ static const char *configure(int s, const struct network *n) {
         snprintf(request.ifr_name, IFNAMSIZ, "%.15s", n->interface);
     }
     if (*n->mac) {
-        if (!parse_mac(n->mac, mac)) return errno = EINVAL, "the hardware address cannot be read";
-        request.ifr_hwaddr.sa_family = ARPHRD_ETHER;
-        memcpy(request.ifr_hwaddr.sa_data, mac, sizeof mac);
-        if (ioctl(s, SIOCSIFHWADDR, &request) < 0) return "the hardware address was refused";
+        if (!network_mac(n->mac, mac)) return errno = EINVAL, "the hardware address cannot be read";
+        if (!set_mac(s, &request, mac)) return "the hardware address was refused";
     }
-    request.ifr_mtu = (int)n->mtu;
-    if (n->mtu && ioctl(s, SIOCSIFMTU, &request) < 0) return "the MTU was refused";
-    snprintf(address, sizeof address, "%s", n->address);
-    char *prefix = strchr(address, '/');
-    int bits = prefix ? atoi(prefix + 1) : 32;
-    if (prefix) *prefix = 0;
-    if (inet_pton(AF_INET, address, &local) != 1 || bits < 0 || bits > 32) return errno = EINVAL, "the address cannot be read";
-    mask.s_addr = bits ? htonl(0xffffffffu << (32 - bits)) : 0;
-    request.ifr_addr = socket_address(local);
-    if (ioctl(s, SIOCSIFADDR, &request) < 0) return "the address was refused";
-    request.ifr_netmask = socket_address(mask);
-    if (ioctl(s, SIOCSIFNETMASK, &request) < 0) return "the prefix length was refused";
-    put_switch(n->interface, "accept_ra", "0");
-    put_switch(n->interface, "accept_dad", "0");
-    if (!set_flags(s, &request, true)) return "the interface did not come up";
-    if (*n->gateway && !add_default_route(s, n->gateway, request.ifr_name)) return "the default route was refused";
-    return *n->address6 ? configure6(n) : NULL;
+    return settle(s, &request, n);
 }
 
 char *network_configure(const struct network *n) {
@@ -160,3 +182,92 @@ char *network_configure(const struct network *n) {
     if (s >= 0) close(s);
     return sentence;
 }
+
+/* The first interface with a device behind it (not a bridge or a VLAN, which may share its address) that has this hardware address or, with
+   mac NULL, this name; with neither, the only one. */
+static bool find_device(const char *mac, const char *wanted, char name[IFNAMSIZ]) {
+    DIR *directory = opendir("/sys/class/net");
+    struct dirent *entry;
+    unsigned found = 0;
+    *name = 0;
+    while (directory && (entry = readdir(directory))) {
+        char path[300], address[32] = "";
+        snprintf(path, sizeof path, "/sys/class/net/%.200s/device", entry->d_name);
+        if (entry->d_name[0] == '.' || strlen(entry->d_name) >= IFNAMSIZ || access(path, F_OK) < 0) continue;
+        if (mac) {
+            snprintf(path, sizeof path, "/sys/class/net/%.200s/address", entry->d_name);
+            FILE *file = fopen(path, "re");
+            if (!file || !fgets(address, sizeof address, file)) *address = 0;
+            if (file) fclose(file);
+            if (strncasecmp(address, mac, 17) != 0) continue;
+        } else if (wanted && strcmp(entry->d_name, wanted) != 0) {
+            continue;
+        }
+        if (!found++) snprintf(name, IFNAMSIZ, "%.15s", entry->d_name);
+    }
+    if (directory) closedir(directory);
+    return mac || wanted ? found : found == 1;
+}
+
+/* A renewal that failed midway may have given it the new hardware address already. */
+static bool find_former(const char *former_mac, const char *mac, const char *interface, char name[IFNAMSIZ]) {
+    if (former_mac) return find_device(former_mac, NULL, name) || (*mac && find_device(mac, NULL, name));
+    return (*interface && find_device(NULL, interface, name)) || find_device(NULL, NULL, name);
+}
+
+static bool has_ipv6(const char *interface) {
+    char path[128], value = '1';
+    snprintf(path, sizeof path, SWITCHES, interface, "disable_ipv6");
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd >= 0) (void)!read(fd, &value, 1), close(fd);
+    return value == '0';
+}
+
+/* Without IPv6 it has no address, route or neighbour of that family (addrconf_ifdown in net/ipv6/addrconf.c). */
+static const char *strip(int s, struct ifreq *request, const uint8_t mac[6]) {
+    put_switch(request->ifr_name, "disable_ipv6", "1");
+    int problem = netlink_flush(if_nametoindex(request->ifr_name));
+    if (problem) return errno = problem, "its addresses could not be taken away";
+    if (set_mac(s, request, mac)) return NULL;
+    if (errno != EBUSY || !set_flags(s, request, false) || !set_mac(s, request, mac)) return "the hardware address was refused"; /* a driver that wants it down */
+    return NULL;
+}
+
+static const char *renew(int s, struct ifreq *request, const struct network *n, const char *former_mac) {
+    uint8_t mac[6];
+    if (!network_mac(n->mac, mac)) return errno = EINVAL, "the hardware address cannot be read";
+    if (!find_former(former_mac, n->mac, n->interface, request->ifr_name)) return errno = ENODEV, "there is no such interface";
+    bool six = *n->address6 || has_ipv6(request->ifr_name);
+    const char *problem = strip(s, request, mac);
+    if (six) put_switch(request->ifr_name, "disable_ipv6", "0");
+    if (problem) return problem;
+    struct network own = *n;
+    own.interface = request->ifr_name;
+    return settle(s, request, &own);
+}
+
+static const char *drop(int s, struct ifreq *request, const char *interface, const char *former_mac) {
+    uint8_t mac[6];
+    if (getrandom(mac, sizeof mac, 0) != sizeof mac) return "there is no randomness";
+    errno = ENODEV;
+    mac[0] = (uint8_t)((mac[0] & 0xfe) | 2); /* one machine's, locally administered */
+    if (!find_former(former_mac, "", interface, request->ifr_name) && !find_former(NULL, "", interface, request->ifr_name)) return *request->ifr_name ? "it is not known which interface is meant" : NULL;
+    bool six = has_ipv6(request->ifr_name);
+    const char *problem = strip(s, request, mac);
+    if (!problem && !set_flags(s, request, false)) problem = "the interface could not be taken down";
+    if (six) put_switch(request->ifr_name, "disable_ipv6", "0");
+    return problem;
+}
+
+static char *changed(const struct network *n, const char *interface, const char *former_mac) {
+    struct ifreq request = {0};
+    int s = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    const char *problem = s < 0 ? "there is no IPv4 in this kernel" : n ? renew(s, &request, n, former_mac) : drop(s, &request, interface, former_mac);
+    char *sentence = problem ? format_text("%s: %s (%s)", *request.ifr_name ? request.ifr_name : former_mac ? former_mac : interface, problem, strerror(errno)) : NULL;
+    if (s >= 0) close(s);
+    return sentence;
+}
+
+char *network_renew(const struct network *n, const char *former_mac) { return changed(n, n->interface, former_mac); }
+
+char *network_drop(const char *interface, const char *former_mac) { return changed(NULL, interface, former_mac); }

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -314,4 +315,38 @@ void process_free(struct process *p) {
     close_stream(&p->output);
     close_stream(&p->errors);
     free(p);
+}
+
+static void keep_last(char *said, size_t room, const uint8_t *data, size_t size) {
+    size_t held = strlen(said);
+    if (size > room - 1) data += size - (room - 1), size = room - 1;
+    size_t lost = held + size > room - 1 ? held + size - (room - 1) : 0;
+    memmove(said, said + lost, held - lost);
+    for (size_t i = 0; i < size; i++) said[held - lost + i] = data[i] ? (char)data[i] : ' ';
+    said[held - lost + size] = 0;
+}
+
+int process_run(char **arguments, int64_t until, char **said) {
+    char *none[] = {NULL}, *problem = NULL;
+    const char *group = process_group_file;
+    struct command command = {.arguments = arguments, .environment = none, .directory = "/", .user = ""};
+    uint8_t data[1024], stream;
+    size_t got;
+    int code, result;
+    process_group_file = "";
+    struct process *p = process_start(&command, &problem, &code);
+    process_group_file = group;
+    *said = p ? allocate(sizeof data) : problem;
+    if (!p) return code;
+    for (;;) {
+        process_reap();
+        while ((result = process_read(p, data, sizeof data, &stream, &got)) > 0) keep_last(*said, sizeof data, data, got);
+        if (p->reaped || monotonic_ms() >= until) break;
+        struct pollfd list[2] = {{.fd = p->output, .events = POLLIN}, {.fd = p->errors, .events = POLLIN}};
+        poll(list, 2, result < 0 ? 1 : 10); /* also what has closed its output may take a moment to end */
+    }
+    code = p->reaped ? p->exit_code : -1;
+    process_kill_session(p);
+    process_free(p);
+    return code;
 }

@@ -57,6 +57,10 @@ enum verb {
     VERB_SET = 21,
     VERB_MOUNT = 22,
     VERB_UNMOUNT = 23,
+    VERB_PREPARE = 27,
+    VERB_HOLD = 24,
+    VERB_RELEASE = 25,
+    VERB_RENEW = 26,
 };
 
 enum tag {
@@ -122,6 +126,8 @@ enum tag {
     TAG_PLACE = 60,
     TAG_ADDRESS6 = 61,
     TAG_GATEWAY6 = 62,
+    TAG_FORMER_MAC = 63,
+    TAG_DROP_NETWORK = 64,
 };
 
 enum file_type { FILE_REGULAR = 0, FILE_DIRECTORY = 1, FILE_SYMLINK = 2, FILE_OTHER = 3 };

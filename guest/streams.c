@@ -11,9 +11,12 @@
 
 #include "files.h"
 #include "freeze.h"
+#include "hold.h"
+#include "identity.h"
 #include "instance.h"
 #include "machine.h"
 #include "power.h"
+#include "renew.h"
 #include "usage.h"
 #include "volumes.h"
 
@@ -51,6 +54,7 @@ static struct stream *streams;
 static uint32_t last_id, count;
 static enum agent_mode mode;
 static bool off_wanted;
+static uint8_t chunk[CHUNK]; /* on its way */
 
 void streams_open(struct channel *c, enum agent_mode own_mode) {
     channel = c;
@@ -143,6 +147,7 @@ static void finish_exit(struct stream *s, int code, const char *reason) {
 static void finish_state(struct stream *s) {
     struct bytes fields = {0};
     instance_state(&fields);
+    add_number(&fields, TAG_HELD, hold_holds());
     finish(s, &fields);
     bytes_free(&fields);
 }
@@ -253,7 +258,7 @@ static void power(struct stream *s) {
 
 static const char *refusal(uint64_t verb) {
     switch (verb) {
-    case VERB_CONFIGURE: case VERB_ACKNOWLEDGE_EXIT:
+    case VERB_CONFIGURE: case VERB_PREPARE: case VERB_ACKNOWLEDGE_EXIT:
         if (mode == MODE_STDIO) return "this agent is not the init of a machine";
         /* fall through */
     case VERB_START: case VERB_ATTACH: case VERB_LOGS: case VERB_ACKNOWLEDGE_LOGS: case VERB_SIGNAL: case VERB_WAIT_EXIT:
@@ -281,6 +286,38 @@ static void on_volume(struct stream *s, bool wanted, struct view body) {
     finish_sentence(s, code, problem);
 }
 
+static void serve_hold(struct stream *s, struct view body) {
+    struct view value;
+    const char *code;
+    if (!find_field(body, TAG_TIMEOUT_MS, &value) || value.size != 8 || load64(value.data) > INT32_MAX)
+        return finish_error(s, "invalid", "a hold says in how many milliseconds it ends, 0 for not by itself");
+    if (instance_phase == PHASE_WAITING) return finish(s, NULL); /* nothing runs */
+    char *problem = hold_begin((uint32_t)load64(value.data), &code);
+    finish_sentence(s, code, problem);
+}
+
+/* A machine that waits for its set-up is made another one by that. */
+static void serve_renew(struct stream *s, struct view body) {
+    struct identity identity;
+    char *problem = identity_read(body, &identity);
+    const char *code = "invalid", *refused = NULL;
+    bool waiting = instance_phase == PHASE_WAITING;
+    if (waiting && (identity.hostname || identity.has_network || identity.drop_network || identity.has_pids || *identity.nameservers)) refused = "the guest is not configured, and becomes what it shall be by that";
+    if (!waiting && !hold_holds()) refused = "the machine is not held still";
+    if (freeze_holds()) refused = "the instance's disks are frozen for a snapshot: thaw them first";
+    if (identity.has_pids && machine_has_init()) refused = "the processes of a machine that has an init of its own are bounded by that";
+    if (!problem && refused) code = "conflict", problem = copy_text(refused, strlen(refused));
+    if (!problem) {
+        code = "conflict";
+        hold_keep();
+        problem = renew(&identity, machine_has_init());
+        if (!problem && identity.hostname) instance_forget(), explicit_bzero(chunk, sizeof chunk), channel_forget(channel);
+        if (!problem) hold_release();
+    }
+    identity_free(&identity);
+    finish_sentence(s, code, problem);
+}
+
 static void serve(struct stream *s, struct view body) {
     struct bytes fields = {0};
     struct view value;
@@ -290,8 +327,14 @@ static void serve(struct stream *s, struct view body) {
     if (!fields_sound(body)) return finish_error(s, "invalid", "the request cannot be read");
     if (refused) return finish_error(s, "unsupported", refused);
     if (number < 1 || number > 64) return finish_error(s, "invalid", "there is no such signal");
+    if ((verb == VERB_START || verb == VERB_EXEC || (verb == VERB_SHUTDOWN && mode == MODE_SERVICE)) && hold_holds())
+        return finish_error(s, "conflict", "the machine is held still: nothing can be run in it until it is let go");
     switch (verb) {
     case VERB_CONFIGURE: serve_configure(s, body); break;
+    case VERB_PREPARE:
+        machine_prepare();
+        finish_state(s);
+        break;
     case VERB_START: serve_start(s, body); break;
     case VERB_EXEC:
         if (instance_phase == PHASE_WAITING || instance_phase == PHASE_EXITED) finish_error(s, "conflict", "the instance does not run");
@@ -336,6 +379,9 @@ static void serve(struct stream *s, struct view body) {
     case VERB_FREEZE: finish_number(s, machine_freeze((uint32_t)find_number(body, TAG_TIMEOUT_MS, 10000)), TAG_COUNT); break;
     case VERB_THAW: finish_number(s, freeze_thaw(), TAG_HELD); break;
     case VERB_MOUNT: case VERB_UNMOUNT: on_volume(s, verb == VERB_MOUNT, body); break;
+    case VERB_HOLD: serve_hold(s, body); break;
+    case VERB_RELEASE: hold_release(), finish(s, NULL); break;
+    case VERB_RENEW: serve_renew(s, body); break;
     case VERB_RESEED:
         if (find_field(body, TAG_ENTROPY, &value)) finish_sentence(s, "internal", machine_reseed(value.data, value.size));
         else finish_error(s, "invalid", "there is no entropy in the request");
@@ -464,7 +510,6 @@ static void send_data(struct stream *s, uint8_t number, const uint8_t *data, siz
 static size_t data_room(const struct stream *s) { return s->credit - DATA_COST < CHUNK ? (size_t)s->credit - DATA_COST : CHUNK; }
 
 static bool pump_exec(struct stream *s) {
-    static uint8_t data[CHUNK];
     struct process *p = s->process;
     uint8_t number;
     size_t got;
@@ -475,8 +520,8 @@ static bool pump_exec(struct stream *s) {
         s->deadline = 0;
     }
     if (!can_send(s, LEAST_CREDIT)) return false;
-    int result = process_read(p, data, data_room(s), &number, &got);
-    if (result > 0) send_data(s, number, data, got);
+    int result = process_read(p, chunk, data_room(s), &number, &got);
+    if (result > 0) send_data(s, number, chunk, got);
     if (result < 0 && p->reaped) finish_exit(s, p->exit_code, NULL);
     return result > 0;
 }
@@ -496,11 +541,10 @@ static void pump_power(struct stream *s) {
 }
 
 static bool pump_attached(struct stream *s) {
-    static uint8_t data[CHUNK];
     struct piece piece;
     pump_input(s, instance_process());
-    if (can_send(s, LEAST_CREDIT) && log_take(&s->cursor, data, data_room(s), &piece)) {
-        send_data(s, piece.stream, data, piece.size);
+    if (can_send(s, LEAST_CREDIT) && log_take(&s->cursor, chunk, data_room(s), &piece)) {
+        send_data(s, piece.stream, chunk, piece.size);
         return true;
     }
     if (instance_finished() && log_drained(&s->cursor)) finish_state(s);
@@ -511,15 +555,14 @@ static bool pump_attached(struct stream *s) {
 #define LOG_COST (FRAME_COST + ITEM_HEAD)
 
 static bool pump_log(struct stream *s) {
-    static uint8_t data[CHUNK];
     uint8_t head[ITEM_HEAD];
     struct piece piece;
-    if (can_send(s, LEAST_CREDIT) && log_take(&s->cursor, data, s->credit - LOG_COST < CHUNK ? (size_t)s->credit - LOG_COST : CHUNK, &piece)) {
+    if (can_send(s, LEAST_CREDIT) && log_take(&s->cursor, chunk, s->credit - LOG_COST < CHUNK ? (size_t)s->credit - LOG_COST : CHUNK, &piece)) {
         store64(head, piece.offset);
         store64(head + 8, piece.time_ns);
         head[16] = piece.stream;
         s->credit -= LOG_COST + piece.size;
-        channel_send_two(channel, s->id, FRAME_ITEM, head, sizeof head, data, piece.size);
+        channel_send_two(channel, s->id, FRAME_ITEM, head, sizeof head, chunk, piece.size);
         return true;
     }
     if (instance_finished() && log_drained(&s->cursor)) finish_state(s);
@@ -548,10 +591,9 @@ static bool pump_list(struct stream *s) {
 }
 
 static bool pump_file(struct stream *s) {
-    static uint8_t data[CHUNK];
     if (!can_send(s, LEAST_CREDIT)) return false;
-    ssize_t got = read(s->file, data, data_room(s));
-    if (got > 0) send_data(s, CHANNEL_STDOUT, data, (size_t)got);
+    ssize_t got = read(s->file, chunk, data_room(s));
+    if (got > 0) send_data(s, CHANNEL_STDOUT, chunk, (size_t)got);
     else if (got == 0) finish(s, NULL);
     else finish_path(s, s->path, errno);
     return got > 0;
@@ -572,6 +614,7 @@ bool streams_pump(void) {
     bool again = false;
     instance_tick();
     freeze_tick();
+    hold_tick();
     process_reap();
     instance_kill_rest();
     size_t room = log_allowance();
@@ -638,6 +681,7 @@ size_t streams_poll(struct pollfd *list, size_t most, int *timeout) {
     size_t used = 0;
     struct process *own = instance_process();
     sooner(timeout, freeze_next_tick());
+    sooner(timeout, hold_next_tick());
     sooner(timeout, instance_next_tick());
     if (own && !instance_finished() && log_allowance()) poll_output(list, most, &used, own);
     for (struct stream *s = streams; s; s = s->next) {

@@ -9,6 +9,7 @@
  *   --device FROM:TO   the same for a device node, which may be written
  *   --write FROM:TO    the same for a directory, which may be written; nothing in it can be executed
  *   --file FROM:TO     the same for a regular file, which may be written
+ *   --descriptors TO   show PROGRAM's own open descriptors in the directory TO: a name for files that have none
  *   --user N           uid and gid to run as; 0 is refused
  *   --group N          a supplementary group (at most 8)
  *   --limit WHAT=N     lower the resource limit core, nofile, nproc, memlock, fsize, cpu or as to N; one that is lower already stays
@@ -63,7 +64,7 @@ struct limit {
 };
 
 static struct {
-    char *cgroups[MOST], *room;
+    char *cgroups[MOST], *room, *descriptors;
     struct bind binds[MOST];
     struct limit limits[MOST];
     gid_t groups[MOST_GROUPS];
@@ -139,6 +140,9 @@ static char **parse(char **arg) {
             enum kind kind = !strcmp(*arg, "--device") ? DEVICE : !strcmp(*arg, "--file") ? WRITABLE : READ_ONLY;
             if (!strcmp(*arg, "--write")) kind = WRITABLE_DIRECTORY;
             want.binds[want.bind_count++] = (struct bind){value, to, kind};
+        } else if (!strcmp(*arg, "--descriptors")) {
+            if (value[0] != '/' || strstr(value, "/../")) usage("a path in the room is absolute and leads down");
+            want.descriptors = value;
         } else if (!strcmp(*arg, "--user")) want.user = number(value);
         else if (!strcmp(*arg, "--group")) {
             if (want.group_count == MOST_GROUPS) usage("too many groups");
@@ -200,12 +204,29 @@ static void show(const struct bind *bind) {
     if (mount(NULL, path, NULL, MS_REMOUNT | MS_BIND | flags, NULL)) fail("cannot restrict %s", bind->from);
 }
 
+/* Of a procfs of our own pid namespace, in which we are process 1 and PROGRAM will be, nothing but the list of descriptors. */
+static void show_descriptors(void) {
+    char path[PATH_MAX], inside[PATH_MAX];
+    if (snprintf(path, sizeof path, "%s%s", want.room, want.descriptors) >= (int)sizeof path - 8) usage("a path is too long");
+    make_place(path, strlen(want.room), 1);
+    if (mount("proc", path, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL)) fail("cannot mount proc on %s", path);
+    snprintf(inside, sizeof inside, "%.4000s/1/fd", path);
+    int tree = syscall(SYS_open_tree, AT_FDCWD, inside, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+    if (tree < 0) fail("cannot take %s", inside);
+    if (umount2(path, MNT_DETACH)) fail("cannot unmount %s", path);
+    if (syscall(SYS_move_mount, tree, "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH)) fail("cannot show %s", path);
+    close(tree);
+    unsigned long flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC;
+    if (mount(NULL, path, NULL, MS_REMOUNT | MS_BIND | flags, NULL)) fail("cannot restrict %s", path);
+}
+
 /* Leaves us in a root that holds only what was asked for. */
 static void enter_room(void) {
     if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL)) fail("cannot make mounts private");
     if (mount("room", want.room, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=64k,nr_inodes=256,mode=755"))
         fail("cannot mount a room on %s", want.room);
     for (int i = 0; i < want.bind_count; i++) show(&want.binds[i]);
+    if (want.descriptors) show_descriptors();
     if (chdir(want.room)) fail("cannot enter %s", want.room);
     /* pivot_root(2), "pivot_root(".", ".")": the old root ends up on top of the new one, and goes. */
     if (syscall(SYS_pivot_root, ".", ".")) fail("cannot make %s the root", want.room);

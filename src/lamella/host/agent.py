@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import TypeVar, cast
 
 from lamella.host.ceilings import ceilings, port_of
-from lamella.host.compute.driver import ComputeDriver, DerivesImages, HasMachine, HasScreen, Home, TakesTap
+from lamella.host.compute.driver import ComputeDriver, DerivesImages, HasMachine, HasScreen, Home, TakesCopies, TakesTap
 from lamella.host.facts import read_facts
 from lamella.host.images.library import Credentials, ImageLibrary, Progress
 from lamella.host.journal import Journal
@@ -196,6 +196,9 @@ class Agent:
         await self._sharing.use(news)
         if news.policy is not None:
             self.memory.reserve = news.policy.reserve.memory or None
+            for driver in self._drivers.values():
+                if isinstance(driver, TakesCopies):
+                    driver.use_copies(news.policy.copies)
         for assignment in news.instances:
             self._assign(assignment, self._reporter)
         for id in news.gone:

@@ -9,6 +9,7 @@ from lamella.host.plan import limits_of
 from lamella.host.storage.driver import VolumeHandle
 from lamella.model.assignment import Assignment, RouterTask
 from lamella.model.command import whole_command
+from lamella.model.instance import Beginning, Power
 from lamella.model.network import Neighbour, Network, Port
 
 # What a program finds when neither the image nor a person says otherwise: as docker sets it.
@@ -147,6 +148,7 @@ def machine_of(asked: Assignment, parts: Parts) -> Machine:
     nic = None
     if asked.port is not None and asked.network is not None:
         nic = attachment_of(asked.port, asked.network)
+    begins = beginning_of(asked)
     return Machine(
         id=instance.id,
         name=instance.name,
@@ -184,4 +186,16 @@ def machine_of(asked: Assignment, parts: Parts) -> Machine:
         fuel=spec.fuel,
         deadline=spec.deadline,
         memory_guarantee=spec.memory_guarantee or None,
+        cold=spec.cold,
+        resting=spec.power is Power.READY,
+        memory="" if begins is None else begins.snapshot,
+        fresh=begins is not None and begins.fresh,
     )
+
+
+def beginning_of(asked: Assignment) -> Beginning | None:
+    """What the run that is due, or the one that is made ready, goes on from."""
+    beginning, spec, status = asked.instance.status.beginning, asked.instance.spec, asked.instance.status
+    if beginning is None or status.epoch >= beginning.epoch:
+        return None
+    return beginning if spec.power is Power.READY or spec.epoch == beginning.epoch else None

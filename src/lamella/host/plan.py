@@ -47,6 +47,18 @@ class Resume(Step, frozen=True):
     pass
 
 
+class Suspend(Step, frozen=True):
+    """Keep its memory and end it."""
+
+
+class Wake(Step, frozen=True):
+    """Go on from the memory that was kept."""
+
+
+class Take(Step, frozen=True):
+    """Tell one that was made and waits what it is."""
+
+
 class Update(Step, frozen=True):
     limits: Limits
 
@@ -67,7 +79,9 @@ class Remove(Step, frozen=True):
     """Instance, port and volume go from this host."""
 
 
-AnyStep = Prepare | Launch | Stop | Pause | Resume | Update | Rewire | Release | Discard | Remove
+AnyStep = (
+    Prepare | Launch | Stop | Pause | Resume | Suspend | Wake | Take | Update | Rewire | Release | Discard | Remove
+)
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -118,11 +132,20 @@ def plan(
         return Plan((Discard(), Release()) if phase is Phase.STARTING else (Release(),))
 
     if spec.power is Power.STOPPED:
-        if alive:
+        if alive or phase is Phase.SUSPENDED:
             return Plan((stop, Discard()))
         return Plan((Discard(),)) if phase is Phase.STARTING else Plan()
 
+    if spec.power is Power.READY:
+        return Plan() if alive or phase is Phase.STARTING else Plan((Prepare(),))
     due = status.epoch < spec.epoch
+    if spec.power is Power.SUSPENDED:
+        # What was never begun, or is over, has nothing to keep.
+        return Plan((Suspend(), Discard())) if alive else Plan((Discard(),)) if phase is Phase.STARTING else Plan()
+    if phase is Phase.SUSPENDED and not due:
+        return Plan((Wake(),))
+    if phase is Phase.STARTING and due and status.phase is Phase.READY:
+        return Plan((Take(), _launch(spec)))
     if alive and due:
         return Plan((stop, Prepare(), _launch(spec)))
     if alive:
@@ -180,9 +203,11 @@ def fold(status: InstanceStatus, seen: Observed | None, at: datetime) -> tuple[I
                 )
             )
         return msgspec.structs.replace(status, phase=phase, pid=None, mechanisms=[]), events
+    # One that waits goes on waiting until it is launched.
+    waits = seen.phase is Phase.STARTING and status.phase is Phase.READY
     after = msgspec.structs.replace(
         status,
-        phase=seen.phase,
+        phase=Phase.READY if waits else seen.phase,
         pid=seen.pid,
         accelerator=seen.accelerator or status.accelerator,
         accelerator_reason=seen.accelerator_reason or status.accelerator_reason,
@@ -203,6 +228,9 @@ def fold(status: InstanceStatus, seen: Observed | None, at: datetime) -> tuple[I
             events.append(("instance.ended", f"the command ended with {code}"))
             if _ran_well(after):
                 after.restarts = 0
+    elif seen.phase is Phase.SUSPENDED and status.phase is not Phase.SUSPENDED:
+        after.pid = None
+        events.append(("instance.suspended", "its memory is kept, and nothing of it runs"))
     elif seen.phase is Phase.RUNNING and status.phase in (Phase.PAUSED,):
         events.append(("instance.resumed", "it runs again"))
     elif seen.phase is Phase.PAUSED and status.phase is not Phase.PAUSED:

@@ -11,9 +11,11 @@ import msgspec
 
 from lamella.host.assembly import Assembly
 from lamella.host.compute.driver import (
+    SUSPENDED_MEMORY,
     ComputeDriver,
     HasProcessors,
     JoinsNamespace,
+    KeepsMemory,
     Limits,
     Observed,
     TakesDevices,
@@ -34,7 +36,10 @@ from lamella.host.plan import (
     Resume,
     Rewire,
     Stop,
+    Suspend,
+    Take,
     Update,
+    Wake,
     fold,
     plan,
 )
@@ -43,7 +48,7 @@ from lamella.host.reporter import Reporter
 from lamella.host.storage.wing import Storage
 from lamella.model.assignment import Assignment, InstanceReport
 from lamella.model.errors import CannotRun, Conflict, Internal, LamellaError, NoRoom, Unavailable, Unsupported
-from lamella.model.instance import Decision, InstanceStatus, Phase
+from lamella.model.instance import Decision, InstanceStatus, Phase, Power
 from lamella.model.network import Port
 from lamella.model.resource import Condition, now
 from lamella.model.stream import ProcessStream
@@ -121,6 +126,9 @@ class Worker:
             and [port.spec.mirror for port in _ports(assignment)] == [port.spec.mirror for port in _ports(self.asked)]
         )
         self.asked = assignment
+        # What a run goes on from is decided by control.
+        self._status.beginning = assignment.instance.status.beginning
+        self._status.template = assignment.instance.status.template
         if not same:
             self._failures, self._error = 0, None
             self._wake.set()
@@ -215,11 +223,13 @@ class Worker:
             self.adopted.set()
             chosen = plan(asked, seen, self._applied, now(), still=bool(self._held_still))
             if not chosen.steps:
-                if self._plugged and (seen is None or seen.phase is Phase.STOPPED):
+                if self._plugged and (seen is None or seen.phase in (Phase.STOPPED, Phase.SUSPENDED)):
                     # What has ended holds no link and no published port.
                     await self._unplug(asked)
                 elif seen is not None and seen.phase in (Phase.RUNNING, Phase.PAUSED):
                     await self._shape(asked)
+                elif seen is not None and asked.instance.spec.power is Power.READY:
+                    self._phase(Phase.READY)
                 self._settle(asked.instance.generation)
                 return chosen.again_in
             try:
@@ -260,6 +270,17 @@ class Worker:
                 await self.driver.pause(self.id)
             case Resume():
                 await self.driver.resume(self.id)
+            case Suspend():
+                await self._keeper().suspend(self.id)
+                await self._look()
+            case Wake():
+                self._phase(Phase.STARTING)
+                await self._prepare(asked, wakes=True)
+                await self.driver.start(self.id)
+                self._phase(Phase.RUNNING, ("instance.resumed", "it goes on from the memory that was kept"))
+            case Take():
+                await self._keeper().take(await self._assembly.machine(asked))
+                self._phase(Phase.STARTING)
             case Update():
                 await self.driver.update(self.id, step.limits)
                 self._applied = step.limits
@@ -272,11 +293,18 @@ class Worker:
             case Remove():
                 await self._remove(asked)
 
-    async def _prepare(self, asked: Assignment) -> None:
+    def _keeper(self) -> KeepsMemory:
+        if not isinstance(self.driver, KeepsMemory):
+            raise Unsupported(f"{self.driver.name} keeps no memory", hint="a microvm does")
+        return self.driver
+
+    async def _prepare(self, asked: Assignment, *, wakes: bool = False) -> None:
         began = time.perf_counter()
         self._plugged = True
         try:
             machine = await self._assembly.machine(asked)
+            if wakes:
+                machine = msgspec.structs.replace(machine, memory=SUSPENDED_MEMORY, fresh=False)
             for network in asked.networks.values():
                 await self._wings.network.ensure_network(desired_network(network))
             await self.driver.create(machine)

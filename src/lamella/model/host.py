@@ -47,7 +47,7 @@ class SamePages(StrEnum):
     ALL = "all"
 
 
-class Templates(StrEnum):
+class Copies(StrEnum):
     """Who may begin as a copy of a machine that booted before, and shares its memory's pages with the others: nobody, copies within one
     project, or all of the host's. Explicit templates are always their project's own."""
 
@@ -58,14 +58,14 @@ class Templates(StrEnum):
 
 class HostSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """``address`` is where control reaches the agent (``https://…``); empty when they share one process. ``ksm`` is whose equal pages are
-    merged, ``huge_pages`` how many are set apart, by their size (``2MiB``); ``None`` leaves each as the host has it. ``templates`` is who
+    merged, ``huge_pages`` how many are set apart, by their size (``2MiB``); ``None`` leaves each as the host has it. ``copies`` is who
     begins as a copy of a machine that booted before, without naming a template."""
 
     address: str = ""
     overcommit: Overcommit = Overcommit()
     reserve: Reserve = Reserve()
     ksm: SamePages | None = None
-    templates: Templates = Templates.SAME_PROJECT
+    copies: Copies = Copies.SAME_PROJECT
     huge_pages: dict[str, Annotated[int, Meta(ge=0, le=1 << 32)]] | None = None
 
 

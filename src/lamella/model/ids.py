@@ -29,6 +29,7 @@ PREFIXES = {
     "router": "rtr",
     "address": "addr",
     "balancer": "bal",
+    "template": "tmpl",
     "host": "host",
     "operation": "op",
     "event": "evt",

@@ -10,7 +10,9 @@ from lamella.host.compute.guest.service import PATH
 from lamella.host.compute.microvm import initramfs
 from lamella.host.compute.microvm.modules import CHANNEL, ModuleTree
 
-MODULES = [*CHANNEL, *((name, "") for name in ("virtio_blk", "ext4", "nls_cp437", "nls_ascii", "nls_utf8", "vfat"))]
+_REST = ("virtio_blk", "virtio_net", "ext4", "nls_cp437", "nls_ascii", "nls_utf8", "vfat")
+MODULES = [*CHANNEL, *((name, "") for name in _REST)]
+MAC = "02:00:00:00:00:08"
 
 INIT = r"""#!/bin/sh
 export PATH=/bin
@@ -26,6 +28,10 @@ ln -s /bin/busybox /sbin/init
 ln -s /bin/busybox /sbin/poweroff
 ln -s /bin/busybox /sbin/reboot
 hostname untouched
+ip link set eth0 name enp0s3
+ip addr add 10.0.2.15/24 dev enp0s3
+ip link set enp0s3 up
+ip route add default via 10.0.2.2
 [ ! -b /dev/vda ] || mount -t ext4 /dev/vda /data
 exec /sbin/init
 """
@@ -94,6 +100,7 @@ class BusyboxMachine:
                 *("-device", "virtserialport,nr=2,chardev=qga,name=org.qemu.guest_agent.0"),
                 *("-drive", f"if=none,id=disk,file={disk},format=raw"),
                 *("-device", "virtio-blk-device,drive=disk"),
+                *("-netdev", "user,id=net,restrict=on", "-device", f"virtio-net-device,netdev=net,mac={MAC}"),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -59,9 +59,9 @@ class Machine:
     async def connect(self) -> GuestClient:
         return await GuestClient.connect(self.socket, timeout=90)
 
-    async def configured(self) -> GuestClient:
+    async def configured(self, client: GuestClient | None = None) -> GuestClient:
         """A client of the guest after its set-up."""
-        client = await self.connect()
+        client = client or await self.connect()
         setup = GuestSetup(
             hostname=SETUP.hostname,
             network=SETUP.network,

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from guest_busybox import INITTAB, INITTAB_OF_SEED, BusyboxMachine, make_initramfs
+from guest_busybox import INITTAB, INITTAB_OF_SEED, MAC, BusyboxMachine, make_initramfs
 from guest_talk import hear, run
 
 from lamella.host.compute.driver import Limits, Machine, Rootfs
 from lamella.host.compute.guest.client import GuestClient
 from lamella.host.compute.guest.service import PATH
-from lamella.host.compute.guest.setup import GuestPhase, GuestProcess, GuestSetup
+from lamella.host.compute.guest.setup import GuestIdentity, GuestNetwork, GuestPhase, GuestProcess, GuestSetup
 from lamella.host.compute.microvm import initramfs
 from lamella.host.compute.microvm.boot import BootFiles
 from lamella.host.compute.microvm.kernel import fetch_kernel
@@ -23,7 +23,7 @@ from lamella.host.compute.vm.inside import Agents, Inside
 from lamella.host.linux import binaries
 from lamella.host.linux.processes import environment
 from lamella.host.storage.driver import VolumeHandle
-from lamella.model.errors import LamellaError, Unsupported
+from lamella.model.errors import Conflict, LamellaError, Unsupported
 from lamella.model.image import ImageConfig
 from lamella.model.resource import now
 from lamella.model.storage import VolumeForm
@@ -113,7 +113,7 @@ async def test_it_says_what_it_is(guest: GuestClient) -> None:
 
 async def test_it_leaves_the_machine_as_it_is(guest: GuestClient) -> None:
     said = await run(guest, "sh", "-c", "hostname; cat /proc/1/comm; ls /sys/class/net; [ -e /etc/hosts ] || echo none")
-    assert said.out.decode().split() == ["untouched", "init", "lo", "none"]
+    assert said.out.decode().split() == ["untouched", "init", "enp0s3", "lo", "none"]
     with pytest.raises(Unsupported, match="its own system"):
         await guest.set_hostname("other")
 
@@ -227,6 +227,68 @@ async def test_an_agent_that_is_killed_is_met_again(box: BusyboxMachine) -> None
                     async with asyncio.timeout(20):
                         if (await hear(await inside.exec(whose))).out not in (first, b""):
                             break
+
+
+COUNT = "i=0; while :; do i=$((i+1)); printf %08d $i 1<>/tmp/count; sleep 0.01; done"
+
+
+async def content(guest: GuestClient, path: str) -> str:
+    return b"".join([piece async for piece in guest.read_file(path)]).decode()
+
+
+async def stands_still(guest: GuestClient) -> str:
+    """What is counted to, while half a second of the guest's own time goes by."""
+    counted, began = await content(guest, "/tmp/count"), float((await content(guest, "/proc/uptime")).split()[0])
+    async with asyncio.timeout(90):
+        while float((await content(guest, "/proc/uptime")).split()[0]) < began + 0.5:
+            assert await content(guest, "/tmp/count") == counted
+    return counted
+
+
+async def goes_on(guest: GuestClient, counted: str) -> None:
+    async with asyncio.timeout(90):
+        while await content(guest, "/tmp/count") == counted:
+            pass
+
+
+async def test_all_but_the_agent_is_held_where_nobody_manages_groups(guest: GuestClient) -> None:
+    await run(guest, "sh", "-c", f"setsid sh -c '{COUNT}' >/dev/null 2>&1 & echo $! >/tmp/counter")
+    counter = (await content(guest, "/tmp/counter")).strip()
+    await guest.hold(None)
+    counted = await stands_still(guest)
+    for pid in ("1", counter):
+        assert await content(guest, f"/proc/{pid}/cgroup") == "0::/lamella-held\n"
+    with pytest.raises(Conflict, match="held still"):
+        await guest.power()
+    with pytest.raises(Conflict, match="bounded by that"):
+        await guest.renew(GuestIdentity(entropy=bytes(range(32)), pids=10))
+    await guest.hold(1)
+    await goes_on(guest, counted)  # by itself
+    await guest.hold(30)
+    counted = await stands_still(guest)
+    await guest.release()
+    await goes_on(guest, counted)
+    for pid in ("1", counter):
+        assert await content(guest, f"/proc/{pid}/cgroup") == "0::/\n"
+    await run(guest, "kill", counter)
+
+
+async def test_a_held_machine_becomes_another(guest: GuestClient) -> None:
+    await guest.write_file("/etc/machine-id", _one(b"0123456789abcdef0123456789abcdef\n"))
+    boot = await content(guest, "/proc/sys/kernel/random/boot_id")
+    network = GuestNetwork(mac="02:00:00:00:00:98", address="10.0.4.4/24", gateway="10.0.4.1")
+    await guest.hold(None)
+    await guest.renew(
+        GuestIdentity(entropy=bytes(range(32)), hostname="another", network=network, former_mac=MAC, time=now())
+    )
+    said = await run(guest, "sh", "-c", "hostname; ip addr show enp0s3; ip route; [ -e /etc/hosts ] || echo none")
+    words = said.out.decode()
+    assert words.startswith("another\n") and words.endswith("none\n"), "what it does not have is not made"
+    assert "02:00:00:00:00:98" in words and "inet 10.0.4.4/24" in words and "default via 10.0.4.1" in words
+    assert "10.0.2." not in words
+    assert await content(guest, "/etc/hostname") == "another\n"
+    assert await content(guest, "/etc/machine-id") != "0123456789abcdef0123456789abcdef\n"
+    assert await content(guest, "/proc/sys/kernel/random/boot_id") != boot
 
 
 async def test_reboot_and_power_off_are_asked_of_the_init(box: BusyboxMachine) -> None:

@@ -8,6 +8,7 @@ import msgspec
 
 from lamella.host.compute.driver import Home, Machine
 from lamella.host.compute.microvm.driver import MicrovmDriver
+from lamella.model.host import Copies
 
 
 async def main(home: str, mark: str, description: str) -> None:
@@ -15,6 +16,8 @@ async def main(home: str, mark: str, description: str) -> None:
         Path(description).read_bytes(), type=Machine, dec_hook=lambda kind, value: kind(value)
     )
     driver = MicrovmDriver(Home(Path(home), mark), lambda _: None)
+    # A template that was being made when it was killed would be ended by the next daemon, which some tests have not.
+    driver.use_copies(Copies.OFF)
     await driver.open()
     await driver.create(machine)
     await driver.start(machine.id)

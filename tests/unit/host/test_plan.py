@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lamella.host.compute.driver import Limits, Observed
@@ -16,7 +16,10 @@ from lamella.host.plan import (
     Resume,
     Rewire,
     Stop,
+    Suspend,
+    Take,
     Update,
+    Wake,
     fold,
     limits_of,
     plan,
@@ -58,7 +61,7 @@ statuses = st.builds(
     finished_at=st.sampled_from([None, AT - timedelta(seconds=1), AT - timedelta(hours=1)]),
     phase=st.sampled_from(Phase),
 )
-seen_phases = st.sampled_from([None, Phase.STARTING, Phase.RUNNING, Phase.PAUSED, Phase.STOPPED])
+seen_phases = st.sampled_from([None, Phase.STARTING, Phase.RUNNING, Phase.PAUSED, Phase.SUSPENDED, Phase.STOPPED])
 
 
 class World:
@@ -82,6 +85,15 @@ class World:
                 assert self.phase is Phase.STARTING, "launched without being prepared"
                 self.phase, self.status.epoch = Phase.RUNNING, step.epoch
                 self.launches += 1
+            case Suspend():
+                assert self.phase in (Phase.RUNNING, Phase.PAUSED)
+                self.phase = Phase.SUSPENDED
+            case Wake():
+                assert self.phase is Phase.SUSPENDED
+                self.phase, self.applied = Phase.RUNNING, limits_of(spec)
+            case Take():
+                assert self.phase is Phase.STARTING
+                self.applied = limits_of(spec)
             case Stop():
                 self.phase = Phase.STOPPED
                 self.status.exit_code, self.status.finished_at = 143, AT
@@ -114,7 +126,13 @@ def test_a_plan_carried_out_comes_to_rest_where_it_was_asked_to(
         raise AssertionError("the plan does not come to rest")
     alive = world.phase in (Phase.RUNNING, Phase.PAUSED)
     if spec.power is Power.STOPPED:
+        assert not alive and world.phase not in (Phase.STARTING, Phase.SUSPENDED)
+    elif spec.power is Power.SUSPENDED:
         assert not alive and world.phase is not Phase.STARTING
+        assert world.launches == 0
+    elif spec.power is Power.READY:
+        assert alive or world.phase is Phase.STARTING
+        assert world.launches == 0
     elif alive:
         assert world.status.epoch >= spec.epoch
         assert world.applied == limits_of(spec)
@@ -144,6 +162,8 @@ def test_devices_come_and_go_and_what_is_retired_is_let_go_of_last(
     plugged: frozenset[str],
     old: tuple[str, ...],
 ) -> None:
+    # What waits has never run, and takes no devices.
+    assume(spec.power is not Power.READY or phase not in (Phase.RUNNING, Phase.PAUSED))
     spec.disks = [Disk(name=name, size=1 << 30) for name in sorted(wanted)]
     world = World(phase, status)
     present = plugged | set(old)
@@ -158,7 +178,7 @@ def test_devices_come_and_go_and_what_is_retired_is_let_go_of_last(
             match step:
                 case Rewire():
                     present = wanted
-                case Prepare():
+                case Prepare() | Wake():
                     present = wanted
                     world.do(step, spec)
                 case Release():
@@ -220,3 +240,29 @@ def test_a_vanished_instance_is_lost_not_ended() -> None:
     after, events = fold(InstanceStatus(phase=Phase.RUNNING, epoch=1), None, AT)
     assert after.phase is Phase.STOPPED and after.exit_code is None and after.finished_at == AT
     assert events[0][0] == "instance.lost"
+
+
+def test_one_that_waits_is_taken_and_not_made_anew() -> None:
+    spec = InstanceSpec(image="x", power=Power.READY)
+    first = plan(asked(spec, InstanceStatus()), None, None, AT)
+    assert first.steps == (Prepare(),)
+    waiting = InstanceStatus(phase=Phase.READY)
+    assert plan(asked(spec, waiting), Observed(phase=Phase.STARTING), None, AT).steps == ()
+    after, _ = fold(waiting, Observed(phase=Phase.STARTING), AT)
+    assert after.phase is Phase.READY
+    taken = InstanceSpec(image="x", power=Power.RUNNING, epoch=1)
+    steps = plan(asked(taken, after), Observed(phase=Phase.STARTING), None, AT).steps
+    assert [type(step) for step in steps] == [Take, Launch]
+
+
+def test_what_is_suspended_goes_on_in_the_same_run_and_boots_in_a_new_one() -> None:
+    spec = InstanceSpec(image="x", power=Power.SUSPENDED, epoch=3)
+    status = InstanceStatus(epoch=3, phase=Phase.RUNNING)
+    assert plan(asked(spec, status), Observed(phase=Phase.RUNNING), limits_of(spec), AT).steps[0] == Suspend()
+    status = InstanceStatus(epoch=3, phase=Phase.SUSPENDED)
+    assert plan(asked(spec, status), Observed(phase=Phase.SUSPENDED), None, AT).steps == ()
+    again = InstanceSpec(image="x", power=Power.RUNNING, epoch=3)
+    assert plan(asked(again, status), Observed(phase=Phase.SUSPENDED), None, AT).steps == (Wake(),)
+    anew = InstanceSpec(image="x", power=Power.RUNNING, epoch=4)
+    steps = plan(asked(anew, status), Observed(phase=Phase.SUSPENDED), None, AT).steps
+    assert [type(step) for step in steps] == [Prepare, Launch]

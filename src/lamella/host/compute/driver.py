@@ -19,7 +19,7 @@ from lamella.model.board import Board, DesktopTicket, Directory, Input, Seed, Us
 from lamella.model.contract import Mechanism
 from lamella.model.errors import Internal
 from lamella.model.files import FileInfo
-from lamella.model.host import Capability
+from lamella.model.host import Capability, Copies
 from lamella.model.image import ArtifactKind, ImageConfig
 from lamella.model.instance import Phase
 from lamella.model.stream import ExecSpec, ProcessStream
@@ -435,11 +435,22 @@ Changed = Callable[[str], None]
 DriverFactory = Callable[[Home, Changed], ComputeDriver]
 
 
+# What ``Machine.memory`` says of one that was suspended and goes on from there.
+SUSPENDED_MEMORY = "suspended"
+
+
 class Remembered(msgspec.Struct, kw_only=True):
     """What became of a memory that was kept: its size in bytes, and for how many seconds its guest stood still. Both are 0 until it is."""
 
     size: int = 0
     pause: float = 0.0
+
+
+@runtime_checkable
+class TakesCopies(Protocol):
+    """A driver whose machines may begin as copies of others that booted before, without anybody having named one."""
+
+    def use_copies(self, policy: Copies) -> None: ...
 
 
 @runtime_checkable

@@ -35,6 +35,7 @@ def state(fields: Fields) -> GuestState:
         log_start=fields.number(Tag.LOG_START) or 0,
         log_end=fields.number(Tag.LOG_END) or 0,
         log_acknowledged=fields.number(Tag.LOG_ACKNOWLEDGED) or 0,
+        held=bool(fields.number(Tag.HELD, largest=1)),
     )
 
 

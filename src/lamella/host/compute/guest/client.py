@@ -11,7 +11,14 @@ from lamella.host.compute.guest.channel import Channel, Stream
 from lamella.host.compute.guest.fields import Fields, Tag, Value, Verb, body, nanoseconds
 from lamella.host.compute.guest.frames import FrameType
 from lamella.host.compute.guest.process import GuestProcessStream
-from lamella.host.compute.guest.setup import GuestHello, GuestNetwork, GuestProcess, GuestSetup, GuestState
+from lamella.host.compute.guest.setup import (
+    GuestHello,
+    GuestIdentity,
+    GuestNetwork,
+    GuestProcess,
+    GuestSetup,
+    GuestState,
+)
 from lamella.host.compute.guest.socket import open_socket
 from lamella.model.errors import Corrupt, LamellaError, NoRoom, Unsupported
 from lamella.model.files import FileInfo
@@ -22,6 +29,7 @@ from lamella.model.usage import LogEntry, Usage
 _LARGEST_LISTING = 32 << 20
 _CONFIGURE_TIMEOUT = 60.0
 _POWER_TIMEOUT = 60.0
+_RENEW_TIMEOUT = 120.0
 
 _Pairs = list[tuple[Tag, Value | None]]
 
@@ -63,21 +71,25 @@ class GuestClient:
         """Set when the channel is gone, whoever ended it."""
         return self._channel.closed
 
+    async def prepare(self) -> GuestState:
+        """Have a guest that waits for its setup do what it can before it: load its drivers."""
+        return answers.state(await self._channel.call(Verb.PREPARE, timeout=_CONFIGURE_TIMEOUT))
+
     async def configure(self, setup: GuestSetup) -> None:
         """Make the guest the instance: mount, name, network. Once a boot.
 
         :raise Conflict: when it has been configured.
         """
-        pairs: _Pairs = [
+        disks: _Pairs = [
             (Tag.ROOT_SERIAL, setup.root_serial),
             (Tag.DATA_SERIAL, setup.data_serial),
-            (Tag.HOSTNAME, setup.hostname),
             (Tag.PIDS, setup.pids),
-            (Tag.ENTROPY, setup.entropy or None),
-            (Tag.TIME_NS, None if setup.time is None else nanoseconds(setup.time)),
         ]
-        message = body(*pairs, *_network(setup.network), *((Tag.NAMESERVER, server) for server in setup.nameservers))
-        await self._channel.call(Verb.CONFIGURE, message, timeout=_CONFIGURE_TIMEOUT)
+        await self._channel.call(Verb.CONFIGURE, body(*disks, *_names(setup)), timeout=_CONFIGURE_TIMEOUT)
+
+    async def become(self, setup: GuestSetup) -> None:
+        """Give a guest that was configured, but runs nothing yet, the name, network, clock and randomness of *setup*; the disks stay."""
+        await self._channel.call(Verb.SET, body(*_names(setup)), timeout=_CONFIGURE_TIMEOUT)
 
     async def start(self, process: GuestProcess) -> GuestState:
         """Run the instance's command.
@@ -238,6 +250,41 @@ class GuestClient:
         """Whether everything stood still until now."""
         return bool((await self._channel.call(Verb.THAW)).number(Tag.HELD, largest=1))
 
+    async def hold(self, deadline: float | None) -> None:
+        """Make everything in the guest stand still but its agent and its kernel; returns when it does. Until :meth:`release` or
+        :meth:`renew`, at most *deadline* seconds of the guest's own time, or ``None`` for as long as nobody says so: a hold outlives the
+        conversation, and a copy of the machine wakes up held. Asked again it moves the deadline. Files may be read and written meanwhile;
+        nothing can be run.
+
+        :raise Conflict: when something does not come to stand still in ten seconds (or *deadline*); nothing is held then.
+        :raise Unsupported: when the agent is an older one, or the guest's kernel is older than Linux 5.2.
+        """
+        await self._channel.call(Verb.HOLD, body((Tag.TIMEOUT_MS, 0 if deadline is None else _milliseconds(deadline))))
+
+    async def release(self) -> None:
+        """Let a held guest go on as it was; not held is fine."""
+        await self._channel.call(Verb.RELEASE)
+
+    async def renew(self, identity: GuestIdentity) -> None:
+        """Make a held guest another machine, and then let it go. Its hold ends by no deadline any more once this was asked.
+
+        :raise Invalid: when *identity* cannot be; nothing is changed then.
+        :raise Conflict: when it is not held or its disks are frozen (nothing is changed), or when some of it could not be done: it
+            stays held then, half changed, and may be asked again.
+        """
+        pairs: _Pairs = [
+            (Tag.ENTROPY, identity.entropy),
+            (Tag.HOSTNAME, identity.hostname or None),
+            (Tag.TIME_NS, None if identity.time is None else nanoseconds(identity.time)),
+            (Tag.FORMER_MAC, identity.former_mac or None),
+            (Tag.DROP_NETWORK, int(identity.drop_network) or None),
+            (Tag.PIDS, identity.pids),
+        ]
+        message = body(
+            *pairs, *_network(identity.network), *((Tag.NAMESERVER, server) for server in identity.nameservers)
+        )
+        await self._channel.call(Verb.RENEW, message, timeout=_RENEW_TIMEOUT)
+
     async def mount(
         self, serial: str, target: str, filesystem: str, *, read_only: bool = False, place: str = ""
     ) -> None:
@@ -299,6 +346,15 @@ class GuestClient:
             yield stream
         finally:
             stream.close()
+
+
+def _names(setup: GuestSetup) -> _Pairs:
+    pairs: _Pairs = [
+        (Tag.HOSTNAME, setup.hostname),
+        (Tag.ENTROPY, setup.entropy or None),
+        (Tag.TIME_NS, None if setup.time is None else nanoseconds(setup.time)),
+    ]
+    return [*pairs, *_network(setup.network), *((Tag.NAMESERVER, server) for server in setup.nameservers)]
 
 
 def _network(network: GuestNetwork | None) -> _Pairs:

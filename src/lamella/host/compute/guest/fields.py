@@ -36,6 +36,10 @@ class Verb(IntEnum):
     SET = 21
     MOUNT = 22
     UNMOUNT = 23
+    PREPARE = 27
+    HOLD = 24
+    RELEASE = 25
+    RENEW = 26
 
 
 class Tag(IntEnum):
@@ -101,6 +105,8 @@ class Tag(IntEnum):
     PLACE = 60
     ADDRESS6 = 61
     GATEWAY6 = 62
+    FORMER_MAC = 63
+    DROP_NETWORK = 64
 
 
 Value = bytes | str | int | bool

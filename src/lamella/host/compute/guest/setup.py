@@ -36,6 +36,28 @@ class GuestSetup(msgspec.Struct, kw_only=True, frozen=True):
     time: datetime | None = None
 
 
+class GuestIdentity(msgspec.Struct, kw_only=True, frozen=True):
+    """What a held guest shall be when it is let go. What is not given stays as it is; ``entropy`` (32 bytes to 64 KiB, used for nothing
+    else before or after) always is given.
+
+    ``hostname`` is what makes it *another* machine: its machine-id, the identity of its boot and its SSH host keys are then made
+    anew, and the log of the instance until now is forgotten. Without one it is the same machine, later: a suspended one that goes on.
+
+    ``network`` replaces all that its interface had: hardware address, addresses, routes, neighbours. The interface keeps its name; it is
+    the one with ``former_mac``, or else of ``network.interface``'s name, or else the only one. ``drop_network`` leaves it without an
+    address, and down. ``pids`` bounds the processes of a microVM (0: no bound). ``time`` is set as its clock.
+    """
+
+    entropy: bytes
+    hostname: str = ""
+    network: GuestNetwork | None = None
+    former_mac: str = ""
+    drop_network: bool = False
+    nameservers: list[str] = []
+    pids: int | None = None
+    time: datetime | None = None
+
+
 class GuestProcess(msgspec.Struct, kw_only=True, frozen=True):
     """The instance's own process. ``user`` is ``name|uid[:group|gid]``, resolved inside; empty is root.
 
@@ -77,7 +99,7 @@ class GuestState(msgspec.Struct, kw_only=True, frozen=True):
     """``exit_code`` is 0 to 255, 128 + N after signal N; ``reason`` is set when the command never ran (126, 127).
 
     Log offsets count bytes of output since the start: ``log_start`` is the oldest byte still kept, ``log_end`` one past the newest,
-    ``log_acknowledged`` the highest that the host said it has.
+    ``log_acknowledged`` the highest that the host said it has. ``held``: nothing runs in it but the agent (:meth:`GuestClient.hold`).
     """
 
     phase: GuestPhase
@@ -89,3 +111,4 @@ class GuestState(msgspec.Struct, kw_only=True, frozen=True):
     log_start: int = 0
     log_end: int = 0
     log_acknowledged: int = 0
+    held: bool = False

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from lamella.host.compute.qemu import pages
+from lamella.host.compute.qemu import memory_file, pages
 from lamella.host.compute.qemu.launch import FIRMWARE, QEMU, SANDBOX
 from lamella.host.compute.qemu.layers import ColdDisk, serial
 from lamella.host.compute.qemu.size import MIB, TRANSLATED, Size, balloon
@@ -36,6 +36,9 @@ class Hardware(msgspec.Struct, kw_only=True, frozen=True):
     descriptor ``TAP`` is there. ``data`` is the writable disk (a raw file, descriptor ``DATA``, where nothing is said). ``huge_pages`` is
     the size in bytes of the pages that its memory is made of. With ``gives_memory`` what it does not need is taken from it, and a guest
     that comes short takes it back itself.
+
+    ``empty_root`` has the first disk be that many bytes of zeros. ``file`` says what becomes of a memory that is a file (descriptor
+    ``MEMORY``); with ``incoming`` the machine does not boot, but takes over the state of another one, which stood still.
     """
 
     name: str
@@ -48,6 +51,9 @@ class Hardware(msgspec.Struct, kw_only=True, frozen=True):
     volumes: list[VolumeDisk] = []
     huge_pages: int | None = None
     gives_memory: bool = False
+    file: memory_file.Use | None = None
+    empty_root: int | None = None
+    incoming: bool = False
 
 
 def arguments(hardware: Hardware) -> list[str]:
@@ -61,12 +67,13 @@ def arguments(hardware: Hardware) -> list[str]:
         *_board(hardware),
         *("-kernel", KERNEL, "-initrd", INITRAMFS, "-append", kernel_line(hardware)),
         *_channels(hardware),
-        *_disk(hardware, "root", ROOT, ROOT_SERIAL, read_only=True),
+        *_root(hardware),
         *_data(hardware),
         *(word for volume in hardware.volumes for word in _volume(hardware, volume)),
         *("-device", f"{_device(hardware, 'virtio-rng')}"),
         *("-device", f"{_device(hardware, 'virtio-balloon')},{balloon(gives_memory=hardware.gives_memory)}"),
         *_nic(hardware),
+        *(("-incoming", "defer") if hardware.incoming else ()),
     ]
 
 
@@ -94,16 +101,26 @@ def _board(hardware: Hardware) -> list[str]:
     return [
         *(
             "-machine",
-            boards[hardware.machine] + pages.board(hardware.huge_pages),
+            boards[hardware.machine] + _memory(hardware),
             "-accel",
             accelerators[hardware.accelerator],
             "-cpu",
             "max",
         ),
         *("-smp", str(hardware.size.vcpus), "-m", f"{hardware.size.memory // MIB}M"),
-        *pages.backend(hardware.size.memory, hardware.huge_pages),
+        *(
+            pages.backend(hardware.size.memory, hardware.huge_pages)
+            if hardware.file is None
+            else memory_file.backend(hardware.machine, hardware.size.memory, hardware.file)
+        ),
         *(("-global", "virtio-mmio.force-legacy=false") if hardware.machine == "microvm" else ()),
     ]
+
+
+def _memory(hardware: Hardware) -> str:
+    if hardware.file is None:
+        return pages.board(hardware.huge_pages)
+    return f"{pages.OWN_PAGES},memory-backend={memory_file.NAMES[hardware.machine]}"
 
 
 def _channels(hardware: Hardware) -> list[str]:
@@ -113,6 +130,18 @@ def _channels(hardware: Hardware) -> list[str]:
         *("-device", f"{_device(hardware, 'virtio-serial')},id=serial"),
         *("-chardev", f"socket,id=agent,fd={AGENT},server=on,wait=off"),
         *("-device", f"virtserialport,bus=serial.0,chardev=agent,name={AGENT_PORT}"),
+    ]
+
+
+def _root(hardware: Hardware) -> list[str]:
+    if hardware.empty_root is None:
+        return _disk(hardware, "root", ROOT, ROOT_SERIAL, read_only=True)
+    node = f"driver=null-co,node-name=root,size={hardware.empty_root},read-zeroes=on,read-only=on"
+    return [
+        "-blockdev",
+        node,
+        "-device",
+        f"{_device(hardware, 'virtio-blk')},id=root-disk,drive=root,serial={ROOT_SERIAL}",
     ]
 
 

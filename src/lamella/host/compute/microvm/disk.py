@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from lamella.host.compute.qemu.layers import Properties, chain_node, driver_of, files_of
+from lamella.host.compute.qemu.shelf import Frozen
 from lamella.host.linux import binaries
 from lamella.host.linux.processes import run
 from lamella.host.storage.driver import VolumeHandle
@@ -96,6 +97,17 @@ def _mark(path: Path) -> None:
 def _sparse(path: Path, size: int) -> None:
     with path.open("wb") as file:
         file.truncate(size)
+
+
+def is_fresh(volume: VolumeHandle) -> bool:
+    """Whether it is a file that no instance has written yet, so that it may begin as a copy of another such disk."""
+    return volume.form is VolumeForm.BLOCK and volume.format == "raw" and not volume.below and not is_made(volume.path)
+
+
+def copy(template: Frozen, volume: VolumeHandle) -> None:
+    """Make the fresh *volume* the disk of *template*. Interrupted, it is still fresh. Blocks."""
+    _zero(volume.path)
+    template.copy_disk(volume.path, first=_SECTOR)
 
 
 def is_made(path: Path) -> bool:

@@ -13,24 +13,35 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lamella.host.compute.driver import Changed, Home, Limits, Machine, MountedVolume, Observed
+import msgspec
+
+from lamella.host.compute.driver import SUSPENDED_MEMORY, Changed, Home, Limits, Machine, MountedVolume, Observed
 from lamella.host.compute.guest.client import GuestClient
 from lamella.host.compute.guest.filing import FileVerbs
-from lamella.host.compute.guest.setup import GuestNetwork, GuestPhase, GuestProcess, GuestSetup
-from lamella.host.compute.microvm import arguments, disk, size, volumes
+from lamella.host.compute.guest.setup import GuestPhase, GuestProcess
+from lamella.host.compute.microvm import arguments, disk, launching, size, volumes
+from lamella.host.compute.microvm.arguments import Hardware
 from lamella.host.compute.microvm.block_image import BlockImages
 from lamella.host.compute.microvm.host import HostParts, look
+from lamella.host.compute.microvm.identity import setup_of
+from lamella.host.compute.microvm.keeping import SUSPENDED, KeepVerbs
 from lamella.host.compute.microvm.session import Session
-from lamella.host.compute.qemu import launch, layers, mechanisms, pages, served
+from lamella.host.compute.microvm.template import Shape, id_of, shape_of
+from lamella.host.compute.microvm.templates import Templates, forget_unfinished
+from lamella.host.compute.qemu import layers, mechanisms, memory_file, pages, passing, served
 from lamella.host.compute.qemu.balloon import BalloonVerbs
 from lamella.host.compute.qemu.freezing import FreezeVerbs
+from lamella.host.compute.qemu.memory_file import MEMORY, STATE, Use
 from lamella.host.compute.qemu.monitor import Monitor
-from lamella.host.compute.qemu.places import Places, ProcessRecord
+from lamella.host.compute.qemu.passing import UNFINISHED
+from lamella.host.compute.qemu.places import ExitRecord, Places, ProcessRecord
+from lamella.host.compute.qemu.process import KILLED
+from lamella.host.compute.qemu.shelf import Frozen, Shelf
 from lamella.host.compute.qemu.size import Size, group_limits
 from lamella.host.linux.processes import environment, start_time
 from lamella.model.contract import Mechanism
 from lamella.model.errors import CannotRun, Conflict, Internal, Invalid, LamellaError, NotFound, Unavailable
-from lamella.model.host import Capability
+from lamella.model.host import Capability, Copies
 from lamella.model.instance import Phase
 from lamella.model.quantity import format_size
 from lamella.model.signals import signal_number
@@ -45,7 +56,7 @@ GRACE = 15.0
 BALLOON_DEADLINE = 10.0
 
 
-class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
+class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session], KeepVerbs):
     """:class:`ComputeDriver` for microVMs. ``use_taps`` says where the descriptors of NICs come from."""
 
     name = "microvm"
@@ -57,12 +68,20 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
         super().__init__(home, changed)
         self._open_tap: OpenTap | None = None
         self._environment = environment(home.mark)
+        self._keepers = {}
+        self._shelf = Shelf(home.state / "memory" / self.name)
+        self.templates = Templates(home, self._shelf)
+        self._copies = Copies.SAME_PROJECT
         self.block_images = BlockImages(home.state / "images-block", self._environment)
         self._host: HostParts | None = None
 
     def use_taps(self, open_tap: OpenTap) -> None:
         """*open_tap* is given a port's id and returns the open descriptor of its TAP, which is ours to close."""
         self._open_tap = open_tap
+
+    def use_copies(self, policy: Copies) -> None:
+        """Who may begin as a copy of a template that nobody named, from now on."""
+        self._copies = policy
 
     # --- the host
 
@@ -71,7 +90,14 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
             self._host = await look(self._home)
         except LamellaError as error:
             return [Capability(name="compute.microvm", available=False, reason=str(error))]
+        await self._shelf.clear()
+        await asyncio.to_thread(forget_unfinished, self._home)
         return self._host.capabilities()
+
+    async def close(self) -> None:
+        await self.templates.close()
+        await super().close()
+        self._shelf.close()
 
     # --- one instance
 
@@ -81,10 +107,12 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
             return None
         session = await self._session(id)
         if session is None:
-            return self._stopped(places)
+            return self._ended(places)
         await session.look()
         record = session.process
         phase = Phase.STARTING
+        if record.asleep and not session.gone.is_set():
+            return Observed(phase=phase, pid=record.pid, launched=record.size.limits)
         if record.started_at is None and record.ready:
             # A daemon that died between starting the command and writing it down left it to us to ask.
             state = await session.known_state(timeout=5)
@@ -97,7 +125,7 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
         if record.started_at is not None:
             phase = Phase.PAUSED if session.paused else Phase.RUNNING
         if session.gone.is_set():
-            return self._stopped(places)
+            return self._ended(places)
         return Observed(
             phase=phase,
             pid=record.pid,
@@ -107,15 +135,25 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
             accelerator_reason=record.accelerator_reason,
         )
 
+    def _ended(self, places: Places) -> Observed:
+        record = places.process()
+        if record is not None and record.suspended and self._shelf.about(SUSPENDED + places.id) is not None:
+            return Observed(phase=Phase.SUSPENDED, started_at=record.started_at, accelerator=record.accelerator)
+        return self._stopped(places)
+
     async def _create(self, machine: Machine) -> None:
         await self._clear(machine.id)
         host = self._ready()
+        wakes = machine.memory == SUSPENDED_MEMORY
+        if wakes:
+            machine = msgspec.structs.replace(machine, memory=SUSPENDED + machine.id)
+        else:
+            await self._shelf.remove(SUSPENDED + machine.id)
+        begins = await self._kept(machine) if machine.memory else None
+        former = self._places(machine.id).process() if wakes else None
         wanted = size.size_of(machine.limits)
         volumes.check(machine)
-        image, _ = await asyncio.gather(
-            self.block_images.ensure(machine.rootfs),
-            disk.format_once(machine.volume, self._environment, self._home.run),
-        )
+        image = await self.block_images.ensure(machine.rootfs)
         places = self._places(machine.id)
         log = self._log(machine.id)
 
@@ -127,16 +165,24 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
         await asyncio.to_thread(prepare)
         log.begin()
         try:
-            session = await self._boot(host, places, machine, wanted, image)
-            await session.configure(lambda: _setup(machine))
+            if begins is not None:
+                hardware = _hardware(host, machine, wanted)
+                await self._boot(host, places, machine, hardware, image, begins, machine.memory, asleep=True)
+                return
+            session = await self._begin(host, places, machine, wanted, image)
+            await session.configure(lambda: setup_of(machine))
             await volumes.mount(await session.guest(), machine)
         except BaseException:
             await asyncio.shield(self._clear(machine.id))
+            if former is not None:
+                # Still suspended.
+                places.write(former)
             raise
 
     async def start(self, id: str) -> None:
         async with self._lock(id):
             session = await self._running(id)
+            await self._awake(session)
             if session.process.started_at is not None:
                 return
             machine = session.places.machine()
@@ -165,6 +211,7 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
         async with self._lock(id):
             session = await self._session(id)
             if session is None:
+                await self._drop(id)
                 return
             number = signal_number(signal)
             if session.process.started_at is not None:
@@ -177,6 +224,16 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
                         await session.gone.wait()
             session.kill()
             await session.gone.wait()
+
+    async def _drop(self, id: str) -> None:
+        """What is suspended is over: its memory goes, and that it ended is written down."""
+        places = self._places(id)
+        record = places.process()
+        if record is not None and record.suspended:
+            end = ExitRecord(exit_code=KILLED, started_at=record.started_at, finished_at=datetime.now(UTC))
+            await asyncio.to_thread(places.write, end)
+            await asyncio.to_thread(places.write, msgspec.structs.replace(record, suspended=False))
+            await self._shelf.remove(SUSPENDED + id)
 
     async def kill(self, id: str, signal: int) -> None:
         session = await self._running(id)
@@ -278,6 +335,7 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
         except OSError:
             return []
         found = mechanisms.of_process(evidence) + mechanisms.of_group(session.group, session.process.pid)
+        found += await asyncio.to_thread(self._beginning, session)
         with contextlib.suppress(LamellaError):
             monitor = await session.monitor()
             kernel = ""
@@ -294,6 +352,11 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
                 found += await self._inside(session)
         return found
 
+    def _beginning(self, session: Session) -> list[Mechanism]:
+        began = session.process.began
+        made = self._shelf.about(began) if began else None
+        return mechanisms.of_beginning(began, made.about.get("owner") if made else None, session.process.pid)
+
     async def _inside(self, session: Session) -> list[Mechanism]:
         """What the guest's own kernel holds its processes to, and how large the disk is that it was given."""
         guest = await session.guest(timeout=1)
@@ -308,80 +371,117 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
 
     # --- how
 
-    async def _boot(self, host: HostParts, places: Places, machine: Machine, wanted: Size, image: Path) -> Session:
-        """Start QEMU, inside its group before it allocates anything, and write it down."""
-        group = self._group(machine.id)
-        limits = group_limits(machine.limits, wanted, host.accelerator.name)
-        await asyncio.to_thread(group.create, limits)
-        data, others = volumes.disks(machine)
-        hardware = arguments.Hardware(
-            name=machine.id,
-            size=wanted,
-            accelerator=host.accelerator.name,
-            tsc_khz=host.accelerator.tsc_khz,
-            mac=machine.nic.mac if machine.nic else None,
-            data=data,
-            volumes=others,
-            huge_pages=machine.huge_pages,
-            gives_memory=machine.memory_guarantee is not None and machine.huge_pages is None,
+    async def _begin(self, host: HostParts, places: Places, machine: Machine, wanted: Size, image: Path) -> Session:
+        """As a copy of a template where there is one and it may; else it boots, and a template is made for the next one."""
+        hardware = _hardware(host, machine, wanted)
+        copied = not machine.cold and machine.huge_pages is None and self._copies is not Copies.OFF
+        fresh = copied and await asyncio.to_thread(disk.is_fresh, machine.volume)
+        shape = self._shape(machine, hardware, image, fresh=fresh)
+        id = id_of(shape, host)
+        template = await self.templates.find(id) if copied else None
+        if template is not None:
+            try:
+                if shape.image:
+                    await asyncio.to_thread(disk.copy, template, machine.volume)
+                else:
+                    await disk.format_once(machine.volume, self._environment, self._home.run)
+                return await self._boot(host, places, machine, hardware, image, template, id)
+            except Unavailable as error:
+                logger.warning("%s did not begin as a copy of %s: %s", machine.id, id, error)
+                await self._shelf.remove(id)
+                await self._clear(machine.id)
+                await asyncio.to_thread(places.prepare)
+        await disk.format_once(machine.volume, self._environment, self._home.run)
+        session = await self._boot(host, places, machine, hardware, image)
+        if copied:
+            self.templates.wish(id, shape, host, image, machine.id_base)
+        return session
+
+    def _shape_now(self, machine: Machine) -> Shape:
+        image = self.block_images.path(machine.rootfs.digest)
+        return self._shape(machine, _hardware(self._ready(), machine, size.size_of(machine.limits)), image, fresh=False)
+
+    def _shape(self, machine: Machine, hardware: Hardware, image: Path, *, fresh: bool) -> Shape:
+        return shape_of(
+            hardware,
+            root=image.stat().st_size,
+            data=machine.volume.size,
+            volumes={volume.device: volume.size for volume in machine.volumes},
+            owner="" if self._copies is Copies.ALL else machine.project,
+            image=machine.rootfs.digest if fresh else "",
+            pids=machine.limits.pids,
         )
-        await asyncio.to_thread(pages.check, wanted.memory, machine.huge_pages)
+
+    async def _boot(
+        self,
+        host: HostParts,
+        places: Places,
+        machine: Machine,
+        hardware: Hardware,
+        image: Path,
+        begins: Frozen | None = None,
+        began: str = "",
+        *,
+        asleep: bool = False,
+    ) -> Session:
+        """Start QEMU, inside its group before it allocates anything, and write it down; with *begins* it goes on from there, or waits
+        to (*asleep*)."""
+        group = self._group(machine.id)
+        limits = group_limits(machine.limits, hardware.size, host.accelerator.name)
+        await asyncio.to_thread(group.create, limits)
+        await asyncio.to_thread(pages.check, hardware.size.memory, machine.huge_pages)
+        if begins is not None:
+            hardware = msgspec.structs.replace(hardware, file=Use.COPIED, incoming=True)
         with contextlib.ExitStack() as stack:
 
             def own(fd: int) -> int:
                 stack.callback(os.close, fd)
                 return fd
 
-            console = own(launch.sealed("console", launch.CONSOLE_SIZE))
-            errors = own(launch.sealed("errors", launch.ERRORS_SIZE))
-            files = {
-                arguments.MONITOR: stack.enter_context(launch.listening(places.run / "monitor")).fileno(),
-                arguments.AGENT: stack.enter_context(launch.listening(places.run / "agent")).fileno(),
-                arguments.ROOT: own(os.open(image, os.O_RDONLY | os.O_CLOEXEC)),
-            }
-            for cold in (data, *(volume.disk for volume in others)):
-                files |= {number: own(fd) for number, fd in cold.open().items()}
+            files = {arguments.ROOT: own(os.open(image, os.O_RDONLY | os.O_CLOEXEC))}
+            if begins is not None:
+                files |= {MEMORY: begins.memory, STATE: own(memory_file.again(begins.state))}
             if machine.nic is not None:
                 if self._open_tap is None:
                     raise Internal("nobody said where TAPs come from", hint="call use_taps before create")
                 files[arguments.TAP] = own(await self._open_tap(machine.nic.port))
-            pid = await launch.launch(
-                launch.Plan(
-                    argv=arguments.arguments(hardware),
-                    qemu=host.qemu,
-                    accelerator=host.accelerator,
-                    shown={
-                        host.boot.kernel: Path(arguments.KERNEL),
-                        host.boot.initramfs: Path(arguments.INITRAMFS),
-                        **served.sockets(machine),
-                    },
-                ),
+            pid = await launching.start(
+                host,
                 places,
+                hardware,
+                files,
                 user=machine.id_base,
-                procs_files=group.procs_files(),
-                files=files,
-                console=console,
-                errors=errors,
+                group=group,
                 mark=self._home.mark,
+                shown=served.sockets(machine),
             )
-            record = ProcessRecord(
-                pid=pid,
-                started=start_time(pid) or 0,
-                boot=host.accelerator.boot,
-                accelerator=host.accelerator.name,
-                accelerator_reason=host.accelerator.reason,
-                size=wanted,
-                limits=machine.limits,
-            )
-            try:
-                # Whoever looks meanwhile must not adopt it as the work of another daemon.
-                async with self._adoption(machine.id):
-                    await asyncio.to_thread(places.write, record)
-                    session = await self._new_session(places, record)
-                await session.monitor()
-            except LamellaError as error:
-                raise Unavailable(f"QEMU did not start: {launch.tail(errors) or error.message}") from error
-            return session
+        record = ProcessRecord(
+            pid=pid,
+            started=start_time(pid) or 0,
+            boot=host.accelerator.boot,
+            accelerator=host.accelerator.name,
+            accelerator_reason=host.accelerator.reason,
+            size=hardware.size,
+            limits=machine.limits,
+            began=began,
+        )
+        session: Session | None = None
+        try:
+            # Whoever looks meanwhile must not adopt it as the work of another daemon.
+            async with self._adoption(machine.id):
+                await asyncio.to_thread(places.write, record)
+                session = await self._new_session(places, record)
+            monitor = await session.monitor()
+            if begins is not None:
+                await passing.load(monitor)
+                if not asleep:
+                    await session.resume()
+        except LamellaError as error:
+            words = session.last_words() if session is not None else ""
+            raise Unavailable(f"QEMU did not start: {words or error.message}") from error
+        if asleep:
+            await session.write(asleep=True)
+        return session
 
     @contextlib.asynccontextmanager
     async def _files(self, id: str) -> AsyncGenerator[GuestClient]:
@@ -389,13 +489,21 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
 
     async def _agent(self, id: str) -> GuestClient:
         session = await self._running(id)
+        await self._awake(session)
         if session.paused:
             raise Conflict(f"the microVM {id} is paused", hint="resume it first")
         return await session.guest()
 
     async def _adopted(self, session: Session) -> None:
+        if session.process.suspended:
+            # Its memory is safe; who kept it died before it could end it.
+            session.kill()
+            return
         with contextlib.suppress(Unavailable):
-            await session.monitor()
+            monitor = await session.monitor()
+            if session.process.ready and not session.process.asleep and await monitor.status() in UNFINISHED:
+                # Who copied its memory died.
+                await session.resume()
 
     def _ready(self) -> HostParts:
         if self._host is None:
@@ -424,29 +532,16 @@ async def _resize(monitor: Monitor, memory: int) -> None:
         ) from None
 
 
-def _setup(machine: Machine) -> GuestSetup:
-    """What the guest is told of itself. Pure, but for the time and fresh randomness."""
-    nic = machine.nic
-    network = (
-        GuestNetwork(
-            mac=nic.mac,
-            address=nic.address,
-            gateway=nic.gateway,
-            mtu=nic.mtu,
-            interface=nic.interface,
-            address6=nic.address6,
-            gateway6=nic.gateway6,
-        )
-        if nic is not None
-        else None
-    )
-    return GuestSetup(
-        hostname=machine.hostname,
-        root_serial=arguments.ROOT_SERIAL,
-        data_serial=arguments.DATA_SERIAL,
-        network=network,
-        nameservers=machine.nameservers,
-        pids=machine.limits.pids,
-        entropy=os.urandom(64),
-        time=datetime.now(UTC),
+def _hardware(host: HostParts, machine: Machine, size: Size) -> Hardware:
+    data, others = volumes.disks(machine)
+    return Hardware(
+        name=machine.id,
+        size=size,
+        accelerator=host.accelerator.name,
+        tsc_khz=host.accelerator.tsc_khz,
+        mac=machine.nic.mac if machine.nic else None,
+        data=data,
+        volumes=others,
+        huge_pages=machine.huge_pages,
+        gives_memory=machine.memory_guarantee is not None and machine.huge_pages is None,
     )

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lamella.host.compute.guest.client import GuestClient
-from lamella.host.compute.guest.setup import GuestSetup, GuestState
+from lamella.host.compute.guest.setup import GuestPhase, GuestSetup, GuestState
 from lamella.host.compute.qemu.log import Log
 from lamella.host.compute.qemu.places import ExitRecord, Places, ProcessRecord
 from lamella.host.compute.qemu.process import QemuProcess
@@ -55,13 +55,18 @@ class Session(QemuProcess):
         return self._guest
 
     async def configure(self, setup: Callable[[], GuestSetup]) -> None:
-        """Wait for the guest to boot and make it the instance; *setup* is called when it has, since it tells the time.
+        """Wait for the guest to answer and make it the instance; *setup* is called when it has, since it tells the time.
 
         :raise Unavailable: when it does not boot; the hint shows its console's end.
         """
         guest = await self.guest(BOOT_DEADLINE)
-        await guest.configure(setup())
+        waits = self.guest_state is None or self.guest_state.phase is GuestPhase.WAITING
+        await (guest.configure if waits else guest.become)(setup())
         await self.write(ready=True)
+        self._ready.set()
+
+    def met_again(self) -> None:
+        """The guest was made the instance without :meth:`configure`."""
         self._ready.set()
 
     async def known_state(self, timeout: float) -> GuestState | None:

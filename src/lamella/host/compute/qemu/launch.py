@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from lamella.host.compute.qemu import memory_file
 from lamella.host.compute.qemu.accelerator import DEVICE, Accelerator
 from lamella.host.compute.qemu.places import Places
 from lamella.host.linux import binaries
@@ -40,13 +41,15 @@ _FIRMWARE = (Path("/usr/share/qemu"), Path("/usr/share/seabios"), Path("/usr/lib
 
 class Plan(msgspec.Struct, kw_only=True, frozen=True):
     """What one QEMU is given: its argument vector, what its room shows beside libraries and firmware (of the host: inside), and which
-    devices of the host it may write to beside ``/dev/kvm`` and ``/dev/null``; their groups are its own too."""
+    devices of the host it may write to beside ``/dev/kvm`` and ``/dev/null``; their groups are its own too. With ``memory_file`` its
+    memory is a file that it finds among its descriptors."""
 
     argv: list[str]
     qemu: Path
     accelerator: Accelerator
     shown: dict[Path, Path] = {}
     devices: list[Path] = []
+    memory_file: bool = False
 
     def jailer(self, places: Places, user: int, procs_files: list[Path], descriptors: list[int]) -> list[str]:
         """The argument vector of the jailer, QEMU's after it."""
@@ -56,6 +59,9 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
         options += ["--room", str(places.room), "--user", str(user)]
         shown = {self.qemu: Path(QEMU), _LIBRARIES: _LIBRARIES, _LOADER.resolve(): _LOADER}
         shown |= {path: path for path in _FIRMWARE if path.is_dir()}
+        if self.memory_file:
+            shown[binaries.own("lamella-sealed.so")] = memory_file.PRELOAD
+            options += ["--descriptors", str(memory_file.DESCRIPTORS)]
         for source, target in (shown | self.shown).items():
             options += ["--bind", f"{source}:{target}"]
         # QEMU tries its file locks on it, and takes none on any disk where it is missing.
@@ -74,6 +80,11 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
             options += ["--keep", str(number)]
         options += ["--output", str(OUTPUT)]
         return [str(binaries.own("lamella-jailer")), *options, "--", *self.argv]
+
+    def environment(self) -> dict[str, str]:
+        """What QEMU's loader is told; the programs before it are static."""
+        preload = {"LD_PRELOAD": str(memory_file.PRELOAD)} if self.memory_file else {}
+        return {"LD_LIBRARY_PATH": str(_LIBRARIES), **preload}
 
 
 async def launch(
@@ -103,7 +114,7 @@ async def launch(
     try:
         child = spawn(
             argv,
-            environment={**environment(mark), "LD_LIBRARY_PATH": str(_LIBRARIES)},
+            environment={**environment(mark), **plan.environment()},
             files={1: write_end, 2: errors, OUTPUT: console, **kept, **files},
         )
     except BaseException:

@@ -142,6 +142,28 @@ def of_machine(*, kvm: bool, memory: int, vcpus: int, kernel: str) -> list[Mecha
     ]
 
 
+def of_beginning(began: str, owner: str | None, pid: int) -> list[Mechanism]:
+    """Whose pages it shares. *began* is the memory that it began with (empty: it booted), *owner* the project whose copies share it; empty
+    is all of the host's, ``None`` not known any more. Blocks for a moment."""
+    maps = f"/proc/{pid}/maps"
+    try:
+        lines = Path(maps).read_text().splitlines()
+    except OSError:
+        return []
+    # "/memfd:memory (deleted)", private and copied when written.
+    private = any("/memfd:memory" in line and line.split()[1].startswith("rw-p") for line in lines)
+    shared = any("/memfd:memory" in line and line.split()[1].endswith("s") for line in lines)
+    if not began:
+        return [
+            Mechanism(
+                name="memory pages", value="its own: it booted", evidence=maps, in_force=not private and not shared
+            )
+        ]
+    among = {None: "", "": ", with copies of every project"}.get(owner, f", with copies in project {owner} alone")
+    value = f"shared copy-on-write with {began}{among}"
+    return [Mechanism(name="memory pages", value=value, evidence=maps, in_force=private and not shared)]
+
+
 # Where the guest's agent bounds the processes of the instance (cgroup-v2, pids controller), as the guest sees it.
 PIDS_MAX = "/sys/fs/cgroup/instance/pids.max"
 

@@ -27,7 +27,9 @@ class ProcessRecord(msgspec.Struct, kw_only=True, frozen=True):
     """A QEMU that was started. ``started`` (clock ticks since boot) and ``boot`` tell it from another process with its pid.
 
     ``ready`` is set when the guest has been configured, ``started_at`` when its command was started; ``limits`` are the newest.
-    ``size`` is what it booted with, ``largest`` what it can be grown to while it runs, ``board_type`` its machine type.
+    ``size`` is what it booted with, ``largest`` what it can be grown to while it runs, ``board_type`` its machine type. ``began`` is the
+    id of the memory that it began with; empty is that it booted. While it is ``asleep`` it has taken over that memory and not run yet;
+    ``suspended`` says that its own memory is kept and that it ended, or is about to.
     """
 
     pid: int
@@ -41,6 +43,9 @@ class ProcessRecord(msgspec.Struct, kw_only=True, frozen=True):
     started_at: datetime | None = None
     largest: Size | None = None
     board_type: str = ""
+    began: str = ""
+    asleep: bool = False
+    suspended: bool = False
 
     def alive(self) -> bool:
         return self.boot == boot_id() and start_time(self.pid) == self.started

@@ -44,6 +44,9 @@ class QemuProcess:
         self.group = group
         self.log = log
         self.paused = False
+        # While its memory is copied it stands still for moments that are nobody's wish.
+        self.copying = False
+        self.waking = asyncio.Lock()
         self.gone = asyncio.Event()
         self._ended = ended
         self._pidfd = -1
@@ -112,7 +115,13 @@ class QemuProcess:
         self._runs.set()
 
     async def write(
-        self, *, ready: bool | None = None, started_at: datetime | None = None, limits: Limits | None = None
+        self,
+        *,
+        ready: bool | None = None,
+        started_at: datetime | None = None,
+        limits: Limits | None = None,
+        asleep: bool | None = None,
+        suspended: bool | None = None,
     ) -> None:
         """Note something new about the run, durably."""
         async with self._writing:
@@ -122,6 +131,8 @@ class QemuProcess:
                 ready=known.ready if ready is None else ready,
                 started_at=started_at or known.started_at,
                 limits=limits or known.limits,
+                asleep=known.asleep if asleep is None else asleep,
+                suspended=known.suspended if suspended is None else suspended,
             )
             await asyncio.to_thread(self.places.write, self.process)
 
@@ -154,6 +165,8 @@ class QemuProcess:
         if status in _HOPELESS:
             logger.warning("%s: QEMU says %s", self.places.id, status)
             self.kill()
+        if self.copying:
+            return
         self.paused = status != "running"
         if not self.paused:
             self._runs.set()
@@ -178,7 +191,7 @@ class QemuProcess:
     def _finish(self) -> None:
         """The process is gone: how the run ended must be written down before anything of it is removed."""
         self._words = self.last_words()
-        if self.places.exit() is None and self.process.started_at is not None:
+        if self.places.exit() is None and self.process.started_at is not None and not self.process.suspended:
             self.places.write(self._end_record())
         try:
             self.group.remove()
@@ -204,6 +217,17 @@ class QemuProcess:
             if fd >= 0:
                 os.close(fd)
         self._pidfd = self._errors = self._console = -1
+
+
+async def end_process(pid: int) -> None:
+    """Kill a QEMU that nobody follows, and wait until it has let go of everything."""
+    with contextlib.suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            await readable(pidfd)
+        finally:
+            os.close(pidfd)
 
 
 async def end_task(task: asyncio.Task[None]) -> None:
