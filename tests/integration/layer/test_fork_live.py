@@ -21,7 +21,7 @@ def until(what: Callable[[], bool], layer: LayerUnderTest) -> None:
 
 def memories(layer: LayerUnderTest) -> list[str]:
     """Memories of snapshots that lie on the host."""
-    return sorted(path.name for path in (layer.home / "state" / "memory").glob("snap_*"))
+    return sorted(path.name for path in (layer.home / "state" / "memory").rglob("snap_*"))
 
 
 def snapshots(layer: LayerUnderTest) -> list[str]:
@@ -39,6 +39,7 @@ def nothing_left(layer: LayerUnderTest) -> None:
 
 def test_copies_go_on_as_machines_of_their_own(layer: LayerUnderTest) -> None:
     before = begin(layer, "web")
+    assert not memories(layer)
     done = layer.lamella("fork", "web", "--count", "3")
     copies = ["web-1", "web-2", "web-3"]
     assert done.stdout.decode().split() == copies and b"web stood still for" in done.stderr
@@ -75,10 +76,10 @@ def test_copies_go_on_as_machines_of_their_own(layer: LayerUnderTest) -> None:
 
 def test_a_daemon_killed_in_the_midst_of_a_fork_leaves_all_copies_or_none(layer: LayerUnderTest) -> None:
     before = begin(layer, "web")
-    for round in range(3):
+    for round in range(2):
         asked = threading.Thread(target=layer.lamella, args=("fork", "web", "--count", "2"), kwargs={"check": False})
         asked.start()
-        time.sleep(0.3 + 0.7 * round)
+        time.sleep(0.4 + round)
         layer.kill()
         asked.join()
         layer.start()

@@ -1,4 +1,4 @@
-"""A microVM whose memory is written down: nothing of it runs, and it goes on where it was; and one that goes back to a memory."""
+"""A microVM whose memory is written down: it goes on where it was; one whose memory is damaged; one that goes back to a memory."""
 
 import time
 from collections.abc import Callable
@@ -26,12 +26,18 @@ def is_over(pid: int) -> bool:
         return True
 
 
+def memories(layer: LayerUnderTest) -> list[Path]:
+    """What is kept of instances that are suspended, and of snapshots."""
+    kept = (layer.home / "state" / "memory").rglob("*")
+    return [path for path in kept if path.name.startswith(("suspended-", "snap_"))]
+
+
 def unbroken(layer: LayerUnderTest, name: str) -> None:
     written = steps(layer, name)
     assert written == list(range(1, len(written) + 1))
 
 
-def test_what_is_suspended_takes_nothing_and_goes_on_after_a_crash_of_the_daemon(layer: LayerUnderTest) -> None:
+def test_what_is_suspended_does_not_run_and_goes_on_after_a_crash_of_the_daemon(layer: LayerUnderTest) -> None:
     before = begin(layer, "web")
     pid = layer.show("web")["status"]["pid"]
     layer.lamella("suspend", "web")
@@ -48,26 +54,46 @@ def test_what_is_suspended_takes_nothing_and_goes_on_after_a_crash_of_the_daemon
     assert layer.out("exec", "web", "--", "cat", "/ram/word") == f"{before.word}\n"
     unbroken(layer, "web")
     assert abs(int(layer.out("exec", "web", "--", "date", "+%s")) - time.time()) < 60
-    # `start` resumes as well; `restart` begins anew.
     layer.lamella("suspend", "web")
+    layer.lamella("stop", "web")
+    assert layer.show("web")["status"]["phase"] == "stopped" and not memories(layer)
+    layer.lamella("rm", "web")
+    assert not layer.out("volume", "ls", "--all", "-q").split()
+
+
+def test_a_memory_that_is_damaged_is_refused_and_stays(layer: LayerUnderTest) -> None:
+    before = begin(layer, "web")
+    layer.lamella("suspend", "web")
+    (kept,) = memories(layer)
+    file = kept / "memory"
+    with file.open("r+b") as pages:
+        pages.seek(1 << 20)
+        was = pages.read(4096)
+        pages.seek(1 << 20)
+        pages.write(bytes(255 - byte for byte in was))
+    # The next daemon reads it anew.
+    layer.kill()
+    layer.start()
+    refused = layer.lamella("resume", "web", check=False)
+    assert refused.returncode and b"not what was written" in refused.stderr, refused.stderr
+    layer.wait_phase("web", "suspended")
+    with file.open("r+b") as pages:
+        pages.seek(1 << 20)
+        pages.write(was)
     layer.lamella("start", "web")
-    assert later(layer, "web", after).word == before.word
+    assert later(layer, "web", before).word == before.word
     layer.lamella("suspend", "web")
     layer.lamella("restart", "web")
     until(lambda: (seen := now(layer, "web")) is not None and seen.word != before.word, layer)
     layer.lamella("suspend", "web")
-    layer.lamella("stop", "web")
-    assert layer.show("web")["status"]["phase"] == "stopped"
-    layer.lamella("start", "web")
-    later(layer, "web", Seen("", 0))
-    layer.lamella("suspend", "web")
     layer.lamella("rm", "web")
-    assert not layer.out("volume", "ls", "--all", "-q").split()
+    until(lambda: not memories(layer), layer)
 
 
 def test_a_snapshot_with_a_memory_is_gone_back_to(layer: LayerUnderTest) -> None:
     before = begin(layer, "web")
     assert layer.out("snapshot", "create", "web", "s1", "--memory") == "web@s1\n"
+    assert len(memories(layer)) == 1
     after = later(layer, "web", before)
     layer.lamella("exec", "web", "--", "sh", "-c", "echo later > /later; sync")
     layer.lamella("stop", "--time", "1s", "web")
@@ -84,4 +110,4 @@ def test_a_snapshot_with_a_memory_is_gone_back_to(layer: LayerUnderTest) -> None
     assert later(layer, "web", Seen("", 0)).word == before.word
     layer.lamella("rm", "--force", "web")
     until(lambda: not layer.out("snapshot", "ls", "--all", "-q").split(), layer)
-    assert not list((layer.home / "state" / "memory").glob("snap_*"))
+    assert not memories(layer)

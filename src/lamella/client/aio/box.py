@@ -129,7 +129,7 @@ class Box(Machine):
         await self._power("resume")
 
     async def suspend(self) -> None:
-        """Write its memory down and end it: it takes no memory and no processors until it is resumed, and goes on where it was.
+        """Write its memory down and end it; resumed, it goes on where it was. Its host's room is others' meanwhile.
 
         :raise Unsupported: when its level keeps no memory. :raise Conflict: when it does not run.
         """
