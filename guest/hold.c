@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "freeze.h"
+#include "machine.h"
 #include "process.h"
 
 #define OURS "lamella-held"
@@ -245,6 +246,7 @@ static void begin_keeper(int64_t at) {
 char *hold_begin(uint32_t deadline_ms, const char **code) {
     int64_t began = monotonic_ms(), until = began + (deadline_ms && deadline_ms < LONGEST_MS ? deadline_ms : LONGEST_MS);
     *code = "unsupported";
+    if (getpid() != 1 && !machine_has_init()) return format_text("this agent serves no machine that it could hold");
     if (hierarchy < 0) hierarchy = mounted_hierarchy();
     if (hierarchy < 0) hierarchy = own_hierarchy();
     if (hierarchy < 0) return format_text("this kernel has no cgroup v2, or one without a freezer (Linux 5.2): %s", strerror(errno));

@@ -1,7 +1,6 @@
 #define _GNU_SOURCE
 #include "host_keys.h"
 
-#include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <signal.h>
@@ -52,22 +51,6 @@ static char *make_key(const char *key, const char *hostname, int64_t until) {
     return problem;
 }
 
-/* A server that gets SIGHUP executes itself anew (sshd(8)); of one for a single connection, which was the former machine's, it is the end. */
-static void tell_servers(void) {
-    DIR *directory = opendir("/proc");
-    struct dirent *entry;
-    while (directory && (entry = readdir(directory))) {
-        char path[64], name[32] = "";
-        if (!isdigit(entry->d_name[0])) continue;
-        snprintf(path, sizeof path, "/proc/%.20s/comm", entry->d_name);
-        FILE *file = fopen(path, "re");
-        if (file && fgets(name, sizeof name, file)) name[strcspn(name, "\n")] = 0;
-        if (file) fclose(file);
-        if (strcmp(name, "sshd") == 0 || strcmp(name, "sshd-session") == 0) kill(atoi(entry->d_name), SIGHUP);
-    }
-    if (directory) closedir(directory);
-}
-
 static int is_key(const struct dirent *entry) {
     size_t size = strlen(entry->d_name);
     return strncmp(entry->d_name, PREFIX, strlen(PREFIX)) == 0 && size > strlen(PREFIX SUFFIX) && strcmp(entry->d_name + size - strlen(SUFFIX), SUFFIX) == 0;
@@ -84,6 +67,9 @@ char *host_keys_renew(const char *hostname) {
         free(key), free(found[i]);
     }
     if (count >= 0) free(found);
-    if (!problem && count > 0) tell_servers();
-    return problem;
+    if (problem || count <= 0) return problem;
+    /* A server that gets SIGHUP executes itself anew (sshd(8)); of one for a single connection, which was the former machine's, it is the end. */
+    process_signal_named("sshd", SIGHUP);
+    process_signal_named("sshd-session", SIGHUP);
+    return NULL;
 }

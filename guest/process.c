@@ -305,6 +305,21 @@ void process_kill_session(struct process *p) {
     kill(p->pid, SIGKILL);
 }
 
+void process_signal_named(const char *name, int number) {
+    DIR *directory = opendir("/proc");
+    struct dirent *entry;
+    while (directory && (entry = readdir(directory))) {
+        char path[64], found[32] = "";
+        if (entry->d_name[0] < '1' || entry->d_name[0] > '9') continue;
+        snprintf(path, sizeof path, "/proc/%.20s/comm", entry->d_name);
+        FILE *file = fopen(path, "re");
+        if (file && fgets(found, sizeof found, file)) found[strcspn(found, "\n")] = 0;
+        if (file) fclose(file);
+        if (strcmp(found, name) == 0) kill(atoi(entry->d_name), number);
+    }
+    if (directory) closedir(directory);
+}
+
 void process_free(struct process *p) {
     for (struct process **at = &processes; *at; at = &(*at)->next) {
         if (*at != p) continue;

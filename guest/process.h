@@ -36,6 +36,7 @@ void process_signal(struct process *p, int number);
 void process_kill_session(struct process *p); /* it and all that it started in its session */
 void process_free(struct process *p);         /* closes the streams; an unreaped one is reaped later */
 int64_t monotonic_ms(void);
+void process_signal_named(const char *name, int number); /* every process that the kernel knows by this name (15 bytes at most) */
 /* Run it as root to its end, beside the instance's own and what bounds them; but not beyond monotonic_ms() == until. Its exit code, 127 also
    when there is no such program, -1 when it was ended. *said (to be freed): the last of what it wrote. */
 int process_run(char **arguments, int64_t until, char **said);

@@ -57,10 +57,10 @@ enum verb {
     VERB_SET = 21,
     VERB_MOUNT = 22,
     VERB_UNMOUNT = 23,
-    VERB_PREPARE = 27,
     VERB_HOLD = 24,
     VERB_RELEASE = 25,
     VERB_RENEW = 26,
+    VERB_PREPARE = 27,
 };
 
 enum tag {

@@ -264,6 +264,7 @@ static const char *refusal(uint64_t verb) {
     case VERB_START: case VERB_ATTACH: case VERB_LOGS: case VERB_ACKNOWLEDGE_LOGS: case VERB_SIGNAL: case VERB_WAIT_EXIT:
         return mode == MODE_SERVICE ? "this machine has an init of its own and runs no command of ours" : NULL;
     case VERB_SET: case VERB_RESEED: case VERB_FREEZE: case VERB_THAW: case VERB_SHUTDOWN: case VERB_MOUNT: case VERB_UNMOUNT:
+    case VERB_HOLD: case VERB_RELEASE: case VERB_RENEW:
         return mode == MODE_STDIO ? "this agent is not the init of a machine" : NULL;
     default: return NULL;
     }

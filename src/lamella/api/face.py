@@ -24,6 +24,7 @@ from lamella.model.requests import (
     Freed,
     ImageCreate,
     InstanceCreate,
+    InstanceFork,
     Items,
     Principal,
     ResourcePatch,
@@ -109,6 +110,17 @@ class LayerFace(Protocol):
     async def power(
         self, who: Principal, project: str, name: str, verb: PowerVerb, *, timeout: float | None, wait: float
     ) -> Instance: ...
+
+    async def fork(
+        self,
+        who: Principal,
+        project: str,
+        name: str,
+        body: InstanceFork,
+        *,
+        wait: float,
+        idempotency_key: str | None,
+    ) -> Operation: ...
 
     async def kill(self, who: Principal, project: str, name: str, signal: str) -> Instance: ...
 

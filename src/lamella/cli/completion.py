@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 # What takes an instance's name.
 _INSTANCE = [
     *("show", "exec", "shell", "logs", "cp", "top", "set", "contract", "explain"),
-    *("start", "stop", "restart", "reset", "kill", "pause", "resume", "rm"),
+    *("start", "stop", "restart", "reset", "kill", "pause", "suspend", "resume", "fork", "rm"),
     *("console", "desktop", "screenshot", "type", "dump", "device ls", "device attach", "device detach"),
     *("network capture", "network mirror"),
 ]

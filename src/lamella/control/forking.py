@@ -5,7 +5,7 @@ transaction. Cut off anywhere, it goes on after a restart; failed, what was made
 """
 
 from lamella.control import capacity
-from lamella.control.copying import begin_as_copy, check_copyable, of_instance, spec_of_copy
+from lamella.control.copying import begin_as_copy, check_copyable, of_instance, origin_of, spec_of_copy
 from lamella.control.events import record
 from lamella.control.instances import Instances
 from lamella.control.lookup import find_instance, need_project
@@ -151,7 +151,7 @@ class Forking:
         who = job.operation.spec.principal
         for name in names:
             copy = begin_as_copy(tx, snapshot, name, seed=self._seed, labels=labels)
-            record(tx, copy, "instance.created", f"{who} made {name} as a copy of {arguments['prefix']}")
+            record(tx, copy, "instance.created", f"{who} made {name} as a copy of {origin_of(snapshot).name}")
             tx.audit(Audit(principal=who, verb="create", subject=f"instance/{job.project}/{name}"))
             made.append(copy)
         return made

@@ -246,11 +246,18 @@ class FakeLayer:
 
     async def power(self, who: Any, project: str, name: str, verb: str, *, timeout: float | None, wait: float) -> Any:
         row = self._find(project, "instance", name)
-        phase = {"stop": Phase.STOPPED, "pause": Phase.PAUSED}.get(verb, Phase.RUNNING)
+        phases = {"stop": Phase.STOPPED, "pause": Phase.PAUSED, "suspend": Phase.SUSPENDED}
+        phase = phases.get(verb, Phase.RUNNING)
         status = msgspec.structs.replace(row.status, phase=phase)
         row = self._put(msgspec.structs.replace(row, status=status), "updated")
         await self._announce()
         return row
+
+    async def fork(
+        self, who: Any, project: str, name: str, body: Any, *, wait: float, idempotency_key: str | None
+    ) -> Any:
+        row = self._find(project, "instance", name)
+        return self.storage.snapshots.operation(who, project, "fork", f"instance/{row.name}")
 
     async def kill(self, who: Any, project: str, name: str, signal: str) -> Any:
         row = self._find(project, "instance", name)

@@ -107,6 +107,8 @@ async def test_what_cannot_be_is_refused_with_its_reason(helper: GuestClient, tm
         await content(helper, tmp_path / "fifo")
     with pytest.raises(Unsupported, match="init"):
         await helper.freeze(1)
+    with pytest.raises(Unsupported, match="init"):
+        await helper.hold(1)
 
 
 async def test_output_and_exit_code_arrive_apart(helper: GuestClient) -> None:

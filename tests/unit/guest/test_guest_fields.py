@@ -61,3 +61,5 @@ def test_an_exit_code_beyond_a_byte_is_corrupt() -> None:
 def test_a_state_is_read() -> None:
     state = answers.state(Fields(body((Tag.PHASE, 3), (Tag.EXIT_CODE, 137), (Tag.LOG_END, 12))))
     assert (state.phase, state.exit_code, state.log_end, state.pid) == (GuestPhase.EXITED, 137, 12, None)
+    assert not state.held, "an agent that does not know of holds holds nothing"
+    assert answers.state(Fields(body((Tag.PHASE, 2), (Tag.HELD, 1)))).held

@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lamella.host.compute.guest.client import GuestClient
-from lamella.host.compute.guest.fields import Tag, body
+from lamella.host.compute.guest.fields import Fields, Tag, Verb, body
 from lamella.host.compute.guest.frames import LARGEST_PAYLOAD, WINDOW, Frame, FrameType, encode
-from lamella.model.errors import Corrupt, DeadlineExceeded, LamellaError, NotFound, Unavailable
+from lamella.host.compute.guest.setup import GuestIdentity, GuestNetwork
+from lamella.model.errors import Conflict, Corrupt, DeadlineExceeded, LamellaError, NotFound, Unavailable
 from lamella.model.stream import ExecSpec
 
 payloads = st.one_of(
@@ -23,7 +24,7 @@ payloads = st.one_of(
     st.sampled_from([bytes(8), b"\1", b"\1x", struct.pack("<I", 0xFFFF_FFFF), bytes(LARGEST_PAYLOAD)]),
     st.lists(st.tuples(st.sampled_from(list(Tag)), st.integers(0, (1 << 64) - 1)), max_size=4).map(lambda p: body(*p)),
 )
-sealed = st.builds(Frame, st.integers(0, 6), st.sampled_from(list(FrameType)), payloads)
+sealed = st.builds(Frame, st.integers(0, 9), st.sampled_from(list(FrameType)), payloads)
 noise = st.binary(min_size=1, max_size=200)
 
 
@@ -44,6 +45,7 @@ async def every_verb(client: GuestClient) -> list[object]:
             pass
 
     verbs = [client.state(), drain_exec(), drain_logs(), drain_file(), client.list_directory("/"), client.usage()]
+    verbs += [client.hold(None), client.renew(GuestIdentity(entropy=bytes(32), hostname="x")), client.release()]
     return await asyncio.gather(*verbs, return_exceptions=True)
 
 
@@ -175,3 +177,39 @@ async def test_an_error_keeps_its_class_and_an_unknown_one_does_not_escape() -> 
     assert isinstance(first, NotFound)
     assert first.message == "/x: nothing"
     assert type(second).__name__ == "Internal"
+
+
+@pytest.mark.parametrize(("deadline", "told"), [(None, 0), (0.0, 1), (1.5, 1500), (1e12, (1 << 31) - 1)])
+async def test_only_a_hold_without_a_deadline_has_none(deadline: float | None, told: int) -> None:
+    async def behave(peer: Peer) -> None:
+        _, request = await peer.receive()
+        fields = Fields(request)
+        assert fields.number(Tag.VERB) == Verb.HOLD
+        answer = (Tag.ERROR, "conflict"), (Tag.MESSAGE, str(fields.number(Tag.TIMEOUT_MS)))
+        await peer.frame(Frame(1, FrameType.END, body(*answer)))
+
+    async with conversation(behave) as (client, _):
+        with pytest.raises(Conflict, match=f"^{told}$"):
+            await client.hold(deadline)
+
+
+async def test_a_renewal_says_what_was_given_and_nothing_else() -> None:
+    heard: list[Fields] = []
+
+    async def behave(peer: Peer) -> None:
+        for stream in (1, 2):
+            heard.append(Fields((await peer.receive())[1]))
+            await peer.frame(Frame(stream, FrameType.END))
+
+    network = GuestNetwork(mac="02:00:00:00:00:01", address="10.0.0.2/8")
+    async with conversation(behave) as (client, _):
+        await client.renew(GuestIdentity(entropy=bytes(32)))
+        await client.renew(
+            GuestIdentity(entropy=bytes(32), hostname="x", network=network, former_mac="02:00:00:00:00:02", pids=0)
+        )
+    given = {Tag.HOSTNAME, Tag.MAC, Tag.ADDRESS, Tag.MTU, Tag.INTERFACE, Tag.FORMER_MAC, Tag.PIDS, Tag.GATEWAY}
+    rest = {Tag.TIME_NS, Tag.DROP_NETWORK, Tag.NAMESERVER, Tag.ADDRESS6}
+    assert Tag.ENTROPY in heard[0]
+    assert not any(tag in heard[0] for tag in given | rest)
+    assert all(tag in heard[1] for tag in given)
+    assert not any(tag in heard[1] for tag in rest)

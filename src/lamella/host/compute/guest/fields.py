@@ -36,10 +36,10 @@ class Verb(IntEnum):
     SET = 21
     MOUNT = 22
     UNMOUNT = 23
-    PREPARE = 27
     HOLD = 24
     RELEASE = 25
     RENEW = 26
+    PREPARE = 27
 
 
 class Tag(IntEnum):
