@@ -38,10 +38,11 @@ def begin_as_copy(
     spec: InstanceSpec | None = None,
     labels: Labels | None = None,
     image: Image | None = None,
+    template: str = "",
 ) -> Instance:
     """Insert an instance called *name* into the project of *snapshot*, which begins as a copy of it, on its host. *spec* is what it is to
     be: without one what its origin was (:func:`spec_of_copy`). *image* is the one that its origin was made from; without one it is looked
-    up. *seed* as for :class:`~lamella.control.instances.Instances`.
+    up. *template* is the id of the template that it is a copy of. *seed* as for :class:`~lamella.control.instances.Instances`.
 
     The caller records the event and the audit. A retried transaction calls it anew: *spec* and *snapshot* stay as they are.
 
@@ -78,7 +79,7 @@ def begin_as_copy(
     )
     _stand_on(admitted.volume, disk, snapshot)
     status = admitted.instance.status
-    status.board = origin.board
+    status.board, status.template = origin.board, template
     status.beginning = Beginning(snapshot=snapshot.id, epoch=1, fresh=True)
     status.decisions.append(
         Decision(

@@ -1,7 +1,9 @@
 """Templates over a real store, with a host in memory: built, failed, built anew, copied, pooled and given back."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from tests.integration.control.conftest import Open
 from tests.storage_host import StorageHost
 
 from lamella.control.layer import Layer
+from lamella.model.assignment import InstanceReport
 from lamella.model.errors import Conflict, Invalid, NoRoom, NotFound, Unsupported
 from lamella.model.instance import Instance, InstanceSpec, Isolation, Nic, Phase, Power, Publish
 from lamella.model.requests import InstanceCreate, Principal, ResourcePatch
@@ -347,7 +350,8 @@ async def test_a_copy_that_cannot_be_made_is_not_made_over_and_over(layer: Layer
     made: list[str] = []
 
     def unable(instance: Instance) -> Condition:
-        made.append(instance.id)
+        # The builder may be going still.
+        made.extend([instance.id] if instance.spec.template else [])
         return refusal
 
     host.unable = unable
@@ -385,3 +389,57 @@ async def test_what_cannot_be_frozen_is_refused(layer: Layer) -> None:
         )
     with pytest.raises(Invalid, match="none at most"):
         await create(layer, by_rate=True)
+
+
+async def test_a_host_that_is_short_of_memory_gets_them_back_and_has_rest(layer: Layer) -> None:
+    await create(layer, warm=2)
+    first, second = await waiting(layer, 2)
+    running = await run(layer, "job", power=Power.STOPPED)
+    report = [
+        InstanceReport(id=item.id, status=item.status, events=[("memory.pressure", "the host has 1MiB left")])
+        for item in (first, second, running)
+    ]
+    await layer.desk.report(first.status.host or "", report)
+
+    async def gone() -> bool:
+        return not [item for item in await instances(layer) if item.spec.power is Power.READY]
+
+    await until(gone)
+    for _ in range(3):
+        await layer.warm.round()
+    assert {item.name for item in await instances(layer)} == {"job"}
+    assert any(item.type == "Warm" and "1MiB left" in item.message for item in (await get(layer)).status.conditions)
+
+
+async def test_one_that_nobody_uses_goes_by_itself(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
+    await create(layer, idle=60.0)
+    await layer.warm.round()
+    later = time.monotonic() + 61
+    monkeypatch.setattr("lamella.control.templates.keeper.time", SimpleNamespace(monotonic=lambda: later))
+    await layer.warm.round()
+    with pytest.raises(NotFound):
+        await get(layer)
+
+
+async def test_as_many_wait_as_are_asked_for(layer: Layer) -> None:
+    await create(layer, warm=3, by_rate=True)
+    await layer.warm.round()
+    assert not [item for item in await instances(layer) if item.spec.template]
+    await run(layer, "one")
+    assert 1 <= len(await until(lambda: _some(layer))) <= 3
+
+
+async def _some(layer: Layer) -> list[Instance]:
+    return [item for item in await instances(layer) if item.spec.template and item.status.phase is Phase.READY]
+
+
+async def test_its_contract_says_whom_it_shares_memory_with(layer: Layer) -> None:
+    await create(layer)
+    await run(layer, "one")
+    shared = [
+        item for item in (await layer.contract(WHO, "default", "one")).guarantees if item.subject == "memory pages"
+    ]
+    assert len(shared) == 1 and "template py" in shared[0].value and "project default" in shared[0].value
+    await layer.power(WHO, "default", "one", "restart", timeout=None, wait=WAIT)
+    again = (await layer.contract(WHO, "default", "one")).guarantees
+    assert not [item for item in again if item.subject == "memory pages"]

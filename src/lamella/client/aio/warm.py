@@ -91,7 +91,8 @@ async def warm(
     if size < 1:
         raise Invalid(f"{size} boxes at a time are none", hint="ask for one or more", field="size")
     found = None
-    with suppress(NotFound):
+    # What names an image need be no name of a template.
+    with suppress(NotFound, Invalid):
         found = await templates.get(what)
     if found is None:
         yours: template_calls.Wishes = {"idle": warm_calls.FORGOTTEN, "warm": size, **wishes}

@@ -43,10 +43,8 @@ def begin_of_template(
         member = _member(tx, template, spec)
         if member is not None:
             return _take(tx, template, member, name, labels, spec, image)
-    made = begin_as_copy(
-        tx, snapshot, name or unused_name(tx, project), seed=seed, spec=spec, labels=labels, image=image
-    )
-    made.status.template = template.id
+    name = name or unused_name(tx, project)
+    made = begin_as_copy(tx, snapshot, name, seed=seed, spec=spec, labels=labels, image=image, template=template.id)
     made.status.decisions = [*made.status.decisions, _shared(template)]
     if spec.power is Power.READY:
         tx.claim(_space(template), made.id, made.id)
