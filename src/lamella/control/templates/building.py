@@ -36,8 +36,10 @@ class Building:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()
         self._warming: set[str] = set()
+        self._closed = False
 
     async def close(self) -> None:
+        self._closed = True
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -59,7 +61,7 @@ class Building:
         task = self._tasks.pop(id)
         if not task.cancelled() and task.exception() is not None:
             log.error("template %s", id, exc_info=task.exception())
-        elif id in self._again and not task.cancelled():
+        elif id in self._again and not task.cancelled() and not self._closed:
             self._again.discard(id)
             self.drive(id)
 
