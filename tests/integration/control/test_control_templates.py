@@ -443,3 +443,17 @@ async def test_its_contract_says_whom_it_shares_memory_with(layer: Layer) -> Non
     await layer.power(WHO, "default", "one", "restart", timeout=None, wait=WAIT)
     again = (await layer.contract(WHO, "default", "one")).guarantees
     assert not [item for item in again if item.subject == "memory pages"]
+
+
+async def test_an_image_is_kept_for_its_copies(layer: Layer) -> None:
+    await create(layer)
+
+    async def built() -> bool:
+        return not await instances(layer)
+
+    await until(built)
+    with pytest.raises(Conflict, match="template py"):
+        await layer.delete(WHO, "default", "image", "box", force=False, expected=None, wait=0)
+    await layer.delete(WHO, "default", "image", "box", force=True, expected=None, wait=0)
+    await layer.warm.round()
+    assert (await run(layer, "one")).status.image_digest.endswith("a" * 64)

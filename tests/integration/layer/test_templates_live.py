@@ -1,5 +1,6 @@
 """Templates in a whole layer: built, copied, pooled, cut off in the middle, and removed with copies alive."""
 
+import asyncio
 import json
 import time
 from collections.abc import Callable
@@ -7,6 +8,9 @@ from typing import Any
 
 import pytest
 from tests.house import LayerUnderTest
+
+import lamella
+from lamella.client.aio.box import Box
 
 pytestmark = pytest.mark.root
 
@@ -110,6 +114,38 @@ def test_a_failed_warm_up_says_what_it_said(layer: LayerUnderTest) -> None:
     assert template(layer, "broken")["status"]["phase"] == "failed"
     until(lambda: not waiting(layer))
     layer.lamella("template", "rm", "broken")
+
+
+def connected(layer: LayerUnderTest) -> str:
+    return f"unix://{layer.home}/run/lamellad.sock"
+
+
+async def test_boxes_of_the_library_are_used_once_each_and_none_is_left(layer: LayerUnderTest, warm: str) -> None:
+    async with lamella.connect(connected(layer)) as here:
+        async with here.warm(warm, size=2) as boxes:
+            done = await boxes.map(["sh", "-c", "hostname; echo $0; exit $0"], ["3", "4", "5"])
+            assert [result.exit_code for result in done] == [3, 4, 5]
+            assert [result.text.split()[1] for result in done] == ["3", "4", "5"]
+            assert len({result.text.split()[0] for result in done}) == 3
+
+            async def work(box: Box, item: int) -> str:
+                await box.write_file("/in", str(item).encode())
+                return (await box.exec("cat", "/in", "/run/w/warm", check=True)).text
+
+            assert await boxes.map(work, [1, 2]) == ["1memory\n", "2memory\n"]
+
+            async def fail(box: Box, item: int) -> None:
+                raise ZeroDivisionError(item)
+
+            with pytest.raises(ZeroDivisionError):
+                await boxes.map(fail, [1, 2, 3])
+        async with here.run(template=warm, command=["sleep", "600"]) as box:
+            assert (await box.exec("cat", "/run/w/warm")).text == "memory\n"
+        for _ in range(900):
+            if not await here.instances.list():
+                break
+            await asyncio.sleep(0.1)
+        assert [box.name for box in await here.instances.list()] == []
 
 
 def test_it_can_be_removed_with_copies_alive(layer: LayerUnderTest, warm: str) -> None:

@@ -37,8 +37,8 @@ from lamella.store.store import Change, Store, Transaction
 
 log = logging.getLogger("lamella.control")
 
-# Seconds between two rounds at least: what changes together is looked at together.
-TOGETHER = 0.02
+# Seconds between two rounds at least: what changes together is looked at together, and who was just given a copy begins before others are made.
+TOGETHER = 0.05
 # For how many seconds none is made after one could not be, or its host was short of memory.
 REST = 60.0
 _FOLLOWED = frozenset({"template", "image", "host"})
