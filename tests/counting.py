@@ -14,7 +14,7 @@ SCRIPT = (
 
 class Seen(NamedTuple):
     word: str
-    count: int
+    number: int
 
 
 def begin(layer: LayerUnderTest, name: str, *options: str) -> Seen:
@@ -32,7 +32,7 @@ def now(layer: LayerUnderTest, name: str) -> Seen | None:
 def later(layer: LayerUnderTest, name: str, than: Seen) -> Seen:
     """What it says when it has counted on from *than*."""
     deadline = time.monotonic() + 90
-    while (seen := now(layer, name)) is None or seen.count <= than.count:
+    while (seen := now(layer, name)) is None or seen.number <= than.number:
         assert time.monotonic() < deadline, (seen, layer.out("explain", name), layer.log())
         time.sleep(0.1)
     return seen

@@ -1,5 +1,6 @@
 """A microVM whose memory is written down: it goes on where it was; one whose memory is damaged; one that goes back to a memory."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,10 +68,9 @@ def test_a_memory_that_is_damaged_is_refused_and_stays(layer: LayerUnderTest) ->
     (kept,) = memories(layer)
     file = kept / "memory"
     with file.open("r+b") as pages:
-        pages.seek(1 << 20)
-        was = pages.read(4096)
-        pages.seek(1 << 20)
-        pages.write(bytes(255 - byte for byte in was))
+        at = os.lseek(pages.fileno(), 0, os.SEEK_DATA)
+        was = os.pread(pages.fileno(), 4096, at)
+        os.pwrite(pages.fileno(), bytes(255 - byte for byte in was), at)
     # The next daemon reads it anew.
     layer.kill()
     layer.start()
@@ -78,16 +78,16 @@ def test_a_memory_that_is_damaged_is_refused_and_stays(layer: LayerUnderTest) ->
     assert refused.returncode and b"not what was written" in refused.stderr, refused.stderr
     layer.wait_phase("web", "suspended")
     with file.open("r+b") as pages:
-        pages.seek(1 << 20)
-        pages.write(was)
+        os.pwrite(pages.fileno(), was, at)
     layer.lamella("start", "web")
     assert later(layer, "web", before).word == before.word
     layer.lamella("suspend", "web")
     layer.lamella("restart", "web")
     until(lambda: (seen := now(layer, "web")) is not None and seen.word != before.word, layer)
     layer.lamella("suspend", "web")
+    layer.lamella("stop", "web")
     layer.lamella("rm", "web")
-    until(lambda: not memories(layer), layer)
+    assert not memories(layer)
 
 
 def test_a_snapshot_with_a_memory_is_gone_back_to(layer: LayerUnderTest) -> None:
