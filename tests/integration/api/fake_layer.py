@@ -14,6 +14,7 @@ from fake_routers import FakeAddresses, FakeRouters
 from fake_storage import FakeStorage
 from fake_templates import FakeTemplates
 
+from lamella.control.creating import check_image_named
 from lamella.control.metrics import Measured, exposition
 from lamella.model.board import DesktopTicket
 from lamella.model.contract import Comparison, Contract, Line, Mechanism, WhyNot
@@ -81,6 +82,12 @@ class FakeStream:
 
     async def close(self) -> None:
         self.closed = True
+
+
+def check_asked(spec: InstanceSpec) -> None:
+    if spec.template is None:
+        check_image_named(spec)
+        check_image_name(spec.image)
 
 
 class FakeLayer:
@@ -180,7 +187,7 @@ class FakeLayer:
             return self._find(project, "instance", self.keys[idempotency_key])
         name = body.name or f"box-{self.revision}"
         check_name(name)
-        check_image_name(body.spec.image)
+        check_asked(body.spec)
         if any((row.project, row.kind, row.name) == (project, "instance", name) for row in self.rows.values()):
             raise Conflict(f"there is an instance {name!r} already", hint="choose another name", field="name")
         row = self._put(
@@ -194,7 +201,7 @@ class FakeLayer:
     async def put_instance(
         self, who: Any, project: str, name: str, body: Any, *, expected: int | None, wait: float
     ) -> Any:
-        check_image_name(body.spec.image)
+        check_asked(body.spec)
         try:
             row = self._find(project, "instance", name)
         except NotFound:

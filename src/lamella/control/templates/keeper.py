@@ -37,7 +37,7 @@ from lamella.store.store import Change, Store, Transaction
 
 log = logging.getLogger("lamella.control")
 
-# Seconds between two rounds at least: what changes together is looked at together, and who was just given a copy begins before others are made.
+# Seconds between two rounds at least: what changes together is looked at together, and who was given a copy begins first.
 TOGETHER = 0.05
 # For how many seconds none is made after one could not be, or its host was short of memory.
 REST = 60.0
