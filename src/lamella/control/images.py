@@ -172,6 +172,9 @@ class Images:
 
         def look(tx: Transaction) -> set[str]:
             named = {image.status.digest for image in tx.list("image")}
+            # What a memory is of, somebody may still begin as.
+            origins = [item.status.origin for item in tx.list("snapshot")]
+            named |= {origin.image_digest for origin in origins if origin is not None}
             return named | {digest for instance in tx.list("instance") for digest in _digests(instance)}
 
         keep = await self._store.read(look)
