@@ -9,7 +9,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
 
 import msgspec
@@ -105,22 +105,23 @@ class KeepVerbs(QemuDriver[Session]):
             raise NotFound(f"nothing is written down of {session.places.id}", hint="start it again")
         host, shape = self._ready(), self._shape_now(machine)
         monitor = await session.monitor()
+        guest = await session.guest(timeout=5)
+        began, kept = 0.0, False
+
+        async def hold() -> None:
+            nonlocal began
+            began = began or time.perf_counter()
+            await guest.hold(None)
+
         state = memory_file.make("state", 0)
+        session.copying = True
         try:
-            async with self._receiver(host, machine, shape, memory) as (receiver, pages):
-                guest = await session.guest(timeout=5)
-                began = time.perf_counter()
-                session.copying = True
-                kept = False
-                try:
-                    await guest.hold(None)
-                    await _send(monitor, receiver)
-                    yield
-                    await passing.finish(monitor)
-                    kept = True
-                finally:
-                    await asyncio.shield(_go_on(session, stays=kept and not goes_on))
-                    told.pause = time.perf_counter() - began
+            async with self._sent(session, host, machine, shape, memory, hold) as (receiver, pages):
+                yield
+                await passing.finish(monitor)
+                kept = True
+                await asyncio.shield(_go_on(session, stays=not goes_on))
+                told.pause = time.perf_counter() - began
                 await passing.received(receiver)
                 await passing.ignore_shared(receiver)
                 await passing.save(receiver, state)
@@ -128,12 +129,38 @@ class KeepVerbs(QemuDriver[Session]):
             made = await self._shelf.keep(memory, pages, state, about(shape, host))
             told.size = made.size
         except BaseException:
-            if not goes_on:
+            if not (kept and goes_on):
                 await asyncio.shield(_go_on(session, stays=False))
             raise
         finally:
             os.close(state)
         os.close(pages)
+
+    @contextlib.asynccontextmanager
+    async def _sent(
+        self,
+        session: Session,
+        host: HostParts,
+        machine: Machine,
+        shape: Shape,
+        memory: str,
+        hold: Callable[[], Awaitable[None]],
+    ) -> AsyncGenerator[tuple[Monitor, int]]:
+        """A :meth:`_receiver` to which all but the last was sent. The machine is held near the end; when the end comes sooner, all is sent
+        again, held from the beginning."""
+        monitor = await session.monitor()
+        async with contextlib.AsyncExitStack() as stack:
+            receiver, pages = await stack.enter_async_context(self._receiver(host, machine, shape, memory))
+            try:
+                await _send(monitor, receiver, hold)
+            except passing.TooSoon:
+                await _run_on(session)
+                os.close(pages)
+                await stack.aclose()
+                receiver, pages = await stack.enter_async_context(self._receiver(host, machine, shape, memory))
+                await hold()
+                await _send(monitor, receiver, None)
+            yield receiver, pages
 
     @contextlib.asynccontextmanager
     async def _receiver(
@@ -174,20 +201,24 @@ class KeepVerbs(QemuDriver[Session]):
 
     # --- beginning
 
-    async def _kept(self, machine: Machine) -> Frozen:
-        """The memory that *machine* begins with.
+    @contextlib.asynccontextmanager
+    async def _kept(self, machine: Machine) -> AsyncGenerator[Frozen | None]:
+        """The memory that *machine* begins with, if it begins with one.
 
         :raise NotFound: when it is gone. :raise Unsupported: when it was kept of another machine, or on another kernel or QEMU.
         """
-        frozen = await self._shelf.find(machine.memory)
-        wanted = about(self._shape_now(machine), self._ready())
-        for what in ("made of", "hardware"):
-            if frozen.made.about.get(what) != wanted[what]:
-                raise Unsupported(
-                    f"this memory is of {frozen.made.about.get(what)}, and here is {wanted[what]}",
-                    hint="begin anew without it: lamella restart boots it",
-                )
-        return frozen
+        if not machine.memory:
+            yield None
+            return
+        async with self._shelf.using(machine.memory) as frozen:
+            wanted = about(self._shape_now(machine), self._ready())
+            for what in ("made of", "hardware"):
+                if frozen.made.about.get(what) != wanted[what]:
+                    raise Unsupported(
+                        f"this memory is of {frozen.made.about.get(what)}, and here is {wanted[what]}",
+                        hint="begin anew without it: lamella restart boots it",
+                    )
+            yield frozen
 
     async def _awake(self, session: Session) -> None:
         """Let what began with a memory go on, as the machine that is written down now.
@@ -219,27 +250,30 @@ class KeepVerbs(QemuDriver[Session]):
     _keepers: dict[str, asyncio.Lock]
 
 
-async def _send(monitor: Monitor, receiver: Monitor) -> None:
+async def _send(monitor: Monitor, receiver: Monitor, hold: Callable[[], Awaitable[None]] | None) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         await passing.receive(receiver, theirs.fileno())
-        await passing.send(monitor, ours.fileno())
+        await passing.send(monitor, ours.fileno(), hold)
 
 
 async def _go_on(session: Session, *, stays: bool) -> None:
     """It runs again, and its processes with it; with *stays* it stands still for good."""
     try:
         if not stays:
-            monitor = await session.monitor()
-            with contextlib.suppress(LamellaError):
-                await passing.cancel(monitor)
-            await session.resume()
+            await _run_on(session)
             await (await session.guest(timeout=5)).release()
     except Unavailable:
         # It ended meanwhile; whoever follows it knows.
         return
     finally:
         session.copying = stays
+
+
+async def _run_on(session: Session) -> None:
+    with contextlib.suppress(LamellaError):
+        await passing.cancel(await session.monitor())
+    await session.resume()
 
 
 def _identity(machine: Machine) -> GuestIdentity:
