@@ -175,7 +175,13 @@ class Images:
         def look(tx: Transaction) -> set[str]:
             named = {image.status.digest for image in tx.list("image")}
             frozen = {digest for template in tx.list("template") for digest in _frozen(template)}
-            return named | frozen | {digest for instance in tx.list("instance") for digest in _digests(instance)}
+            # What a memory is of, somebody may still begin as.
+            origins = {
+                item.status.origin.image_digest for item in tx.list("snapshot") if item.status.origin is not None
+            }
+            return (
+                named | frozen | origins | {digest for instance in tx.list("instance") for digest in _digests(instance)}
+            )
 
         keep = await self._store.read(look)
         freed = await agent.collect_images({digest for digest in keep if digest})

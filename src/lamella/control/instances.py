@@ -304,7 +304,7 @@ class Instances:
         self, who: Principal, project: str, name: str, verb: PowerVerb, *, timeout: float | None, wait: float
     ) -> Instance:
         def change(tx: Transaction, instance: Instance) -> None:
-            was.append(instance.spec.power)
+            was.append((instance.spec.power, instance.spec.epoch))
             if verb in ("start", "restart") or (verb == "resume" and instance.spec.power is Power.SUSPENDED):
                 check_volumes_idle(tx, instance)
                 huge_pages.check_start(tx, instance)
@@ -313,10 +313,11 @@ class Instances:
             apply_power(instance, verb)
             instance.spec.grace = timeout
 
-        was: list[Power] = []
+        was: list[tuple[Power, int]] = []
         changed = await self._change(who, project, name, verb, change, expected=None, wait=wait)
-        memory = verb == "suspend" or (verb in ("start", "resume") and was[-1] is Power.SUSPENDED)
-        return await self._as_before(changed, was[-1]) if memory and wait > 0 else changed
+        before, epoch = was[-1]
+        goes_on = before is Power.SUSPENDED and verb in ("start", "resume") and changed.spec.epoch == epoch
+        return await self._as_before(changed, before) if (verb == "suspend" or goes_on) and wait > 0 else changed
 
     async def _as_before(self, changed: Instance, was: Power) -> Instance:
         """*changed*, which was to be suspended or to go on from that. When its host refused, it is as it *was*; the refusal is raised."""

@@ -96,5 +96,6 @@ def apply_power(instance: Instance, verb: PowerVerb) -> None:
 
 
 def _is_suspended(instance: Instance) -> bool:
-    """Whether its memory lies in a file, or is about to."""
-    return instance.spec.power is Power.SUSPENDED or instance.status.phase is Phase.SUSPENDED
+    """Whether its memory lies in a file, or is about to. What ended before it could be suspended has none."""
+    phase = instance.status.phase
+    return phase is Phase.SUSPENDED or (instance.spec.power is Power.SUSPENDED and phase is not Phase.STOPPED)

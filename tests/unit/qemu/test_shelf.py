@@ -43,7 +43,9 @@ async def test_what_was_kept_is_found_by_the_next_daemon(tmp_path: Path, files: 
     shelf.close()
 
 
-async def test_nobody_writes_it_again_and_copies_have_pages_of_their_own(tmp_path: Path, files: tuple[int, int]) -> None:
+async def test_nobody_writes_it_again_and_copies_have_pages_of_their_own(
+    tmp_path: Path, files: tuple[int, int]
+) -> None:
     shelf = Shelf(tmp_path)
     await shelf.keep("one", *files, {})
     async with shelf.using("one") as frozen:
