@@ -21,7 +21,7 @@ from lamella.host.compute.microvm import arguments, size, volumes
 from lamella.host.compute.microvm.beginning import BeginVerbs
 from lamella.host.compute.microvm.host import look
 from lamella.host.compute.microvm.identity import setup_of
-from lamella.host.compute.microvm.keeping import SUSPENDED
+from lamella.host.compute.microvm.keeping import SUSPENDED, run_on
 from lamella.host.compute.microvm.session import Session
 from lamella.host.compute.microvm.templates import forget_unfinished
 from lamella.host.compute.qemu import layers, mechanisms
@@ -363,7 +363,7 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session], Begi
             monitor = await session.monitor()
             if session.process.ready and not session.process.asleep and await monitor.status() in UNFINISHED:
                 # Who copied its memory died.
-                await session.resume()
+                await run_on(session)
 
 
 async def _resize(monitor: Monitor, memory: int) -> None:

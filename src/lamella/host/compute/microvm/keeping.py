@@ -83,6 +83,12 @@ class KeepVerbs(QemuDriver[Session]):
                 await session.write(suspended=True)
             session.kill()
             await session.gone.wait()
+            # Its room is what it was suspended for.
+            self._shelf.rest(SUSPENDED + id)
+
+    async def remove(self, id: str) -> None:
+        await super().remove(id)
+        await self._shelf.remove(SUSPENDED + id)
 
     async def take(self, machine: Machine) -> None:
         """See ``KeepsMemory``."""
@@ -154,7 +160,7 @@ class KeepVerbs(QemuDriver[Session]):
             try:
                 await _send(monitor, receiver, hold)
             except passing.TooSoon:
-                await _run_on(session)
+                await run_on(session)
                 os.close(pages)
                 await stack.aclose()
                 receiver, pages = await stack.enter_async_context(self._receiver(host, machine, shape, memory))
@@ -261,7 +267,7 @@ async def _go_on(session: Session, *, stays: bool) -> None:
     """It runs again, and its processes with it; with *stays* it stands still for good."""
     try:
         if not stays:
-            await _run_on(session)
+            await run_on(session)
             await (await session.guest(timeout=5)).release()
     except Unavailable:
         # It ended meanwhile; whoever follows it knows.
@@ -270,7 +276,8 @@ async def _go_on(session: Session, *, stays: bool) -> None:
         session.copying = stays
 
 
-async def _run_on(session: Session) -> None:
+async def run_on(session: Session) -> None:
+    """Nobody sends it any more, and it runs."""
     with contextlib.suppress(LamellaError):
         await passing.cancel(await session.monitor())
     await session.resume()
