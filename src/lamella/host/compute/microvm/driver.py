@@ -31,11 +31,10 @@ from lamella.host.compute.microvm.templates import Templates, forget_unfinished
 from lamella.host.compute.qemu import layers, mechanisms, memory_file, pages, passing, served
 from lamella.host.compute.qemu.balloon import BalloonVerbs
 from lamella.host.compute.qemu.freezing import FreezeVerbs
+from lamella.host.compute.qemu.keeping import forget_receivers
 from lamella.host.compute.qemu.memory_file import MEMORY, STATE, Use
 from lamella.host.compute.qemu.monitor import Monitor
-from lamella.host.compute.qemu.passing import UNFINISHED
-from lamella.host.compute.qemu.places import ExitRecord, Places, ProcessRecord
-from lamella.host.compute.qemu.process import KILLED
+from lamella.host.compute.qemu.places import Places, ProcessRecord
 from lamella.host.compute.qemu.shelf import Frozen, Shelf
 from lamella.host.compute.qemu.size import Size, group_limits
 from lamella.host.linux.processes import environment, start_time
@@ -68,7 +67,7 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session], Keep
         super().__init__(home, changed)
         self._open_tap: OpenTap | None = None
         self._environment = environment(home.mark)
-        self._keepers = {}
+        self._keepers, self._releasing = {}, set()
         self._shelf = Shelf(home.state / "memory" / self.name)
         self.templates = Templates(home, self._shelf)
         self._copies = Copies.SAME_PROJECT
@@ -92,10 +91,12 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session], Keep
             return [Capability(name="compute.microvm", available=False, reason=str(error))]
         await self._shelf.clear()
         await asyncio.to_thread(forget_unfinished, self._home)
+        await asyncio.to_thread(forget_receivers, self._home, self.name)
         return self._host.capabilities()
 
     async def close(self) -> None:
         await self.templates.close()
+        await self._stop_keeping()
         await super().close()
         self._shelf.close()
 
@@ -134,12 +135,6 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session], Keep
             accelerator=record.accelerator,
             accelerator_reason=record.accelerator_reason,
         )
-
-    def _ended(self, places: Places) -> Observed:
-        record = places.process()
-        if record is not None and record.suspended and self._shelf.about(SUSPENDED + places.id) is not None:
-            return Observed(phase=Phase.SUSPENDED, started_at=record.started_at, accelerator=record.accelerator)
-        return self._stopped(places)
 
     async def _create(self, machine: Machine) -> None:
         await self._clear(machine.id)
@@ -224,16 +219,6 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session], Keep
                         await session.gone.wait()
             session.kill()
             await session.gone.wait()
-
-    async def _drop(self, id: str) -> None:
-        """What is suspended is over: its memory goes, and that it ended is written down."""
-        places = self._places(id)
-        record = places.process()
-        if record is not None and record.suspended:
-            end = ExitRecord(exit_code=KILLED, started_at=record.started_at, finished_at=datetime.now(UTC))
-            await asyncio.to_thread(places.write, end)
-            await asyncio.to_thread(places.write, msgspec.structs.replace(record, suspended=False))
-            await self._shelf.remove(SUSPENDED + id)
 
     async def kill(self, id: str, signal: int) -> None:
         session = await self._running(id)
@@ -495,15 +480,7 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session], Keep
         return await session.guest()
 
     async def _adopted(self, session: Session) -> None:
-        if session.process.suspended:
-            # Its memory is safe; who kept it died before it could end it.
-            session.kill()
-            return
-        with contextlib.suppress(Unavailable):
-            monitor = await session.monitor()
-            if session.process.ready and not session.process.asleep and await monitor.status() in UNFINISHED:
-                # Who copied its memory died.
-                await session.resume()
+        await self._take_over(session)
 
     def _ready(self) -> HostParts:
         if self._host is None:

@@ -36,7 +36,7 @@ BOOT_DEADLINE = 90.0
 # The last uid of an instance's range, which nothing of the instance uses.
 _LAST_ID = 65535
 # How the control groups of QEMUs begin that only make a memory.
-_BUILDERS = ("image-", "blank-", "memory-")
+_BUILDERS = ("image-", "blank-")
 
 
 class Templates:
