@@ -32,6 +32,11 @@ def _set_options(parser: "Parser") -> None:
         help="pages set apart for --huge-pages; unset gives them back as the host had them",
     )
     parser.option(
+        "--copies",
+        choices=("off", "same-project", "all"),
+        help="which machines may begin as copies of one that booted before, and share its memory's pages",
+    )
+    parser.option(
         "-l", "--label", action="append", default=[], metavar="KEY=VALUE", help="set a label; KEY- removes it"
     )
 
@@ -46,7 +51,8 @@ def _set(options: "Options") -> int:
         body["labels"] = label_changes(options.label)
     if not body:
         raise Invalid(
-            "there is nothing to change", hint="say what: --overcommit, --reserve, --ksm, --huge-pages, --label"
+            "there is nothing to change",
+            hint="say what: --overcommit, --reserve, --ksm, --copies, --huge-pages, --label",
         )
     session = Session(options)
     name = options.name
@@ -80,6 +86,8 @@ def asked(options: "Options") -> "Json":
         }
     if options.ksm is not None:
         found["ksm"] = None if options.ksm == UNSET else options.ksm
+    if options.copies is not None:
+        found["copies"] = options.copies
     if options.huge_pages is not None:
         found["huge_pages"] = None if options.huge_pages == UNSET else _pages(options.huge_pages)
     return found

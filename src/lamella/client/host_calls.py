@@ -23,6 +23,7 @@ def change(
     reserve_cpu: float | None,
     reserve_memory: str | int | None,
     ksm: str | None,
+    copies: str | None,
     huge_pages: Mapping[str, int] | None,
 ) -> Call[Host]:
     """Cores and sizes as people write them; ``ksm="unset"`` and no pages at all (``{}``) leave the host as it was.
@@ -43,8 +44,12 @@ def change(
         spec["reserve"] = reserve
     if ksm is not None:
         spec["ksm"] = None if ksm == "unset" else ksm
+    if copies is not None:
+        spec["copies"] = copies
     if huge_pages is not None:
         spec["huge_pages"] = dict(huge_pages) or None
     if not spec:
-        raise Invalid("there is nothing to change", hint="say what: overcommit_cpu, reserve_memory, ksm, huge_pages")
+        raise Invalid(
+            "there is nothing to change", hint="say what: overcommit_cpu, reserve_memory, ksm, copies, huge_pages"
+        )
     return Call(routes.patch(project, "host", name, _encode(ResourcePatch(spec=spec))), answer(Host))

@@ -79,6 +79,7 @@ class Agent:
         self._workers: dict[str, Worker] = {}
         self.memory = MemoryKeeper(
             lambda: tuple(self._workers.values()),
+            spare=self._spare,
             taken=lambda id: Cgroups(ROOT, home.mark).group(id).usage().memory,
             still=home.run / "held-still.json",
         )
@@ -264,6 +265,12 @@ class Agent:
         worker = self._workers.get(id)
         if worker is not None:
             worker.remark(type, message)
+
+    def _spare(self) -> None:
+        """The host runs short: what is only held ready goes first."""
+        for driver in self._drivers.values():
+            if isinstance(driver, TakesCopies):
+                driver.let_go()
 
     async def _open_tap(self, port_id: str) -> int:
         for worker in self._workers.values():

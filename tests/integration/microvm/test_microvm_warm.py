@@ -12,6 +12,7 @@ from microvm_lab import Lab, run, until_stopped
 
 from lamella.host.compute.driver import SUSPENDED_MEMORY, Machine
 from lamella.host.compute.microvm.driver import MicrovmDriver
+from lamella.host.compute.qemu import passing
 from lamella.host.linux.cgroup import ROOT, Cgroups
 from lamella.model.errors import Conflict, Corrupt, Unsupported
 from lamella.model.host import Copies
@@ -227,3 +228,20 @@ async def test_one_that_waits_is_told_what_it_is(lab: Lab, driver: MicrovmDriver
     assert b"".join([entry.data async for entry in driver.logs(waits.id)]) == b"warm\ntaken\n"
     with pytest.raises(Conflict):
         await driver.take(told)
+
+
+async def test_one_that_is_sent_before_it_is_held_is_sent_again(
+    lab: Lab, driver: MicrovmDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = await begun(driver, lab.machine("/bin/sh", "-c", COUNT))
+    before = await counted(driver, parent.id)
+    # As slow is as fast as ever, everything is sent before the guest has answered.
+    monkeypatch.setattr(passing, "_SLOW", 64 << 30)
+    monkeypatch.setattr(passing, "_LITTLE", 1)
+    async with driver.remember(parent.id, "kept"):
+        copied = disk_of(parent)
+    assert await counted(driver, parent.id) > before
+    copy = lab.machine("/bin/sh", "-c", COUNT, hostname="copy", memory="kept", fresh=True)
+    subprocess.run(["cp", "--sparse=always", copied, copy.volume.path], check=True)
+    await begun(driver, copy)
+    assert await run(driver, copy.id, "hostname") == (0, "copy\n")

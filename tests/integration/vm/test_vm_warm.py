@@ -123,7 +123,11 @@ async def test_copies_of_a_running_machine_are_others(lab: Lab, driver: VmDriver
     parent = lab.machine(disk=linux_disk, hostname="parent", **more)
     await driver.create(parent)
     await driver.start(parent.id)
-    await run(driver, parent.id, "echo here > /tmp/kept; hostname parent; (while :; do date > /tmp/ticks; sleep 1; done) >/dev/null 2>&1 &")
+    await run(
+        driver,
+        parent.id,
+        "echo here > /tmp/kept; hostname parent; (while :; do date > /tmp/ticks; sleep 1; done) >/dev/null 2>&1 &",
+    )
     print(await generation(driver, parent.id))
     print(await run(driver, parent.id, "ls /sys/firmware/acpi/tables; cat /sys/bus/acpi/devices/*/hid"))
     async with driver.remember(parent.id, "kept") as told:

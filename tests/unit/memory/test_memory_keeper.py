@@ -9,6 +9,7 @@ from lamella.host.compute.driver import ComputeDriver, Machine
 from lamella.host.memory import keeper as keeping
 from lamella.host.memory.driver import Held
 from lamella.host.memory.keeper import CALM, PATIENCE, QUICK, MemoryKeeper
+from lamella.host.memory.ladder import HostMemory
 from lamella.model.errors import Internal, Unavailable
 from lamella.model.instance import Phase
 
@@ -131,3 +132,16 @@ async def test_what_was_taken_is_given_back_until_it_was_heard() -> None:
     for _ in range(6):
         await keeper.round()
     assert len(refusing.asked) == 1
+
+
+async def test_a_host_that_runs_short_gives_back_what_nobody_needs_first() -> None:
+    spared: list[int] = []
+    available = [1 << 40]
+    keeper = MemoryKeeper(
+        tuple, lambda: HostMemory(total=1 << 40, available=available[0]), spare=lambda: spared.append(1)
+    )
+    await keeper.round()
+    assert not spared
+    available[0] = 1 << 30
+    await keeper.round()
+    assert spared

@@ -31,10 +31,11 @@ class Hosts:
         reserve_cpu: float | None = None,
         reserve_memory: str | int | None = None,
         ksm: str | None = None,
+        copies: str | None = None,
         huge_pages: Mapping[str, int] | None = None,
     ) -> Host:
         """Change the policy of a host; ``None`` leaves a part. Cores, ``1GiB`` or bytes; *ksm* is ``off``, ``same-project``, ``all`` or
-        ``unset``; *huge_pages* counts by size (``{"2MiB": 512}``), and ``{}`` gives them back.
+        ``unset``, *copies* the first three of them; *huge_pages* counts by size (``{"2MiB": 512}``), and ``{}`` gives them back.
 
         :raise Invalid: when nothing is to be changed, or it does not fit the host. :raise NotFound: when there is no such host.
         :raise Conflict: when instances hold more huge pages than would be left.
@@ -48,6 +49,7 @@ class Hosts:
                 reserve_cpu=reserve_cpu,
                 reserve_memory=reserve_memory,
                 ksm=ksm,
+                copies=copies,
                 huge_pages=huge_pages,
             )
         )

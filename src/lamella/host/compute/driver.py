@@ -452,6 +452,10 @@ class TakesCopies(Protocol):
 
     def use_copies(self, policy: Copies) -> None: ...
 
+    def let_go(self) -> int:
+        """Give back the memory of what nobody begins with now: it is read again from disk. Returns of how many."""
+        ...
+
 
 @runtime_checkable
 class KeepsMemory(Protocol):

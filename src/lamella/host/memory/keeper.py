@@ -72,12 +72,14 @@ class _Known(msgspec.Struct, kw_only=True):
 
 class MemoryKeeper:
     """One a host. *instances* are all that are assigned to it; *look* says what the host has, and *taken* what an instance takes of it, in
-    bytes. Who stands still for the host's sake is written to *still*. ``reserve`` bytes stay the host's own."""
+    bytes. When it runs short, *spare* gives back what no instance needs. Who stands still for the host's sake is written to *still*.
+    ``reserve`` bytes stay the host's own."""
 
     def __init__(
         self,
         instances: Callable[[], Sequence[Kept]],
         look: Callable[[], HostMemory] = lambda: host_memory(),
+        spare: Callable[[], None] = lambda: None,
         taken: Callable[[str], int] = lambda id: 0,
         still: Path | None = None,
     ) -> None:
@@ -85,6 +87,7 @@ class MemoryKeeper:
         self.giving_way = GivingWay(taken, still)
         self._instances = instances
         self._look = look
+        self._spare = spare
         self._known: dict[str, _Known] = {}
         self._let_be: set[str] = set()
 
@@ -110,6 +113,8 @@ class MemoryKeeper:
             del self._known[id]
         host = self._look()
         await self.giving_way.climb(host, instances)
+        if self.giving_way.step > Step.CALM:
+            self._spare()
         chosen = self._decide(kept, host)
         await asyncio.gather(*(self._ask(kept[id], memory) for id, memory in chosen.items()))
         busy = any(known.moves for known in self._known.values())

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import shutil
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import msgspec
@@ -33,10 +34,13 @@ from lamella.model.storage import VolumeForm
 logger = logging.getLogger(__name__)
 
 BOOT_DEADLINE = 90.0
+# Bytes of disk that all of them may take, and seconds after which one that nobody began with is no longer held in memory.
+BUDGET = 8 << 30
+IDLE = 600.0
 # The last uid of an instance's range, which nothing of the instance uses.
 _LAST_ID = 65535
 # How the control groups of QEMUs begin that only make a memory.
-_BUILDERS = ("image-", "blank-")
+_OURS = ("image-", "blank-")
 
 
 class Templates:
@@ -49,16 +53,20 @@ class Templates:
         self._making: dict[str, asyncio.Task[None]] = {}
         self._hopeless: set[str] = set()
 
-    async def find(self, id: str) -> Frozen | None:
-        """The template, unless there is none that can be used."""
-        try:
-            return await self._shelf.find(id)
-        except NotFound:
-            return None
-        except Corrupt as error:
-            logger.warning("%s: %s", id, error)
-            await self._shelf.remove(id)
-            return None
+    @contextlib.asynccontextmanager
+    async def using(self, id: str | None) -> AsyncGenerator[Frozen | None]:
+        """The template *id*, unless there is none that can be used."""
+        async with contextlib.AsyncExitStack() as stack:
+            found: Frozen | None = None
+            if id is not None:
+                try:
+                    found = await stack.enter_async_context(self._shelf.using(id))
+                except NotFound:
+                    pass
+                except Corrupt as error:
+                    logger.warning("%s: %s", id, error)
+                    await self._shelf.remove(id)
+            yield found
 
     def wish(self, id: str, shape: Shape, host: HostParts, image: Path, id_base: int) -> None:
         """Have the template *id* made, for the next one. *image* is the root disk, *id_base* an id range, of which the last runs it."""
@@ -72,6 +80,26 @@ class Templates:
         while self._making:
             await asyncio.wait(list(self._making.values()))
 
+    async def collect(self, images: set[str]) -> int:
+        """Remove templates of images that are not among *images*. Returns bytes freed."""
+        freed = 0
+        for id, size in await asyncio.to_thread(self._shelf.unused):
+            made = self._shelf.about(id)
+            if id.startswith(_OURS) and made is not None and made.about.get("image") not in {"", *images}:
+                await self._shelf.remove(id)
+                freed += size
+        return freed
+
+    async def _make_room(self) -> None:
+        """Those that were used longest ago go when all take more than their share of the disk."""
+        mine = [(id, size) for id, size in await asyncio.to_thread(self._shelf.unused) if id.startswith(_OURS)]
+        over = sum(size for _, size in mine) - BUDGET
+        for id, size in mine[:-1]:
+            if over <= 0:
+                return
+            await self._shelf.remove(id)
+            over -= size
+
     async def close(self) -> None:
         tasks = list(self._making.values())
         for task in tasks:
@@ -82,6 +110,8 @@ class Templates:
         async with self._turn:
             try:
                 await self._boot(id, shape, host, image, user)
+                await self._make_room()
+                self._shelf.let_go(IDLE)
             except (LamellaError, OSError) as error:
                 # It would fail again in the same way; machines boot as they do without.
                 self._hopeless.add(id)
@@ -158,7 +188,7 @@ def forget_unfinished(home: Home) -> None:
     """End what a daemon that died left of one that it was making."""
     groups = Cgroups(ROOT, home.mark)
     for id in groups.ids():
-        if id.startswith(_BUILDERS):
+        if id.startswith(_OURS):
             groups.group(id).remove()
     for place in (home.state, home.run):
         shutil.rmtree(place / "template", ignore_errors=True)

@@ -153,39 +153,55 @@ class KeepVerbs(QemuDriver[S]):
             raise NotFound(f"nothing is written down of {session.places.id}", hint="start it again")
         receiver = await self._receiver(session, machine)
         monitor = await session.monitor()
+        began, held, kept = 0.0, False, False
+
+        async def hold() -> None:
+            nonlocal began, held
+            began = began or time.perf_counter()
+            held = await self._hold(session, goes_on=goes_on)
+
         state = memory_file.make("state", 0)
+        session.copying = True
         try:
-            async with self._receiving(receiver, memory) as (other, pages):
-                began, held, kept = 0.0, False, False
-
-                async def hold() -> None:
-                    nonlocal began, held
-                    began = time.perf_counter()
-                    held = await self._hold(session, goes_on=goes_on)
-
-                session.copying = True
-                try:
-                    await _send(monitor, other, hold)
-                    yield
-                    await passing.finish(monitor)
-                    kept = True
-                finally:
-                    await asyncio.shield(self._go_on(session, stays=kept and not goes_on))
-                    told.pause = time.perf_counter() - began if began else 0.0
+            async with self._sent(session, receiver, memory, hold) as (other, pages):
+                yield
+                await passing.finish(monitor)
+                kept = True
+                await asyncio.shield(self._go_on(session, stays=not goes_on))
+                told.pause = time.perf_counter() - began
                 await passing.received(other)
                 await passing.ignore_shared(other)
                 await passing.save(other, state)
             await asyncio.to_thread(memory_file.punch_zeros, pages)
-            about = receiver.about | {HELD: "yes" if held else ""}
-            made = await self._shelf.keep(memory, pages, state, about)
+            made = await self._shelf.keep(memory, pages, state, receiver.about | {HELD: "yes" if held else ""})
             told.size = made.size
         except BaseException:
-            if not goes_on:
+            if not (kept and goes_on):
                 await asyncio.shield(self._go_on(session, stays=False))
             raise
         finally:
             os.close(state)
         os.close(pages)
+
+    @contextlib.asynccontextmanager
+    async def _sent(
+        self, session: S, receiver: Receiver, memory: str, hold: Callable[[], Awaitable[None]]
+    ) -> AsyncGenerator[tuple[Monitor, int]]:
+        """A :meth:`_receiving` to which all but the last was sent. The machine is held near the end; when the end comes sooner, all is sent
+        again, held from the beginning."""
+        monitor = await session.monitor()
+        async with contextlib.AsyncExitStack() as stack:
+            other, pages = await stack.enter_async_context(self._receiving(receiver, memory))
+            try:
+                await _send(monitor, other, hold)
+            except passing.TooSoon:
+                await self._run_on(session)
+                os.close(pages)
+                await stack.aclose()
+                other, pages = await stack.enter_async_context(self._receiving(receiver, memory))
+                await hold()
+                await _send(monitor, other, None)
+            yield other, pages
 
     @contextlib.asynccontextmanager
     async def _receiving(self, receiver: Receiver, memory: str) -> AsyncGenerator[tuple[Monitor, int]]:
@@ -219,10 +235,7 @@ class KeepVerbs(QemuDriver[S]):
         """It runs again, and its processes with it; with *stays* it stands still for good."""
         try:
             if not stays:
-                monitor = await session.monitor()
-                with contextlib.suppress(LamellaError):
-                    await passing.cancel(monitor)
-                await session.resume()
+                await self._run_on(session)
                 await self._release(session)
         except Unavailable:
             # It ended meanwhile; whoever follows it knows.
@@ -230,23 +243,32 @@ class KeepVerbs(QemuDriver[S]):
         finally:
             session.copying = stays
 
+    async def _run_on(self, session: S) -> None:
+        with contextlib.suppress(LamellaError):
+            await passing.cancel(await session.monitor())
+        await session.resume()
+
     # --- beginning
 
-    async def _kept(self, machine: Machine) -> Frozen:
-        """The memory that *machine* begins with.
+    @contextlib.asynccontextmanager
+    async def _kept(self, machine: Machine) -> AsyncGenerator[Frozen | None]:
+        """The memory that *machine* begins with, if it begins with one.
 
         :raise NotFound: when it is gone. :raise Unsupported: when it was kept of another machine, or on another kernel or QEMU.
         """
-        frozen = await self._shelf.find(machine.memory)
-        kept = frozen.made.about
-        wanted = self._about(machine, kept)
-        for what in ("made of", "hardware"):
-            if kept.get(what) != wanted[what]:
-                raise Unsupported(
-                    f"this memory is of {kept.get(what)}, and here is {wanted[what]}",
-                    hint="begin anew without it: lamella restart boots it",
-                )
-        return frozen
+        if not machine.memory:
+            yield None
+            return
+        async with self._shelf.using(machine.memory) as frozen:
+            kept = frozen.made.about
+            wanted = self._about(machine, kept)
+            for what in ("made of", "hardware"):
+                if kept.get(what) != wanted[what]:
+                    raise Unsupported(
+                        f"this memory is of {kept.get(what)}, and here is {wanted[what]}",
+                        hint="begin anew without it: lamella restart boots it",
+                    )
+            yield frozen
 
     async def _awake(self, session: S) -> None:
         """Let what began with a memory go on, as the machine that is written down now.
@@ -338,7 +360,7 @@ def _level(level: str) -> str:
     return f"{level}-memory"
 
 
-async def _send(monitor: Monitor, receiver: Monitor, hold: Callable[[], Awaitable[None]]) -> None:
+async def _send(monitor: Monitor, receiver: Monitor, hold: Callable[[], Awaitable[None]] | None) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         await passing.receive(receiver, theirs.fileno())

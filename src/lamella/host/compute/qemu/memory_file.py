@@ -23,7 +23,7 @@ NAMES = {"microvm": "microvm.ram", "q35": "pc.ram"}
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _PIECE = 4 << 20
 _PAGE = 4096
-_ZEROS = memoryview(bytes(_PAGE))
+_ZEROS = bytes(_PAGE)
 _PUNCH_HOLE = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 
 
@@ -80,8 +80,7 @@ def punch_zeros(fd: int) -> None:
     """
     libc = ctypes.CDLL(None, use_errno=True)
     for at, piece in pieces(fd, extents(fd)):
-        view = memoryview(piece)
-        empty = [start for start in range(0, len(piece), _PAGE) if view[start : start + _PAGE] == _ZEROS]
+        empty = [start for start in range(0, len(piece), _PAGE) if piece[start : start + _PAGE] == _ZEROS]
         for start, size in _runs(empty):
             if libc.fallocate(fd, _PUNCH_HOLE, ctypes.c_long(at + start), ctypes.c_long(size)):
                 number = ctypes.get_errno()

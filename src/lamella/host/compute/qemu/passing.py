@@ -5,6 +5,7 @@ With ``x-ignore-shared`` memory that is a file both have open is not sent: what 
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -16,13 +17,22 @@ DEADLINE = 60.0
 # States in which a machine stands still only because somebody was sending it.
 UNFINISHED = ("finish-migrate", "postmigrate")
 _AGAIN = 0.002
-# Bytes a second that nothing on one host reaches, and milliseconds of standing still that no last piece takes.
+_ON_THE_WAY = ("setup", "active")
+# Bytes a second that nothing on one host reaches, and milliseconds in which what is left is sent while it stands still.
 _FAST = 64 << 30
-_LONGEST_PAUSE_MS = 2000
+_LONGEST_PAUSE_MS = 20
+# Bytes a second that hardly anything is, and bytes that are soon sent.
+_SLOW = 1 << 20
+_LITTLE = 16 << 20
+
+
+class _Ram(msgspec.Struct):
+    remaining: int
 
 
 class _Migration(msgspec.Struct):
     status: str = "none"
+    ram: _Ram | None = None
     reason: str = msgspec.field(name="error-desc", default="")
 
 
@@ -87,16 +97,51 @@ async def received(monitor: Monitor, deadline: float = DEADLINE) -> None:
         raise Unavailable(f"QEMU did not take over a machine's state within {deadline:g} s") from None
 
 
-async def send(monitor: Monitor, fd: int) -> None:
-    """Send all of a running machine over the socket *fd*; returns when it stands still, with only the last of it to be sent.
+class TooSoon(Exception):
+    """All was sent before anybody had been held."""
 
-    :raise Unavailable: when it fails.
+
+async def send(monitor: Monitor, fd: int, hold: Callable[[], Awaitable[None]] | None) -> None:
+    """Send all of a running machine over the socket *fd*; *hold* is called when little is left to be sent, and nothing inside runs any more
+    when it returns. Without one it is held already. Returns when the machine stands still, with only the last of it to be sent.
+
+    :raise TooSoon: when it came to that before *hold* returned. :raise Unavailable: when it fails.
     """
     await monitor.execute("migrate-set-parameters", {"max-bandwidth": _FAST, "downtime-limit": _LONGEST_PAUSE_MS})
     await capabilities(monitor, {"x-ignore-shared": False, "pause-before-switchover": True})
     async with monitor.named_fd(fd) as name:
         await monitor.execute("migrate", {"uri": f"fd:{name}"})
+        if hold is not None:
+            await _nearly(monitor)
+            # While it still runs, so slowly that the end hardly comes before it is held.
+            await monitor.execute("migrate-set-parameters", {"max-bandwidth": _SLOW})
+            await _before_the_end(monitor, hold)
+            await monitor.execute("migrate-set-parameters", {"max-bandwidth": _FAST})
         await passed(monitor, until="pre-switchover")
+
+
+async def _before_the_end(monitor: Monitor, hold: Callable[[], Awaitable[None]]) -> None:
+    """A machine that stands still cannot be held any more: it is not waited for then."""
+    holding = asyncio.ensure_future(hold())
+    try:
+        while not holding.done():
+            if (await monitor.ask(_Migration, "query-migrate")).status not in _ON_THE_WAY:
+                raise TooSoon
+            await asyncio.wait([holding], timeout=_AGAIN)
+        await holding
+    finally:
+        holding.cancel()
+        await asyncio.gather(holding, return_exceptions=True)
+
+
+async def _nearly(monitor: Monitor) -> None:
+    """Wait until little is left, or nothing."""
+    async with asyncio.timeout(DEADLINE):
+        while True:
+            now = await monitor.ask(_Migration, "query-migrate")
+            if now.status not in _ON_THE_WAY or (now.ram is not None and 0 < now.ram.remaining < _LITTLE):
+                return
+            await asyncio.sleep(_AGAIN)
 
 
 async def finish(monitor: Monitor) -> None:

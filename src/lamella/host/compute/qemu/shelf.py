@@ -13,7 +13,9 @@ import hashlib
 import os
 import shutil
 import time
+from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
+from typing import Self
 
 import msgspec
 
@@ -55,6 +57,20 @@ class Frozen:
         self.state = state
         self._disk = disk
         self.used = time.monotonic()
+        self._users = 0
+        self._dropped = False
+
+    @contextlib.contextmanager
+    def held(self) -> Generator[Self]:
+        """Inside, its files stay open whatever becomes of it."""
+        self._users += 1
+        try:
+            yield self
+        finally:
+            self._users -= 1
+            self.used = time.monotonic()
+            if self._dropped:
+                self.close()
 
     def copy_disk(self, path: Path, *, first: int) -> None:
         """Write the disk into *path*, which reads as zeros, its *first* bytes last and only when everything else is there. Blocks.
@@ -75,6 +91,10 @@ class Frozen:
             os.close(target)
 
     def close(self) -> None:
+        """Now, or when nobody begins with it any more."""
+        self._dropped = True
+        if self._users:
+            return
         for fd in (self.memory, self.state, self._disk):
             if fd is not None:
                 os.close(fd)
@@ -101,8 +121,9 @@ class Shelf:
         except (OSError, msgspec.MsgspecError):
             return None
 
-    async def find(self, id: str) -> Frozen:
-        """The memory *id*, in files of this daemon's, which stay open for the next one.
+    @contextlib.asynccontextmanager
+    async def using(self, id: str) -> AsyncGenerator[Frozen]:
+        """The memory *id*, in files that stay open for the next one.
 
         :raise NotFound: when there is none. :raise Corrupt: when it is not what was written.
         """
@@ -110,8 +131,23 @@ class Shelf:
             frozen = self._open.get(id)
             if frozen is None:
                 frozen = self._open[id] = await asyncio.to_thread(_load, self._directory / id)
-            frozen.used = time.monotonic()
-            return frozen
+            held = contextlib.ExitStack()
+            held.enter_context(frozen.held())
+        with held:
+            # When it was used last, for who looks for what nobody needs.
+            with contextlib.suppress(OSError):
+                os.utime(self._directory / id / _MADE)
+            yield frozen
+
+    def unused(self) -> list[tuple[str, int]]:
+        """Ids and sizes in bytes of all that are whole, the one that was used longest ago first."""
+        found: list[tuple[float, str, int]] = []
+        for id in self.ids():
+            made = self.about(id)
+            with contextlib.suppress(OSError):
+                if made is not None:
+                    found.append(((self._directory / id / _MADE).stat().st_mtime, id, made.size))
+        return [(id, size) for _, id, size in sorted(found)]
 
     async def keep(self, id: str, memory: int, state: int, about: dict[str, str], *, disk: int | None = None) -> Made:
         """Seal *memory* and *state* and write them down, and the file *disk*; the caller closes them. What was there of that id is

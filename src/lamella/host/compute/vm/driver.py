@@ -21,7 +21,8 @@ from lamella.host.compute.qemu.balloon import BalloonVerbs
 from lamella.host.compute.qemu.freezing import FreezeVerbs
 from lamella.host.compute.qemu.keeping import SUSPENDED, forget_receivers
 from lamella.host.compute.qemu.monitor import Monitor
-from lamella.host.compute.qemu.shelf import Shelf
+from lamella.host.compute.qemu.places import Places, ProcessRecord
+from lamella.host.compute.qemu.shelf import Frozen, Shelf
 from lamella.host.compute.vm import evidence, hotplug, launching, memory, screen, sizing
 from lamella.host.compute.vm.host import HostParts, look
 from lamella.host.compute.vm.inside import Inside
@@ -138,7 +139,13 @@ class VmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session], KeepVerbs
             former = places.process()
         else:
             await self._shelf.remove(SUSPENDED + machine.id)
-        begins = await self._kept(machine) if machine.memory else None
+        async with self._kept(machine) as begins:
+            await self._make(machine, places, begins, former)
+
+    async def _make(
+        self, machine: Machine, places: Places, begins: Frozen | None, former: ProcessRecord | None
+    ) -> None:
+        """Boot it, or have it go on from *begins*; *former* is what is written down of one that is suspended, and stays so on failure."""
         host = self._ready()
         plan = self.plan(host, machine) if begins is None else beginning(host, machine, begins)
         log = self._log(machine.id)
