@@ -308,11 +308,6 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session], Begi
                 found += await self._inside(session)
         return found
 
-    def _beginning(self, session: Session) -> list[Mechanism]:
-        began = session.process.began
-        made = self._shelf.about(began) if began else None
-        return mechanisms.of_beginning(began, made.about.get("owner") if made else None, session.process.pid)
-
     async def _inside(self, session: Session) -> list[Mechanism]:
         """What the guest's own kernel holds its processes to, and how large the disk is that it was given."""
         guest = await session.guest(timeout=1)

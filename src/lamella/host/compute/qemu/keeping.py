@@ -18,7 +18,7 @@ from typing import TypeVar
 import msgspec
 
 from lamella.host.compute.driver import Home, Limits, Machine, Observed, Remembered
-from lamella.host.compute.qemu import memory_file, passing
+from lamella.host.compute.qemu import mechanisms, memory_file, passing
 from lamella.host.compute.qemu.driver import QemuDriver
 from lamella.host.compute.qemu.memory_file import MEMORY
 from lamella.host.compute.qemu.monitor import Monitor, Refused
@@ -26,6 +26,7 @@ from lamella.host.compute.qemu.places import ExitRecord, Places
 from lamella.host.compute.qemu.process import KILLED, QemuProcess, end_process, end_task
 from lamella.host.compute.qemu.shelf import Frozen, Shelf
 from lamella.host.linux.cgroup import ROOT, Cgroup, Cgroups
+from lamella.model.contract import Mechanism
 from lamella.model.errors import Conflict, LamellaError, NotFound, Unavailable, Unsupported
 from lamella.model.instance import Phase
 
@@ -303,6 +304,12 @@ class KeepVerbs(QemuDriver[S]):
             )
         return self._stopped(places)
 
+    def _beginning(self, session: S) -> list[Mechanism]:
+        """Whose pages it shares. Blocks for a moment."""
+        began = session.process.began
+        made = self._shelf.about(began) if began else None
+        return mechanisms.of_beginning(began, made.about.get("owner") if made else None, session.process.pid)
+
     async def _drop(self, id: str) -> None:
         """What is suspended is over: its memory goes, and that it ended is written down."""
         places = self._places(id)
@@ -321,10 +328,10 @@ class KeepVerbs(QemuDriver[S]):
             return False
         if session.process.asleep:
             return True
-        with contextlib.suppress(Unavailable):
+        with contextlib.suppress(LamellaError):
             if await (await session.monitor()).status() in passing.UNFINISHED:
                 # Who copied its memory died.
-                await session.resume()
+                await self._run_on(session)
             task = asyncio.create_task(self._let_go(session), name=f"release {session.places.id}")
             self._releasing.add(task)
             task.add_done_callback(self._releasing.discard)

@@ -372,7 +372,9 @@ class VmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session], KeepVerbs
 
     async def mechanisms(self, id: str) -> list[Mechanism]:
         session = await self._session(id)
-        return [] if session is None else await evidence.gather(session)
+        if session is None:
+            return []
+        return await evidence.gather(session) + await asyncio.to_thread(self._beginning, session)
 
     # --- how
 
