@@ -27,6 +27,7 @@ from benchmarks import (
     unikernel,
     victim,
     vm,
+    warm,
     wasm,
 )
 from benchmarks.measure import Row, table
@@ -35,6 +36,7 @@ from tests import debian
 GROUPS = (
     "containers",
     "microvm",
+    "warm",
     "unikernel",
     "density",
     "wasm",
@@ -81,6 +83,8 @@ def main() -> int:
                 rows += containers.rows(layer, peer, args.runs)
         if "microvm" in chosen:
             rows += microvm.rows(layer, max(5, args.runs // 2))
+        if "warm" in chosen:
+            rows += warm.rows(layer, max(5, args.runs // 2))
         if "unikernel" in chosen:
             rows += unikernel.rows(layer, args.runs)
         if "density" in chosen:

@@ -20,7 +20,7 @@ from lamella.host.compute.microvm.boot import boot_files
 
 SPEC = {
     "image": "busybox", "isolation": "microvm", "command": ["sleep", "100000"], "memory": 256 << 20, "cpu": 1000,
-    "nics": [{"network": "default"}],
+    "nics": [{"network": "default"}], "cold": True,
 }  # fmt: skip
 
 NETWORK = GuestNetwork(mac="02:00:00:00:00:01", address="10.0.2.15/24", gateway="10.0.2.2", mtu=1500, interface="eth0")

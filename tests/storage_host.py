@@ -6,17 +6,17 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
 from tests.backup_host import BackupHost
 from tests.carry_host import CarryHost
 
-from lamella.model.errors import Conflict, Invalid, LamellaError, NotFound, Unavailable, Unsupported
+from lamella.model.errors import Conflict, Invalid, LamellaError, NoRoom, NotFound, Unavailable, Unsupported
 from lamella.model.host import Capability, HostStatus
 from lamella.model.instance import InstanceStatus, Isolation, Phase, Power
-from lamella.model.resource import now
+from lamella.model.resource import Condition, now
 from lamella.model.storage import Feature, PoolStatus, SnapshotStatus, StoragePhase, VolumeStatus
 from lamella.model.storage_report import Orphan
 from lamella.model.storage_requests import (
@@ -25,6 +25,7 @@ from lamella.model.storage_requests import (
     CreateVolume,
     DeleteVolume,
     DropSnapshot,
+    ForgetMemory,
     LimitVolume,
     MeasureVolumes,
     OpenPool,
@@ -39,9 +40,26 @@ from lamella.model.storage_requests import (
     TakeSnapshot,
     UnlockVolume,
 )
+from lamella.model.stream import ExecSpec, Exit, Stdout
 
 FREE = 10 << 30
 FEATURES = [Feature.BLOCK, Feature.FILESYSTEM, Feature.THIN, Feature.SNAPSHOT, Feature.CLONE]
+
+
+class Ended:
+    """A process that has said *said* and ended with *code*, as soon as it may."""
+
+    def __init__(self, may: asyncio.Event, said: bytes, code: int) -> None:
+        self._may = may
+        self._frames: list[Any] = [*([Stdout(said)] if said else []), Exit(code)]
+
+    async def send(self, frame: Any) -> None: ...
+
+    async def receive(self) -> Any:
+        await self._may.wait()
+        return self._frames.pop(0) if self._frames else None
+
+    async def close(self) -> None: ...
 
 
 class StorageHost(CarryHost, BackupHost):
@@ -61,7 +79,23 @@ class StorageHost(CarryHost, BackupHost):
         self.slow: dict[str, asyncio.Event] = {}
         # Volumes that this host keeps for itself, which no row names.
         self.hidden: set[str] = set()
+        # Why an instance cannot be made to wait, when it cannot.
+        self.unable: Callable[[Any], Condition | None] = lambda instance: None
+        self.execs: list[tuple[str, list[str]]] = []
+        self.exits: list[tuple[bytes, int]] = []
+        self.hang = asyncio.Event()
+        self.hang.set()
+        # Ids of snapshots whose memory it keeps, and names of instances that do not begin.
+        self.memories: set[str] = set()
+        self.never: set[str] = set()
+        # What own disks of instances began as: the snapshot and the volume that it is of, by the disk.
+        self.clones: dict[str, tuple[str, str]] = {}
         self._acting: asyncio.Task[None] | None = None
+
+    async def exec(self, id: str, spec: ExecSpec) -> "Ended":
+        """What runs says and ends as the next of ``exits`` has it, and well after that; it does so when ``hang`` is set."""
+        self.execs.append((id, spec.command))
+        return Ended(self.hang, *(self.exits.pop(0) if self.exits else (b"", 0)))
 
     @staticmethod
     def room() -> PoolStatus:
@@ -135,6 +169,9 @@ class StorageHost(CarryHost, BackupHost):
         return self._status(volume)
 
     def _delete_volume(self, request: DeleteVolume) -> None:
+        if any(volume == request.volume.id for _, volume in self.clones.values()):
+            raise Conflict(f"disks stand on volume {request.volume.name}")
+        self.clones.pop(request.volume.id, None)
         self.volumes.pop(request.volume.id, None)
 
     def _resize_volume(self, request: ResizeVolume) -> VolumeStatus:
@@ -167,17 +204,30 @@ class StorageHost(CarryHost, BackupHost):
             kept["snapshots"].setdefault(request.snapshot.id, kept["data"])
             sizes[volume.id] = kept["size"]
         frozen = request.snapshot.spec.consistent and request.instance is not None
+        if request.snapshot.spec.memory:
+            if request.instance is None:
+                raise Conflict("it does not run: there is no memory to keep")
+            self.memories.add(request.snapshot.id)
+            frozen = True
         return SnapshotStatus(
             phase=StoragePhase.READY,
             consistency="application" if frozen else "crash",
             taken_at=now(),
             pause=0.004,
             sizes=sizes,
+            memory=4096 if request.snapshot.spec.memory else 0,
         )
 
     def _drop_snapshot(self, request: DropSnapshot) -> None:
+        if any(snapshot == request.snapshot.id for snapshot, _ in self.clones.values()):
+            raise Conflict(f"disks stand on snapshot {request.snapshot.name}")
+        if request.snapshot.spec.memory or request.snapshot.status.memory:
+            self.memories.discard(request.snapshot.id)
         for volume in request.volumes:
-            self._volume(volume)["snapshots"].pop(request.snapshot.id, None)
+            self.volumes.get(volume.id, {"snapshots": {}})["snapshots"].pop(request.snapshot.id, None)
+
+    def _forget_memory(self, request: ForgetMemory) -> None:
+        self.memories.discard(request.snapshot.id)
 
     def _restore_snapshot(self, request: RestoreSnapshot) -> None:
         for volume in request.volumes:
@@ -215,6 +265,27 @@ class StorageHost(CarryHost, BackupHost):
             self._acting.cancel()
             await asyncio.gather(self._acting, return_exceptions=True)
 
+    def _state(self, instance: Any) -> InstanceStatus:
+        if instance.name in self.never:
+            why = Condition(type="Ready", status=False, reason=NoRoom.code, message="its memory does not fit")
+            return InstanceStatus(
+                phase=Phase.FAILED,
+                observed_generation=instance.generation,
+                conditions=[why],
+                epoch=instance.status.epoch,
+            )
+        failed = self.unable(instance) if instance.spec.power is Power.READY else None
+        if failed is not None:
+            return InstanceStatus(
+                phase=Phase.FAILED, observed_generation=instance.generation, conditions=[failed], epoch=0
+            )
+        phases = {Power.RUNNING: Phase.RUNNING, Power.SUSPENDED: Phase.SUSPENDED, Power.READY: Phase.READY}
+        return InstanceStatus(
+            phase=phases.get(instance.spec.power, Phase.STOPPED),
+            observed_generation=instance.generation,
+            epoch=instance.spec.epoch,
+        )
+
     async def _act(self, desk: Any, host: str) -> None:
         from lamella.model.assignment import InstanceReport
 
@@ -225,18 +296,17 @@ class StorageHost(CarryHost, BackupHost):
             reports = []
             for asked in news.instances:
                 instance = asked.instance
-                running = instance.spec.power is Power.RUNNING
-                status = InstanceStatus(
-                    phase=Phase.RUNNING if running else Phase.STOPPED,
-                    observed_generation=instance.generation,
-                    epoch=instance.spec.epoch,
-                )
+                status = self._state(instance)
+                if asked.volume is not None and asked.volume.spec.source:
+                    self.clones[asked.volume.id] = (asked.volume.spec.source, asked.source)
                 retired = [part.id for part in (*asked.retired_volumes, *asked.retired_ports)]
                 gone = instance.deleted_at is not None
                 own = [part for part in (asked.volume, *asked.disks.values()) if part is not None and gone]
                 for part in (*own, *asked.retired_volumes):
                     if part.spec.owner == instance.id:
+                        assert all(volume != part.id for _, volume in self.clones.values()), "disks stand on it"
                         self.volumes.pop(part.id, None)
+                        self.clones.pop(part.id, None)
                 reports.append(InstanceReport(id=instance.id, status=status, removed=gone, released=retired))
             if reports:
                 await desk.report(host, reports)

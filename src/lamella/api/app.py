@@ -29,6 +29,7 @@ from lamella.api.routes import (
     resources,
     routers,
     snapshots,
+    templates,
     transfers,
     volumes,
 )
@@ -62,6 +63,7 @@ def all_routes() -> list[AnyRoute]:
         *firewalls.ROUTES,
         *routers.ROUTES,
         *balancers.ROUTES,
+        *templates.ROUTES,
         *pools.ROUTES,
         *volumes.ROUTES,
         *transfers.ROUTES,

@@ -8,6 +8,7 @@ from lamella.api.backup_face import BackupFace
 from lamella.api.network_face import BalancersFace, FirewallsFace, NetworksFace
 from lamella.api.router_face import AddressesFace, RoutersFace
 from lamella.api.storage_face import StorageFace
+from lamella.api.template_face import TemplatesFace
 from lamella.model.board import DesktopTicket, Input
 from lamella.model.capture import CaptureSpec
 from lamella.model.contract import Comparison, Contract, WhyNot
@@ -23,6 +24,7 @@ from lamella.model.requests import (
     Freed,
     ImageCreate,
     InstanceCreate,
+    InstanceFork,
     Items,
     Principal,
     ResourcePatch,
@@ -33,7 +35,7 @@ from lamella.model.trace import Trace
 from lamella.model.usage import LogEntry, Usage
 from lamella.store.store import Change
 
-PowerVerb = Literal["start", "stop", "restart", "pause", "resume"]
+PowerVerb = Literal["start", "stop", "restart", "pause", "resume", "suspend"]
 DesktopKind = Literal["vnc", "spice"]
 DiskFormat = Literal["qcow2", "raw", "vmdk", "vdi", "vhdx"]
 VolumeFormat = Literal["raw", "qcow2", "vmdk", "vdi", "vhdx", "vhd"]
@@ -58,6 +60,9 @@ class LayerFace(Protocol):
 
     @property
     def balancers(self) -> BalancersFace: ...
+
+    @property
+    def templates(self) -> TemplatesFace: ...
 
     @property
     def firewalls(self) -> FirewallsFace: ...
@@ -105,6 +110,17 @@ class LayerFace(Protocol):
     async def power(
         self, who: Principal, project: str, name: str, verb: PowerVerb, *, timeout: float | None, wait: float
     ) -> Instance: ...
+
+    async def fork(
+        self,
+        who: Principal,
+        project: str,
+        name: str,
+        body: InstanceFork,
+        *,
+        wait: float,
+        idempotency_key: str | None,
+    ) -> Operation: ...
 
     async def kill(self, who: Principal, project: str, name: str, signal: str) -> Instance: ...
 

@@ -13,6 +13,7 @@ from lamella.model.storage_bodies import (
     PoolCreate,
     PoolScrub,
     SnapshotCreate,
+    SnapshotRestore,
     StorageCheck,
     VolumeAttach,
     VolumeCreate,
@@ -54,7 +55,9 @@ class SnapshotsFace(Protocol):
         self, who: Principal, project: str, body: SnapshotCreate, *, wait: float, idempotency_key: str | None
     ) -> Snapshot: ...
 
-    async def restore(self, who: Principal, project: str, name: str, *, wait: float) -> Operation: ...
+    async def restore(
+        self, who: Principal, project: str, name: str, *, wait: float, body: SnapshotRestore | None = None
+    ) -> Operation: ...
 
 
 class InspectionFace(Protocol):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 # What takes an instance's name.
 _INSTANCE = [
     *("show", "exec", "shell", "logs", "cp", "top", "set", "contract", "explain"),
-    *("start", "stop", "restart", "reset", "kill", "pause", "resume", "rm"),
+    *("start", "stop", "restart", "reset", "kill", "pause", "suspend", "resume", "fork", "rm"),
     *("console", "desktop", "screenshot", "type", "dump", "device ls", "device attach", "device detach"),
     *("network capture", "network mirror"),
 ]
@@ -23,6 +23,7 @@ _NAMED = {
     ]
     + ["snapshot create", "snapshot ls"],
     "snapshot": ["snapshot show", "snapshot restore", "snapshot rm"],
+    "template": ["template show", "template set", "template rebuild", "template rm"],
     "balancer": ["balancer show", "balancer set", "balancer rm"],
     "firewall": [f"firewall {verb}" for verb in ("show", "set", "attach", "detach", "default", "rm")],
     "router": ["router show", "router set", "router rm"],

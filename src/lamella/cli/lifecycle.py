@@ -1,4 +1,4 @@
-"""``start``, ``stop``, ``restart``, ``reset``, ``kill``, ``pause``, ``resume`` and ``rm``: one verb, several names."""
+"""``start``, ``stop``, ``restart``, ``reset``, ``kill``, ``pause``, ``suspend``, ``resume`` and ``rm``: one verb, several names."""
 
 from lamella.cli.document import render
 from lamella.cli.each import each
@@ -102,6 +102,7 @@ COMMANDS: "dict[str, Command]" = {
     "stop": (_timed_options, _timed("stop", "stopping")),
     "restart": (_timed_options, _timed("restart", "restarting")),
     "pause": (_names, _power("pause", "pausing")),
+    "suspend": (_names, _power("suspend", "suspending")),
     "resume": (_names, _power("resume", "resuming")),
     "reset": (_names, _reset),
     "kill": (_kill_options, _kill),

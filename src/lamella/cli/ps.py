@@ -68,7 +68,9 @@ def labels(texts: "list[str]") -> dict[str, str]:
 
 
 def _ps_options(parser: "Parser") -> None:
-    parser.option("-a", "--all", action="store_true", help="those that have ended too")
+    parser.option(
+        "-a", "--all", action="store_true", help="those that have ended too, and those that wait for a template"
+    )
     parser.option("-q", "--quiet", action="store_true", help="names only")
     parser.option(
         "--filter",
@@ -86,7 +88,7 @@ def _ps(options: "Options") -> int:
     shown = [
         item
         for item in everything
-        if (item.text("status", "phase") in phases if phases else options.all or not _over(item))
+        if (item.text("status", "phase") in phases if phases else options.all or not (_over(item) or _waits(item)))
     ]
     shown.sort(key=lambda item: item.text("created_at"), reverse=True)
     output.show(shown, "name" if options.quiet else options.output, COLUMNS)
@@ -95,6 +97,11 @@ def _ps(options: "Options") -> int:
 
 def _over(instance: "Document") -> bool:
     return instance.text("status", "phase") in _OVER
+
+
+def _waits(instance: "Document") -> bool:
+    """Whether it is a template's: its builder, or a copy that waits for a command."""
+    return instance.text("spec", "power") == "ready"
 
 
 def _show_options(parser: "Parser") -> None:

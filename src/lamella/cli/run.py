@@ -32,10 +32,11 @@ def _options(parser: "Parser") -> None:
     parser.option(
         "--isolation",
         choices=machine.LEVELS,
-        default="container",
         metavar="LEVEL",
         help="container (default), wasm, microvm, unikernel, vm or confidential",
     )
+    parser.option("--template", metavar="NAME", help="begin as a copy of it: there is no IMAGE then, only the command")
+    parser.option("--no-template", action="store_true", help="boot, whatever there is to begin as a copy of")
     parser.option("--name", help="(default: one is chosen)")
     parser.option("-d", "--detach", action="store_true", help="print the name and come back at once")
     parser.option("--rm", action="store_true", help="remove it when its command ends")
@@ -80,18 +81,25 @@ def _options(parser: "Parser") -> None:
 def _prepare(options: "Options", session: Session) -> None:
     """Have images made of what are files of this machine: of the image to run, and of the CDs."""
     spec.check_image(options)
+    if options.template is not None:
+        return
     options.image = image_of(session, options.image, initrd=options.initrd, quiet=options.quiet)
     options.iso = [image_of(session, word, quiet=options.quiet) for word in options.iso]
 
 
-def _body(options: "Options", power: str) -> bytes:
+def _body(options: "Options", power: str, *, attached: bool = False) -> bytes:
+    first = {"attach_epoch": 1} if attached and power == "running" else {}
     asked: dict[str, object] = {
-        "spec": {**spec.instance(options), "power": power},
+        "spec": {**spec.instance(options), "power": power, **first},
         "labels": spec.labels(options.label),
     }
     if options.name is not None:
         asked["name"] = options.name
     return render(asked)
+
+
+def _what(options: "Options") -> str:
+    return f"a copy of {options.template}" if options.template is not None else str(options.image)
 
 
 def _run(options: "Options") -> int:
@@ -103,8 +111,10 @@ def _run(options: "Options") -> int:
         raise Invalid("standard input is no terminal", hint="leave out -t to pass a file or a pipe on", field="tty")
     session = Session(options)
     _prepare(options, session)
-    with Progress(f"making an instance of {options.image}", quiet=options.quiet):
-        made = session.ask(routes.create_instance(session.project, _body(options, "stopped")))
+    # What waits is given its command when it is taken: it begins when we are attached. Everything else is made, and then begun.
+    power = "running" if options.template is not None else "stopped"
+    with Progress(f"making an instance of {_what(options)}", quiet=options.quiet):
+        made = session.ask(routes.create_instance(session.project, _body(options, power, attached=True)))
         channel = session.wire.channel(routes.attach_stream(session.project, made.text("id"), start=True))
     from lamella.cli.pump import Pump
 
@@ -117,7 +127,7 @@ def _run(options: "Options") -> int:
             return False  # its stream has more to say about it
 
     try:
-        with Progress(f"starting {options.image}", quiet=options.quiet) as progress:
+        with Progress(f"starting {_what(options)}", quiet=options.quiet) as progress:
             pump = Pump(channel, terminal=options.tty, stdin=options.interactive)
             code = pump.run(progress, starting)
     finally:
@@ -141,7 +151,7 @@ def _gone(session: Session, id: str) -> None:
 def _detached(options: "Options") -> int:
     session = Session(options)
     _prepare(options, session)
-    with Progress(f"starting {options.image}", quiet=options.quiet):
+    with Progress(f"starting {_what(options)}", quiet=options.quiet):
         made = session.ask(routes.create_instance(session.project, _body(options, "running"), wait=_SETTLE))
     line(clean(made.text("name")))
     return failed(made)

@@ -24,12 +24,20 @@ def _size(item: "Document") -> str:
     return format_size(sum(size for size in sizes if isinstance(size, int))) if sizes else ""
 
 
+def _memory(item: "Document") -> str:
+    from lamella.model.quantity import format_size
+
+    kept = item.integer("status", "memory")
+    return format_size(kept) if kept else ""
+
+
 COLUMNS: "list[Column]" = [
     NAME,
     PHASE,
     ("OF", lambda item: "instance" if item.text("spec", "instance") else "volume"),
     ("CONSISTENT", lambda item: item.text("status", "consistency")),
     ("SIZE", _size),
+    ("MEMORY", _memory),
     ("PAUSE", lambda item: f"{(item.number('status', 'pause') or 0) * 1000:.1f}ms"),
     ("TAKEN", lambda item: when.since(item.text("status", "taken_at")) if item.text("status", "taken_at") else ""),
 ]
@@ -64,6 +72,7 @@ def _create_options(parser: "Parser") -> None:
     parser.positional("name", help="what the snapshot will be called: VOLUME@NAME")
     parser.option("--instance", action="store_true", help="of all volumes of an instance, at one instant")
     parser.option("--consistent", action="store_true", help="freeze the guest's filesystems meanwhile")
+    parser.option("--memory", action="store_true", help="of a running instance, with its memory")
     parser.option("-l", "--label", action="append", default=[], metavar="KEY=VALUE", help="set a label")
 
 
@@ -72,8 +81,9 @@ def _create(options: "Options") -> int:
 
     asked: dict[str, object] = {
         "name": options.name,
-        "instance" if options.instance else "volume": options.of,
+        "instance" if options.instance or options.memory else "volume": options.of,
         "consistent": options.consistent,
+        "memory": options.memory,
         "labels": labels(options.label),
     }
     session = Session(options)
@@ -84,13 +94,31 @@ def _create(options: "Options") -> int:
 
 
 def _restore_options(parser: "Parser") -> None:
-    parser.positional("name", help="VOLUME@NAME: its volumes become what they were")
+    parser.positional(
+        "name", help="VOLUME@NAME: its volumes become what they were, and its instance goes on from its memory"
+    )
+    parser.option("--disks", action="store_true", help="its disks alone, without the memory that it holds")
+    parser.option(
+        "--start", action="store_true", help="start the instance (default: when there is a memory to go on from)"
+    )
+    parser.option(
+        "--no-start", action="store_true", help="leave it stopped; it goes on from the memory when it is started"
+    )
     parser.option("-q", "--quiet", action="store_true", help="no progress")
 
 
 def _restore(options: "Options") -> int:
+    if options.start and options.no_start:
+        from lamella.model.errors import Invalid
+
+        raise Invalid("--start and --no-start contradict each other", hint="leave one out", field="start")
+    asked: dict[str, object] = {"memory": not options.disks}
+    if options.start or options.no_start:
+        asked["start"] = bool(options.start)
     session = Session(options)
-    operation = session.ask(storage_routes.verb(session.project, "snapshot", options.name, "restore", wait=None))
+    operation = session.ask(
+        storage_routes.verb(session.project, "snapshot", options.name, "restore", render(asked), wait=None)
+    )
     line(clean(follow(session, operation, f"restoring {clean(options.name)}", quiet=options.quiet)))
     return 0
 

@@ -141,10 +141,23 @@ SCRATCH = "scratch"  # the image of nothing, as docker calls it
 
 
 def check_image(options: "Options") -> None:
-    """Fill in the image where it may be left out: a machine that boots from a CD.
+    """Fill in image and isolation where they may be left out: of a machine that boots from a CD, of a copy of a template, whose words are
+    all its command's.
 
-    :raise Invalid: when there is nothing to run.
+    :raise Invalid: when there is nothing to run, or what a copy has of its template is asked for.
     """
+    if options.template is not None:
+        if options.no_template:
+            raise _invalid("--template and --no-template contradict each other", "leave one of them out", "template")
+        if options.isolation is not None and options.isolation == "container":
+            raise _invalid(
+                "no template is a container", "leave --isolation out: a copy has its template's", "isolation"
+            )
+        if options.image is not None:
+            options.rest = [options.image, *options.rest]
+            options.image = None
+        return
+    options.isolation = options.isolation or "container"
     if options.image is None and options.iso:
         options.image = SCRATCH
     if options.image is None:
@@ -161,7 +174,7 @@ def instance(options: "Options") -> "Json":
     from lamella.cli import machine, rates
 
     check_image(options)
-    spec: Json = {"image": options.image, "isolation": options.isolation, **sizes(options)}
+    spec: Json = {**_origin(options), **sizes(options)}
     command: list[str] = options.rest
     entrypoint: str | None = options.entrypoint
     if entrypoint is not None:
@@ -224,6 +237,16 @@ def instance(options: "Options") -> "Json":
 
         spec["stop_timeout"] = parse_duration(options.stop_timeout, field="stop-timeout")
     return spec | machine.spec(options)
+
+
+def _origin(options: "Options") -> "Json":
+    if options.template is None:
+        return {
+            "image": options.image,
+            "isolation": options.isolation,
+            **({"cold": True} if options.no_template else {}),
+        }
+    return {"template": options.template, **({"isolation": options.isolation} if options.isolation else {})}
 
 
 def _signal(text: "str | None") -> "str | None":

@@ -13,7 +13,7 @@ from lamella.client.problem import problem
 from lamella.client.request import Request
 from lamella.model.board import DesktopTicket, Input
 from lamella.model.contract import Comparison, Contract, WhyNot
-from lamella.model.errors import LamellaError, error_for
+from lamella.model.errors import Invalid, LamellaError, error_for
 from lamella.model.files import FileInfo
 from lamella.model.image import Image
 from lamella.model.instance import Instance, Phase
@@ -26,6 +26,7 @@ from lamella.model.requests import (
     Freed,
     ImageCreate,
     InstanceCreate,
+    InstanceFork,
     KillRequest,
     ResourcePatch,
     StopRequest,
@@ -33,7 +34,7 @@ from lamella.model.requests import (
 from lamella.model.stream import ExecSpec, FromProcess, ToProcess
 from lamella.model.usage import LogEntry, Usage
 
-PowerVerb = Literal["start", "stop", "restart", "pause", "resume"]
+PowerVerb = Literal["start", "stop", "restart", "pause", "resume", "suspend"]
 Condition = Literal["settled", "running", "stopped", "removed"]
 DesktopKind = Literal["vnc", "spice"]
 DiskFormat = Literal["qcow2", "raw", "vmdk", "vdi", "vhdx"]
@@ -105,6 +106,15 @@ def power(project: str, name: str, verb: PowerVerb, *, timeout: float | None = N
     body = None if timeout is None else _encode(StopRequest(timeout=timeout))
     wait = min(3600.0, SETTLE + (timeout or 0))
     return Call(routes.instance_verb(project, name, verb, body=body, wait=wait), answer(Instance))
+
+
+def fork(project: str, name: str, count: int, prefix: str | None, labels: Mapping[str, str] | None) -> Call[Operation]:
+    """:raise Invalid: when so many, or such a name, cannot be asked for."""
+    try:
+        body = msgspec.convert({"count": count, "name": prefix, "labels": dict(labels or {})}, InstanceFork)
+    except msgspec.ValidationError as error:
+        raise Invalid(f"the copies cannot be asked for: {error}", field="count") from error
+    return Call(routes.fork(project, name, _encode(body)), answer(Operation))
 
 
 def kill(project: str, name: str, signal: str) -> Call[Instance]:

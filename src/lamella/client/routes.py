@@ -114,9 +114,16 @@ def _match(revision: "int | None") -> dict[str, str]:
 def instance_verb(
     project: str, name: str, verb: str, *, body: "bytes | None" = None, wait: "float | None" = None
 ) -> Request:
-    """``start``, ``stop``, ``restart``, ``kill``, ``pause`` or ``resume``."""
+    """``start``, ``stop``, ``restart``, ``kill``, ``pause``, ``suspend`` or ``resume``."""
     path = target("projects", project, "instances", name, verb, query=[("wait", wait)])
     return Request("POST", path, body=body, headers=_JSON if body is not None else None, wait=wait or 0)
+
+
+def fork(project: str, name: str, body: bytes) -> Request:
+    """Make copies of a running instance (:class:`lamella.model.requests.InstanceFork`); the answer is an operation. Sent twice it makes
+    them once."""
+    headers = {**_JSON, "Idempotency-Key": os.urandom(16).hex()}
+    return Request("POST", target("projects", project, "instances", name, "fork"), body=body, headers=headers, wait=60)
 
 
 def wait_for(project: str, name: str, what: str, timeout: float) -> Request:

@@ -17,6 +17,7 @@ from lamella.model.storage_bodies import (
     PoolCreate,
     PoolScrub,
     SnapshotCreate,
+    SnapshotRestore,
     StorageCheck,
     VolumeAttach,
     VolumeCreate,
@@ -158,15 +159,19 @@ def scrub_pool(name: str, *, repair: bool) -> Call[Operation]:
     return Call(storage_routes.verb("default", "pool", name, "scrub", body, wait=None), answer(Operation))
 
 
-def create_snapshot(project: str, of: str, name: str, *, instance: bool, consistent: bool) -> Call[Snapshot]:
+def create_snapshot(
+    project: str, of: str, name: str, *, instance: bool, consistent: bool, memory: bool
+) -> Call[Snapshot]:
+    whole = instance or memory
     body = SnapshotCreate(
-        name=name, volume="" if instance else of, instance=of if instance else "", consistent=consistent
+        name=name, volume="" if whole else of, instance=of if whole else "", consistent=consistent, memory=memory
     )
     return Call(storage_routes.create(project, "snapshot", _encode(body)), answer(Snapshot))
 
 
-def restore_snapshot(project: str, name: str) -> Call[Operation]:
-    return Call(storage_routes.verb(project, "snapshot", name, "restore", wait=None), answer(Operation))
+def restore_snapshot(project: str, name: str, *, memory: bool, start: bool | None) -> Call[Operation]:
+    body = _encode(SnapshotRestore(memory=memory, start=start))
+    return Call(storage_routes.verb(project, "snapshot", name, "restore", body, wait=None), answer(Operation))
 
 
 def fsck(*, repair: bool, remove_orphans: bool) -> Call[Operation]:

@@ -33,6 +33,9 @@ class Wishes(TypedDict, total=False):
 
     ``volumes`` are those with a life of their own: ``{"data": "/var/lib/x"}`` (``":ro"`` at the end: read only; ``""``: a bare disk), or
     as ``--volume`` has them.
+
+    ``template`` is the name of one that it begins as a copy of: then the image may be ``""``. With ``cold`` it boots, whatever there is to
+    begin from.
     """
 
     command: Sequence[str]
@@ -86,6 +89,8 @@ class Wishes(TypedDict, total=False):
     fuel: int
     deadline: float | str
     volumes: Mapping[str, str] | Sequence[str]
+    template: str
+    cold: bool
 
 
 # What goes to the board as it is.
@@ -130,6 +135,8 @@ def instance(image: str, wishes: Wishes, *, power: Power = Power.RUNNING) -> Ins
         "terminal",
         "remove_on_exit",
         "fuel",
+        "template",
+        "cold",
     ):
         if name in given:
             spec[name] = given[name]

@@ -84,7 +84,7 @@ def _shares(instance: Instance, read: dict[str, Mechanism]) -> list[Line]:
 
 
 def _guarantees(instance: Instance) -> list[Line]:
-    status = instance.status
+    spec, status = instance.spec, instance.status
     lines = [
         Line(
             subject="image", value=status.image_digest, enforced_by="content addressed by digest, layers never written"
@@ -95,6 +95,16 @@ def _guarantees(instance: Instance) -> list[Line]:
             enforced_by="a claim in the store",
         ),
     ]
+    beginning = status.beginning
+    if spec.template is not None and beginning is not None and status.epoch == beginning.epoch:
+        lines.append(
+            Line(
+                subject="memory pages",
+                value=f"those that it has not written are shared with other copies of template {spec.template},"
+                f" all of them in project {instance.project}",
+                enforced_by="copy on write of a sealed file; a template is its project's own",
+            )
+        )
     if status.address:
         lines.append(
             Line(

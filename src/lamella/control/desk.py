@@ -14,7 +14,10 @@ from lamella.control.network.mirrors import forget_mirrors
 from lamella.control.pinning import release_pins
 from lamella.control.storage.attaching import let_go
 from lamella.control.storage.hearing import hear, measured
+from lamella.control.storage.holding import is_left, left_behind, outlive
+from lamella.control.storage.lookup import held
 from lamella.control.storage.parting import part_with_snapshots
+from lamella.control.templates.giving_way import give_back
 from lamella.model.assignment import Assignment, Assignments, InstanceReport
 from lamella.model.balancer import BalancerReport
 from lamella.model.errors import Conflict, Forbidden, NotFound
@@ -23,7 +26,7 @@ from lamella.model.instance import Decision, Instance, InstanceStatus, Phase
 from lamella.model.kinds import AnyResource
 from lamella.model.network import Network, Port
 from lamella.model.resource import new_resource, now
-from lamella.model.storage import Pool, StorageEvent, StoragePhase, Volume
+from lamella.model.storage import Pool, Snapshot, StorageEvent, StoragePhase, Volume
 from lamella.store.store import Change, Store, Transaction
 
 # What the host sees; everything else in an instance's status is control's and is not overwritten by a report.
@@ -253,6 +256,7 @@ def _assignment(tx: Transaction, instance: Instance) -> Assignment:
         revision=max(part.revision for part in parts if part is not None),
         instance=instance,
         volume=volume,
+        source=_source(tx, volume),
         port=port,
         network=networks[port.spec.network] if port is not None else None,
         disks=disks,
@@ -262,6 +266,12 @@ def _assignment(tx: Transaction, instance: Instance) -> Assignment:
         retired_ports=[part for part in retired if part.kind == "port"],
         volumes=volumes,
     )
+
+
+def _source(tx: Transaction, volume: Volume | None) -> str:
+    """The id of the volume of whose snapshot *volume* begins as a copy; empty when it begins as none, or that is gone."""
+    snapshot: Snapshot | None = tx.by_id(volume.spec.source) if volume is not None and volume.spec.source else None
+    return next(iter(held(snapshot)), "") if snapshot is not None else ""
 
 
 def _need(tx: Transaction, instance: Instance, id: str) -> Any:
@@ -292,7 +302,11 @@ def _take(tx: Transaction, instance: Instance, report: InstanceReport) -> None:
     over = ended_for_good(instance) or instance.status.phase is Phase.FAILED
     if over and instance.spec.remove_on_exit and instance.deleted_at is None:
         instance.deleted_at = now()
+        outlive(tx, instance)
     tx.update(instance)
+    for type, message in report.events:
+        if type == "memory.pressure":
+            give_back(tx, instance, message)
 
 
 def _part_with(tx: Transaction, instance: Instance, id: str) -> None:
@@ -302,6 +316,8 @@ def _part_with(tx: Transaction, instance: Instance, id: str) -> None:
         return
     if part.kind == "volume" and part.spec.owner != instance.id:
         let_go(tx, instance, part)
+        if is_left(part):
+            left_behind(tx, part)
     else:
         if part.kind == "volume":
             part_with_snapshots(tx, id)

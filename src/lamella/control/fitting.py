@@ -18,6 +18,8 @@ GUESTS = MACHINES | {Isolation.UNIKERNEL, Isolation.MICROVM}
 
 # Levels whose running instances can be given devices and rid of them.
 PLUGGABLE = MACHINES
+# Levels whose memory can be kept while they run, and gone on from.
+KEEPS_MEMORY = frozenset({Isolation.MICROVM})
 # Levels that cannot be made larger, while they run, than the host said that they can.
 FIXED_SIZE = frozenset({Isolation.MICROVM, Isolation.UNIKERNEL, Isolation.WASM}) | MACHINES
 
@@ -94,6 +96,16 @@ def _asked(spec: InstanceSpec, field: str) -> bool:
         # A terminal brings its TERM along.
         return bool(set(value) - {"TERM"})
     return value is not None and value != [] and value != {}
+
+
+def check_keeps_memory(spec: InstanceSpec, what: str) -> None:
+    """:raise Unsupported: when an instance of this level cannot be *what* (``suspended``); it names the levels that can."""
+    if spec.isolation not in KEEPS_MEMORY:
+        raise Unsupported(
+            f"a {spec.isolation} cannot be {what}: its memory cannot be kept",
+            hint=f"--isolation {_list(KEEPS_MEMORY)} can",
+            field="spec.isolation",
+        )
 
 
 def _check_board(spec: InstanceSpec) -> None:

@@ -6,8 +6,9 @@ from lamella.control import capacity
 from lamella.control.capacity import Shortage
 from lamella.control.pinning import find_cores
 from lamella.control.shares import NOTHING, Share, counts, share_of
+from lamella.control.templates.giving_way import give_way
 from lamella.model.contract import Line
-from lamella.model.errors import LamellaError
+from lamella.model.errors import LamellaError, NoRoom
 from lamella.model.host import Host
 from lamella.model.instance import Instance, InstanceSpec
 from lamella.store.store import Transaction
@@ -40,14 +41,20 @@ def held(instance: Instance) -> Share:
 
 
 def check_room(tx: Transaction, instance: Instance, had: Share) -> None:
-    """That the host has room for *instance* as it is asked for now; until now it *had* its share.
+    """That the host has room for *instance* as it is asked for now; until now it *had* its share. Copies that wait for a command give way.
 
     :raise NoRoom: when it has not.
     """
     wanted = held(instance)
     grows = any(getattr(wanted, field) > getattr(had, field) for field in Share.__struct_fields__)
     host: Host | None = tx.by_id(instance.status.host or "")
-    if grows and host is not None:
+    if not grows or host is None:
+        return
+    try:
+        capacity.check(host, tx.list("instance"), instance, had)
+    except NoRoom:
+        if not give_way(tx, instance.spec, [host], had, but=instance.id):
+            raise
         capacity.check(host, tx.list("instance"), instance, had)
 
 

@@ -17,6 +17,7 @@ from lamella.model.instance import Instance
 from lamella.model.operation import Operation, OperationPhase, OperationSpec, OperationStatus
 from lamella.model.requests import ImageCreate, Principal
 from lamella.model.resource import new_resource, now
+from lamella.model.template import Template
 from lamella.store.store import Audit, Change, Store, Transaction
 
 # Progress goes to the store this often at most, in seconds: it is for eyes.
@@ -151,6 +152,7 @@ class Images:
             if image is None or image.kind != "image":
                 raise NotFound(f"no image is called {name!r} in project {project}", hint="lamella image ls lists them")
             users = [i.name for i in tx.list("instance") if image.status.digest in _digests(i)]
+            users += [f"template {t.name}" for t in tx.list("template") if image.status.digest in _frozen(t)]
             others = [i for i in tx.list("image") if i.status.digest == image.status.digest and i.id != image.id]
             if users and not others and not force:
                 raise Conflict(
@@ -166,13 +168,20 @@ class Images:
         await self._store.write(write)
 
     async def collect(self, who: Principal, agent: HostAgent) -> int:
-        """Free what no image name and no instance needs; returns bytes."""
+        """Free what no image name, no instance and no template needs; returns bytes."""
         if self._tasks:
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
         def look(tx: Transaction) -> set[str]:
             named = {image.status.digest for image in tx.list("image")}
-            return named | {digest for instance in tx.list("instance") for digest in _digests(instance)}
+            frozen = {digest for template in tx.list("template") for digest in _frozen(template)}
+            # What a memory is of, somebody may still begin as.
+            origins = {
+                item.status.origin.image_digest for item in tx.list("snapshot") if item.status.origin is not None
+            }
+            return (
+                named | frozen | origins | {digest for instance in tx.list("instance") for digest in _digests(instance)}
+            )
 
         keep = await self._store.read(look)
         freed = await agent.collect_images({digest for digest in keep if digest})
@@ -183,6 +192,11 @@ class Images:
 def _digests(instance: Instance) -> set[str]:
     """Of all images that an instance stands on: the one it was made from, and those in its drives."""
     return {instance.status.image_digest, *instance.status.cdroms.values()}
+
+
+def _frozen(template: Template) -> set[str]:
+    """Of the image that copies of a template stand on."""
+    return {template.status.image.digest} if template.status.image is not None else set()
 
 
 def default_name(body: ImageCreate) -> str:

@@ -1,36 +1,31 @@
 """The verbs on instances: each writes intent in one transaction; the host makes it so, and whoever asked may wait for that."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import msgspec
 
 from lamella.control import huge_pages
-from lamella.control.admission import Taken, admit, check_spec
+from lamella.control.admission import check_spec
 from lamella.control.bulletin import Bulletin
-from lamella.control.capacity import said
 from lamella.control.changing import (
     change_devices,
     check_volumes_at_rest,
     check_volumes_idle,
-    drive_image,
-    insert_port,
-    networks_of,
     undo,
 )
+from lamella.control.creating import check_asked, insert_new
 from lamella.control.events import record
 from lamella.control.fitting import FIXED_SIZE, PLUGGABLE, normalise
-from lamella.control.handing_out import check_room, held, shortages
+from lamella.control.handing_out import check_room, held
 from lamella.control.intent import CONDITIONS, PowerVerb, apply_power, refusal
-from lamella.control.lookup import find_image, find_instance, need_project
+from lamella.control.lookup import find_instance, need_project
 from lamella.control.merging import merge_labels, merge_patch
-from lamella.control.naming import new_name
-from lamella.control.network.firewalls import firewalls_of
 from lamella.control.network.rates import rates_of, without
 from lamella.control.pinning import settle_pins
-from lamella.control.placement import Placement, place
-from lamella.control.shares import check_shares, share_of
-from lamella.control.storage.attaching import Named, able_hosts, attach, resolve
+from lamella.control.shares import check_shares
+from lamella.control.storage.attaching import attach, resolve
+from lamella.control.storage.holding import outlive
+from lamella.control.templates.taking import begin_of_template
 from lamella.model import bit_rate
 from lamella.model.errors import (
     Conflict,
@@ -46,13 +41,13 @@ from lamella.model.ids import check_name
 from lamella.model.instance import Decision, Instance, InstanceSpec, Phase, Power
 from lamella.model.quantity import format_cpu, format_size
 from lamella.model.requests import InstanceCreate, Principal, ResourcePatch, ResourcePut
-from lamella.model.resource import Resource, now
+from lamella.model.resource import now
 from lamella.model.storage import Volume, VolumeMount
 from lamella.model.validation import invalid
 from lamella.store.store import Audit, Change, Store, Transaction
 
 # What cannot change after an instance was made, and what to do instead.
-FIXED = ("image", "isolation", "disk", "remove_on_exit", "stdin", "terminal")
+FIXED = ("image", "isolation", "disk", "remove_on_exit", "stdin", "terminal", "template")
 # Devices: what may come and go with levels that can be plugged into.
 DEVICES = ("nics", "disks", "cdroms", "usb")
 # What changes only while it does not run.
@@ -79,7 +74,7 @@ class Instances:
     ) -> Instance:
         if body.name is not None:
             check_name(body.name)
-        check_spec(body.spec)
+        check_asked(body.spec)
         _check_directories(who, body.spec)
 
         def write(tx: Transaction) -> tuple[Instance, bool]:
@@ -89,45 +84,13 @@ class Instances:
                 if before is not None:
                     return before, False
             need_project(tx, project)
-            # A retry of the transaction must start from what was asked, not from what the last try filled in.
-            spec = msgspec.convert(msgspec.to_builtins(body.spec), InstanceSpec)
-            normalise(spec)
-            named = resolve(tx, project, spec)
-            placement = _placement(tx, spec, named)
-            networks = networks_of(tx, project, spec)
-            admitted = admit(
-                name=body.name or _unused_name(tx, project),
-                project=project,
-                labels=body.labels,
-                spec=spec,
-                image=find_image(tx, project, spec.image),
-                placement=placement,
-                networks=networks,
-                taken=Taken(
-                    addresses={network.id: tx.claims(f"address:{network.id}") for network in networks},
-                    id_ranges=tx.claims(f"ids:{placement.host.id}"),
-                ),
-                seed=self._seed,
-                drives={drive.name: drive_image(tx, project, drive) for drive in spec.cdroms},
-                firewalls=[firewalls_of(tx, project, nic.firewalls) for nic in spec.nics],
-            )
-            # An appliance may have sizes of its own.
-            settle_pins(tx, admitted.instance)
-            check_room(tx, admitted.instance, share_of(body.spec))
-            instance = tx.insert(admitted.instance)
-            if named:
-                attach(tx, instance, named)
-                instance = tx.update(instance)
-            tx.claim(f"ids:{placement.host.id}", str(instance.status.id_base), instance.id)
-            for volume in (admitted.volume, *admitted.disks.values()):
-                if volume is not None:
-                    tx.insert(volume)
-            for port in (admitted.port, *admitted.ports.values()):
-                if port is not None:
-                    insert_port(tx, port)
+            instance = _begin(tx, project, body, self._seed)
             if idempotency_key is not None:
                 tx.claim(space, idempotency_key, instance.id)
-            record(tx, instance, "instance.created", f"{who.name} created {instance.name} from {spec.image}")
+            begun = (
+                f"as a copy of template {body.spec.template}" if body.spec.template else f"from {instance.spec.image}"
+            )
+            record(tx, instance, "instance.created", f"{who.name} created {instance.name} {begun}")
             tx.audit(Audit(principal=who.name, verb="create", subject=f"instance/{project}/{instance.name}"))
             return instance, True
 
@@ -149,6 +112,8 @@ class Instances:
             wanted = msgspec.structs.replace(body.spec, **{field: getattr(instance.spec, field) for field in KEPT})
             if wanted.stop_timeout is None:
                 wanted.stop_timeout = instance.spec.stop_timeout
+            if wanted.template is not None:
+                _fill(wanted, instance.spec)
             before.append(msgspec.convert(msgspec.to_builtins(instance), Instance))
             self._replace_spec(tx, who, instance, wanted)
             instance.labels = dict(body.labels)
@@ -168,7 +133,7 @@ class Instances:
                 if kept:
                     raise Invalid(
                         f"spec.{kept[0]} is not set by hand",
-                        hint="use start, stop, restart, pause or resume",
+                        hint="use start, stop, restart, pause, suspend or resume",
                         field="spec",
                     )
                 merged = merge_patch(msgspec.to_builtins(instance.spec), body.spec)
@@ -289,6 +254,8 @@ class Instances:
                     hint=f"lamella stop {instance.name}, change it, and start it again",
                     field=f"spec.{field}",
                 )
+        if Phase.SUSPENDED is instance.status.phase or instance.spec.power is Power.SUSPENDED:
+            _check_suspended(instance, wanted)
         check_spec(wanted)
         check_shares(wanted)
         _check_directories(who, wanted)
@@ -337,13 +304,39 @@ class Instances:
         self, who: Principal, project: str, name: str, verb: PowerVerb, *, timeout: float | None, wait: float
     ) -> Instance:
         def change(tx: Transaction, instance: Instance) -> None:
-            if verb in ("start", "restart"):
+            was.append((instance.spec.power, instance.spec.epoch))
+            if verb in ("start", "restart") or (verb == "resume" and instance.spec.power is Power.SUSPENDED):
                 check_volumes_idle(tx, instance)
                 huge_pages.check_start(tx, instance)
+            if verb == "suspend":
+                check_volumes_idle(tx, instance)
             apply_power(instance, verb)
             instance.spec.grace = timeout
 
-        return await self._change(who, project, name, verb, change, expected=None, wait=wait)
+        was: list[tuple[Power, int]] = []
+        changed = await self._change(who, project, name, verb, change, expected=None, wait=wait)
+        before, epoch = was[-1]
+        goes_on = before is Power.SUSPENDED and verb in ("start", "resume") and changed.spec.epoch == epoch
+        return await self._as_before(changed, before) if (verb == "suspend" or goes_on) and wait > 0 else changed
+
+    async def _as_before(self, changed: Instance, was: Power) -> Instance:
+        """*changed*, which was to be suspended or to go on from that. When its host refused, it is as it *was*; the refusal is raised."""
+        why = refusal(changed)
+        if why is None and was is Power.SUSPENDED and changed.status.phase is Phase.FAILED:
+            why = next((item for item in changed.status.conditions if not item.status), None)
+        if why is None:
+            return changed
+
+        def write(tx: Transaction) -> None:
+            current: Instance | None = tx.by_id(changed.id)
+            if current is not None and current.generation == changed.generation and current.deleted_at is None:
+                current.spec.power = was
+                settle_pins(tx, current)
+                tx.update(current)
+
+        await self._store.write(write)
+        hint = why.hint or (f"lamella restart {changed.name} boots it anew" if was is Power.SUSPENDED else "")
+        raise error_for(why.reason)(why.message, hint=hint)
 
     async def begin_attached(self, who: Principal, project: str, name: str) -> Instance:
         """Ask for a run that waits until somebody is attached."""
@@ -370,6 +363,7 @@ class Instances:
                 )
             if instance.deleted_at is None:
                 instance.deleted_at = now()
+                outlive(tx, instance)
 
         instance = await self._change(who, project, name, "delete", change, expected=expected, wait=0)
         if wait > 0:
@@ -390,6 +384,11 @@ class Instances:
             instance = find_instance(tx, project, name)
             if instance.deleted_at is not None and verb != "delete":
                 raise Conflict(f"{instance.name} is being removed")
+            if instance.spec.power is Power.READY and verb != "delete":
+                raise Conflict(
+                    f"{instance.name} is a template's, and waits for a command",
+                    hint="lamella run --template NAME takes one that waits",
+                )
             had = held(instance)
             change(tx, instance)
             settle_pins(tx, instance)
@@ -453,15 +452,18 @@ class Instances:
         return latest
 
 
-def _placement(tx: Transaction, spec: InstanceSpec, named: Sequence[Named]) -> Placement:
-    load: dict[str, int] = {}
-    hosts: list[Resource[Any, Any]] = able_hosts(tx.list("host"), named) if named else tx.list("host")
-    if spec.huge_pages:
-        hosts = huge_pages.with_room(spec, hosts, tx.list("instance"))
-    if len(hosts) > 1:
-        for instance in tx.list("instance"):
-            load[instance.status.host] = load.get(instance.status.host, 0) + 1
-    return msgspec.structs.replace(place(spec, hosts, load, shortages(tx, spec, hosts)), share=said(share_of(spec)))
+def _begin(tx: Transaction, project: str, body: InstanceCreate, seed: str) -> Instance:
+    if body.spec.template is not None:
+        return begin_of_template(tx, project, body.name, body.labels, body.spec, seed=seed)
+    return insert_new(tx, project, body.name, body.labels, body.spec, seed=seed)
+
+
+def _fill(wanted: InstanceSpec, has: InstanceSpec) -> None:
+    """What is not said of a copy is as its template has it, and as it has it."""
+    unsaid = InstanceSpec()
+    for field in ("image", "isolation", "cpu", "memory", "disk", "pids"):
+        if getattr(wanted, field) == getattr(unsaid, field):
+            setattr(wanted, field, getattr(has, field))
 
 
 def _check_directories(who: Principal, spec: InstanceSpec) -> None:
@@ -474,11 +476,15 @@ def _check_directories(who: Principal, spec: InstanceSpec) -> None:
         )
 
 
-def _unused_name(tx: Transaction, project: str) -> str:
-    while True:
-        name = new_name()
-        if tx.get("instance", project, name) is None:
-            return name
+def _check_suspended(instance: Instance, wanted: InstanceSpec) -> None:
+    """:raise Conflict: when *wanted* has other limits, which a memory that is kept does not know of."""
+    for field in (*LIMITS, "cpu_guarantee", "memory_guarantee"):
+        if getattr(wanted, field) != getattr(instance.spec, field):
+            raise Conflict(
+                f"spec.{field} of {instance.name} cannot be changed while it is suspended",
+                hint=f"lamella resume {instance.name}, and set it then",
+                field=f"spec.{field}",
+            )
 
 
 def _limit(field: str, value: int | None) -> str:

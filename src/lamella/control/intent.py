@@ -3,17 +3,22 @@
 from collections.abc import Callable
 from typing import Literal
 
+from lamella.control.fitting import check_keeps_memory
 from lamella.model.errors import Conflict
 from lamella.model.instance import Instance, Phase, Power
 from lamella.model.resource import Condition
 
-PowerVerb = Literal["start", "stop", "restart", "pause", "resume"]
+PowerVerb = Literal["start", "stop", "restart", "pause", "resume", "suspend"]
 
 
 def refusal(instance: Instance) -> Condition | None:
     """Why the newest intent for something that runs, and goes on running, could not be carried out."""
     status = instance.status
-    if status.observed_generation < instance.generation or status.phase not in (Phase.RUNNING, Phase.PAUSED):
+    if status.observed_generation < instance.generation or status.phase not in (
+        Phase.RUNNING,
+        Phase.PAUSED,
+        Phase.SUSPENDED,
+    ):
         return None
     return next((item for item in status.conditions if item.type == "Ready" and not item.status), None)
 
@@ -28,10 +33,15 @@ def settled(instance: Instance) -> bool:
     if spec.power is Power.STOPPED:
         # One that never ran is pending, and may stay so.
         return status.phase in (Phase.STOPPED, Phase.PENDING)
+    if spec.power is Power.READY:
+        return status.phase is Phase.READY
     if status.epoch < spec.epoch:
         return False
     if spec.power is Power.PAUSED:
         return status.phase in (Phase.PAUSED, Phase.STOPPED)
+    if spec.power is Power.SUSPENDED:
+        # Its command may have ended before.
+        return status.phase in (Phase.SUSPENDED, Phase.STOPPED)
     return status.phase in (Phase.RUNNING, Phase.STOPPED)
 
 
@@ -53,12 +63,13 @@ CONDITIONS: dict[str, Callable[[Instance], bool]] = {
 def apply_power(instance: Instance, verb: PowerVerb) -> None:
     """Change the intent of *instance* as *verb* says; what is so already stays as it is.
 
-    :raise Conflict: when the verb makes no sense in the state that it is in.
+    :raise Conflict: when the verb makes no sense in the state that it is in. :raise Unsupported: when its level cannot do that.
     """
     spec, phase = instance.spec, instance.status.phase
     if verb == "start":
         resting = phase in (Phase.STOPPED, Phase.FAILED) and instance.status.epoch >= spec.epoch
-        if spec.power is Power.STOPPED or resting:
+        # What is suspended goes on with the run that it was in.
+        if spec.power is Power.STOPPED or (resting and not _is_suspended(instance)):
             spec.epoch += 1
         spec.power = Power.RUNNING
     elif verb == "stop":
@@ -67,10 +78,24 @@ def apply_power(instance: Instance, verb: PowerVerb) -> None:
         spec.epoch += 1
         spec.power = Power.RUNNING
     elif verb == "pause":
-        if phase not in (Phase.RUNNING, Phase.PAUSED, Phase.STARTING):
+        if phase not in (Phase.RUNNING, Phase.PAUSED, Phase.STARTING) or spec.power is Power.SUSPENDED:
             raise Conflict(f"{instance.name} is {phase}; only a running instance can be paused", hint="start it first")
         spec.power = Power.PAUSED
+    elif verb == "suspend":
+        check_keeps_memory(spec, "suspended")
+        if not _is_suspended(instance) and (phase is not Phase.RUNNING or spec.power is not Power.RUNNING):
+            hint = "resume it first" if phase is Phase.PAUSED else "only what runs has a memory to keep"
+            raise Conflict(f"{instance.name} is {phase}; only a running instance can be suspended", hint=hint)
+        spec.power = Power.SUSPENDED
     else:
-        if spec.power is not Power.PAUSED:
-            raise Conflict(f"{instance.name} is not paused", hint="`lamella start` starts a stopped one")
+        if spec.power is not Power.PAUSED and not _is_suspended(instance):
+            raise Conflict(
+                f"{instance.name} is neither paused nor suspended", hint="`lamella start` starts a stopped one"
+            )
         spec.power = Power.RUNNING
+
+
+def _is_suspended(instance: Instance) -> bool:
+    """Whether its memory lies in a file, or is about to. What ended before it could be suspended has none."""
+    phase = instance.status.phase
+    return phase is Phase.SUSPENDED or (instance.spec.power is Power.SUSPENDED and phase is not Phase.STOPPED)

@@ -17,6 +17,7 @@ from lamella.control.defaults import ensure_defaults
 from lamella.control.desk import Desk
 from lamella.control.doctor import diagnose
 from lamella.control.events import record
+from lamella.control.forking import Forking
 from lamella.control.handing_out import promised_by_host
 from lamella.control.hosts import Hosts as HostPolicies
 from lamella.control.images import Images
@@ -37,6 +38,8 @@ from lamella.control.storage.asking import Hosts
 from lamella.control.storage.promises import described
 from lamella.control.storage.replicas import kept_again
 from lamella.control.storage.wing import StorageWing
+from lamella.control.templates.keeper import Keeper as TemplateKeeper
+from lamella.control.templates.templates import Templates, counted
 from lamella.model.assignment import HostAgent
 from lamella.model.board import DesktopTicket, Input
 from lamella.model.capture import CaptureSpec
@@ -56,6 +59,7 @@ from lamella.model.requests import (
     Freed,
     ImageCreate,
     InstanceCreate,
+    InstanceFork,
     Items,
     Principal,
     ResourcePatch,
@@ -90,7 +94,12 @@ class Layer:
         self.routers, self.addresses = Routers(store), Addresses(store)
         self.balancers, self.hosts = Balancers(store), HostPolicies(store)
         self.storage = StorageWing(store, self.bulletin, Hosts(self.presence.away), self.instances)
+        self.forking = Forking(
+            store, self.storage.hosts, self.storage.keeper, self.storage.operations, self.instances, seed=seed
+        )
         self.backup = BackupWing(store, self.storage, self.instances, dump_of(database))
+        self.templates = Templates(store, self.bulletin)
+        self.warm = TemplateKeeper(store, self.bulletin, self.storage.keeper, self.storage.hosts, seed=seed)
         self._agents: dict[str, HostAgent] = {}
         self._joining: set[asyncio.Task[None]] = set()
 
@@ -101,12 +110,14 @@ class Layer:
         await self.images.open()
         await self.storage.open()
         await self.backup.open()
+        await self.warm.open()
 
     async def close(self) -> None:
         await self.presence.close()
         for task in tuple(self._joining):
             task.cancel()
         await asyncio.gather(*self._joining, return_exceptions=True)
+        await self.warm.close()
         await self.backup.close()
         await self.storage.close()
         await self.images.close()
@@ -149,6 +160,8 @@ class Layer:
 
     async def get(self, who: Principal, project: str, kind: str, name: str) -> AnyResource:
         found = await self.store.get(kind, project, name)
+        if kind == "template":
+            return (await self.store.read(lambda tx: counted(tx, [found])))[0]
         return await self._as_it_is_now(found) if kind == "host" else found
 
     async def _as_it_is_now(self, host: Host) -> Host:
@@ -168,6 +181,9 @@ class Layer:
         page = await self.store.list(kind, project=project, labels=labels or None, cursor=cursor, limit=limit)
         if not page.items and project != "default":
             await self.store.read(lambda tx: need_project(tx, project))
+        if kind == "template":
+            items = await self.store.read(lambda tx: counted(tx, page.items))
+            page = msgspec.structs.replace(page, items=items)
         return Items(items=page.items, cursor=page.cursor, revision=page.revision)
 
     async def watch(self, who: Principal, project: str, kind: str | None, since: int) -> AsyncIterator[Change]:
@@ -216,6 +232,8 @@ class Layer:
             return await self.hosts.patch(who, project, name, body, expected=expected)
         if kind == "balancer":
             return await self.balancers.patch(who, project, name, body, expected=expected)
+        if kind == "template":
+            return await self.templates.patch(who, project, name, body, expected=expected, wait=wait)
         if isinstance(body.spec, dict):
             raise Unsupported(f"the spec of a {kind} cannot be changed", hint="labels can", field="spec")
 
@@ -261,6 +279,8 @@ class Layer:
             await self.addresses.delete(who, project, name, expected=expected)
         elif kind == "balancer":
             await self.balancers.delete(who, project, name, expected=expected)
+        elif kind == "template":
+            await self.templates.delete(who, project, name, expected=expected)
         elif kind in ("operation", "event"):
             await self._forget(who, project, kind, name)
         else:
@@ -282,6 +302,18 @@ class Layer:
         self, who: Principal, project: str, name: str, verb: PowerVerb, *, timeout: float | None, wait: float
     ) -> Instance:
         return await self.instances.power(who, project, name, verb, timeout=timeout, wait=wait)
+
+    async def fork(
+        self,
+        who: Principal,
+        project: str,
+        name: str,
+        body: InstanceFork,
+        *,
+        wait: float,
+        idempotency_key: str | None,
+    ) -> Operation:
+        return await self.forking.create(who, project, name, body, wait=wait, idempotency_key=idempotency_key)
 
     async def kill(self, who: Principal, project: str, name: str, signal: str) -> Instance:
         number = signal_number(signal)
@@ -311,6 +343,8 @@ class Layer:
             if paused:
                 return instance
             raise Conflict(f"{instance.name} is paused", hint=f"lamella resume {instance.name}")
+        if instance.status.phase is Phase.SUSPENDED:
+            raise Conflict(f"{instance.name} is suspended", hint=f"lamella resume {instance.name}")
         if instance.status.phase is not Phase.RUNNING:
             raise Conflict(
                 f"{instance.name} is {instance.status.phase}, not running", hint=f"lamella start {instance.name}"

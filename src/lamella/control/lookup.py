@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lamella.control.naming import new_name
 from lamella.model.errors import NotFound
 from lamella.model.image import SCRATCH, SCRATCH_NAME, Image, ImageSpec, ImageStatus
 from lamella.model.instance import Instance
@@ -16,6 +17,14 @@ def find_instance(tx: Transaction, project: str, name: str) -> Instance:
     :raise NotFound: with the way to see what there is.
     """
     return _find(tx, "instance", project, name)
+
+
+def unused_name(tx: Transaction, project: str) -> str:
+    """A name that no instance of *project* has."""
+    while True:
+        name = new_name()
+        if tx.get("instance", project, name) is None:
+            return name
 
 
 def _find(tx: Transaction, kind: str, project: str, name: str) -> Any:

@@ -17,3 +17,8 @@ pine plover poplar raven reef ridge robin rowan seal spruce stork swan tern thru
 def new_name() -> str:
     """Two words and four hexadecimal digits, such as ``calm-otter-3f9a``."""
     return f"{secrets.choice(FIRST.split())}-{secrets.choice(SECOND.split())}-{secrets.token_hex(2)}"
+
+
+def new_suffix() -> str:
+    """Six hexadecimal digits that make a name one of its own."""
+    return secrets.token_hex(3)

@@ -1,7 +1,7 @@
 """Cores of one's own: claimed in the store, so that no two instances ever have the same, and given back when nobody needs them.
 
-They are an instance's from the moment that it is asked to run until it was asked to stop and has stopped, or is removed, or asks for
-other ones. One core of each host at least stays everybody's.
+They are an instance's from the moment that it is asked to run until it was asked to stop or to be suspended and is, or is removed, or
+asks for other ones. One core of each host at least stays everybody's.
 """
 
 from lamella.control import allocation
@@ -14,7 +14,8 @@ from lamella.model.resource import now
 from lamella.store.store import Transaction
 
 # What was never told to have stopped may be about to begin on its host.
-_AT_REST = (Phase.STOPPED, Phase.FAILED)
+_AT_REST = (Phase.STOPPED, Phase.FAILED, Phase.SUSPENDED)
+_RESTING = (Power.STOPPED, Power.SUSPENDED)
 
 
 def find_cores(tx: Transaction, host: Host, spec: InstanceSpec, *, but: str = "") -> Pinned:
@@ -48,7 +49,7 @@ def settle_pins(tx: Transaction, instance: Instance) -> None:
         return
     if instance.deleted_at is not None:
         return
-    if spec.cpu_pin and spec.power is not Power.STOPPED:
+    if spec.cpu_pin and spec.power not in _RESTING:
         if not allocation.suffices(host.status.topology, status.cpus, (spec.cpu or 0) // 1000):
             found = find_cores(tx, host, spec, but=instance.id)
             if found.cpus == tuple(status.cpus):
@@ -72,10 +73,10 @@ def settle_pins(tx: Transaction, instance: Instance) -> None:
 
 
 def release_pins(tx: Transaction, instance: Instance) -> None:
-    """Give back the cores of *instance* when it was asked to stop and has stopped: until then it may still run there."""
+    """Give back the cores of *instance* when it was asked to stop or to be suspended, and is: until then it may still run there."""
     spec, status = instance.spec, instance.status
     host: Host | None = tx.by_id(status.host or "") if status.cpus else None
-    if host is not None and spec.power is Power.STOPPED and status.phase in _AT_REST:
+    if host is not None and spec.power in _RESTING and status.phase in _AT_REST:
         _give_back(tx, host, instance)
 
 

@@ -71,11 +71,14 @@ def share_of(spec: InstanceSpec, own: int = 0) -> Share:
 
 
 def counts(instance: Instance) -> bool:
-    """Whether the instance runs, or may begin to without being asked for anew. Who has cores of its own counts until it gives them back."""
+    """Whether the instance runs, or may begin to without being asked for anew. Who has cores of its own counts until it gives them back;
+    what is suspended holds nothing, and is asked for anew when it is resumed."""
     spec, status = instance.spec, instance.status
     if status.cpus:
         return True
     if spec.power is Power.STOPPED or instance.deleted_at is not None:
+        return False
+    if spec.power is Power.SUSPENDED and status.phase in (Phase.SUSPENDED, Phase.STOPPED, Phase.FAILED):
         return False
     over = status.phase is Phase.STOPPED and status.epoch >= spec.epoch
     rests = spec.restart.mode is RestartMode.NO

@@ -90,7 +90,7 @@ class Agent:
         self._desk: ControlDesk | None = None
         self._reporter: Reporter | None = None
         self._journal = Journal(home.run / "journal")
-        storage.use_writers(InstanceWriters(self._driver_of, self._assigned))
+        storage.use_writers(InstanceWriters(self._driver_of, self._assigned, self._drivers.values))
         storage.on_event(self._heard)
         self._sharing = SharingWing(home, self._assigned)
         self.host_id = ""

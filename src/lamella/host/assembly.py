@@ -6,7 +6,7 @@ from lamella.host.compute.driver import Machine, MountedVolume, Rootfs, StoredAr
 from lamella.host.images.library import ImageLibrary
 from lamella.host.machine import Parts, machine_of
 from lamella.host.network.driver import NetworkDriver
-from lamella.host.storage.driver import Base, VolumeHandle
+from lamella.host.storage.driver import Base, Source, VolumeHandle
 from lamella.host.storage.wing import Attachment, Storage
 from lamella.model.assignment import Assignment
 from lamella.model.image import SCRATCH, ArtifactKind, ImageConfig
@@ -39,7 +39,7 @@ class Assembly:
         whole = asked.instance.spec.isolation in MACHINES
         disk = None
         if asked.volume is not None:
-            disk = await self._own(asked.volume, base[0] if whole and base else None)
+            disk = await self._own(asked.volume, base[0] if whole and base else None, source=asked.source)
         disks: dict[str, VolumeHandle] = {}
         for name, volume in asked.disks.items():
             number = int(name.removeprefix("image-")) if re.fullmatch(r"image-\d+", name) else len(base)
@@ -66,9 +66,15 @@ class Assembly:
             if volume.spec.owner == self.id:
                 await self._storage.pool(volume.spec.pool).delete(volume.id, shred=volume.spec.shred)
 
-    async def _own(self, volume: Volume, base: Base | None) -> VolumeHandle:
-        pool = self._storage.pool(volume.spec.pool)
-        return await pool.create(volume.id, volume.spec.form, volume.spec.size, base=base)
+    async def _own(self, volume: Volume, base: Base | None, *, source: str = "") -> VolumeHandle:
+        pool, spec = self._storage.pool(volume.spec.pool), volume.spec
+        if spec.source is None:
+            return await pool.create(volume.id, spec.form, spec.size, base=base)
+        if not source:
+            # What it began as is gone: it was made then, or cannot be any more.
+            return await pool.handle(volume.id)
+        begins = Source(volume=source, snapshot=spec.source)
+        return await pool.create(volume.id, spec.form, spec.size, source=begins)
 
     async def _attached(self, asked: Assignment, mount: VolumeMount) -> MountedVolume:
         return await self._storage.attach(

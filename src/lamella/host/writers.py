@@ -1,9 +1,10 @@
 """The instances of this host as storage sees them: who writes, and how to have them hold still."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from typing import Protocol, TypeVar, runtime_checkable
 
-from lamella.host.compute.driver import ComputeDriver, Freezes, OpensDisks
+from lamella.host.compute.driver import ComputeDriver, Freezes, KeepsMemory, OpensDisks, Remembered
 from lamella.host.storage.driver import Layer
 from lamella.model.assignment import Assignment
 from lamella.model.errors import NotFound, Unsupported
@@ -31,11 +32,15 @@ class HealsDisks(Protocol):
 
 
 class InstanceWriters:
-    """:class:`lamella.host.storage.wing.Writers`. *find* gives the driver of an instance of this host; it raises :class:`NotFound`."""
+    """:class:`lamella.host.storage.wing.Writers`. *find* gives the driver of an instance of this host; it raises :class:`NotFound`.
+    *drivers* are all of its drivers."""
 
-    def __init__(self, find: Find, assigned: Assigned) -> None:
+    def __init__(
+        self, find: Find, assigned: Assigned, drivers: Callable[[], Iterable[ComputeDriver]] = lambda: ()
+    ) -> None:
         self._find = find
         self._assigned = assigned
+        self._drivers = drivers
 
     async def phase(self, id: str) -> Phase:
         try:
@@ -58,6 +63,17 @@ class InstanceWriters:
 
     async def switch(self, id: str, layers: dict[str, Layer]) -> None:
         await (await self._able(id, OpensDisks, "has no disks of its own open")).switch(id, layers)
+
+    @asynccontextmanager
+    async def remember(self, id: str, memory: str) -> AsyncGenerator[Remembered]:
+        driver = await self._able(id, KeepsMemory, "cannot have its memory kept")
+        async with driver.remember(id, memory) as kept:
+            yield kept
+
+    async def forget(self, memory: str) -> None:
+        for driver in self._drivers():
+            if isinstance(driver, KeepsMemory):
+                await driver.forget(memory)
 
     async def resized(self, id: str, volume: str, size: int) -> None:
         driver = await self._find(id)

@@ -32,12 +32,13 @@ class Assignment(msgspec.Struct, kw_only=True):
 
     ``disks`` and ``ports`` are what it has beside the first volume and port, by device name; ``networks`` those of all ports, by id;
     ``volumes`` those of ``spec.volumes``, by name. What is ``retired`` is to be let go of for good: the host reports it as
-    ``released``. A wasm module has no ``volume``.
+    ``released``. A wasm module has no ``volume``. Where ``volume`` begins as a snapshot, ``source`` is the id of the volume that it is of.
     """
 
     revision: int
     instance: Instance
     volume: Volume | None = None
+    source: str = ""
     port: Port | None = None
     network: Network | None = None
     disks: dict[str, Volume] = {}

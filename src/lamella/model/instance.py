@@ -10,8 +10,8 @@ from msgspec import Meta
 from lamella.model.bit_rate import BitRate
 from lamella.model.board import Board, Cdrom, DeviceName, Directory, Disk, Seed, Usb
 from lamella.model.contract import Mechanism
+from lamella.model.mount import VolumeMount
 from lamella.model.resource import Condition, Resource
-from lamella.model.storage import VolumeMount
 
 Text = Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00]*$")]
 Argument = Annotated[str, Meta(max_length=131072, pattern=r"^[^\x00]*$")]
@@ -112,14 +112,15 @@ class InstanceSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     ``volumes`` are those with a life of their own: they stay when the instance goes.
 
-    ``template`` is the name of one that it begins as a copy of. Without it a machine begins as a copy of one that booted before, where
-    its host keeps such and it is not to be ``cold``.
+    ``template`` is the name of one that it begins as a copy of: its image, its isolation and its sizes are the template's, and may be
+    left out. Without one there is an image, and a machine begins as a copy of one that booted before, where its host keeps such and it is
+    not to be ``cold``.
 
     ``board``, ``disks``, ``cdroms``, ``usb`` and ``seed`` are a full machine's; ``directories`` a WebAssembly module's, as are
     ``fuel`` (how many of its instructions may run in all) and ``deadline`` (for how many seconds it may run).
     """
 
-    image: Annotated[str, Meta(min_length=1, max_length=512)]
+    image: Annotated[str, Meta(max_length=512)] = ""
     isolation: Isolation = Isolation.CONTAINER
     command: list[Argument] | None = None
     entrypoint: list[Argument] | None = None

@@ -26,7 +26,8 @@ class OperationSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 class OperationStatus(msgspec.Struct, kw_only=True):
     """``done`` and ``total`` are bytes or steps as ``unit`` says; ``total`` 0 is not known. ``result`` names what was made;
-    ``report`` is what a check found."""
+    ``report`` is what a check found; ``made`` are the names of several that were made, and ``pause`` is for how many seconds what they were
+    made of stood still."""
 
     phase: OperationPhase = OperationPhase.RUNNING
     step: str = ""
@@ -35,6 +36,8 @@ class OperationStatus(msgspec.Struct, kw_only=True):
     unit: str = ""
     result: str = ""
     report: Report | None = None
+    made: list[str] = []
+    pause: float = 0.0
     error_code: str = ""
     error: str = ""
     hint: str = ""

@@ -43,6 +43,15 @@ class ResourcePut(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     spec: InstanceSpec
 
 
+class InstanceFork(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """``count`` copies, called ``NAME-1`` and so on as far as those names are free; ``name`` is the instance's unless it is given.
+    ``labels`` are set beside the instance's own."""
+
+    count: Annotated[int, Meta(ge=1, le=256)] = 1
+    name: Annotated[str, Meta(min_length=1, max_length=58)] | None = None
+    labels: Labels = {}
+
+
 class StopRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """``timeout`` in seconds until force; left out, the instance's own ``stop_timeout``."""
 

@@ -7,10 +7,12 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from lamella.model.mount import VolumeMount as VolumeMount
+from lamella.model.mount import VolumePath as VolumePath
+from lamella.model.origin import Origin
 from lamella.model.replication import TieringPolicy, TierState
 from lamella.model.resource import Condition, Resource
 
-VolumePath = Annotated[str, Meta(max_length=4096, pattern=r"^(/[^\x00]*)?$")]
 Rate = Annotated[int, Meta(ge=1, le=1 << 50)]
 # What of a block volume's id makes the name of the device that a machine sees.
 _DEVICE_DIGITS = 12
@@ -142,7 +144,8 @@ class VolumeStatus(msgspec.Struct, kw_only=True):
 class SnapshotSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Of one volume, or of all ``volumes`` (ids) of an instance at one instant. ``consistent`` asks for the guest's filesystems to be
     frozen meanwhile. ``owner`` is the id of the clone that it was taken for, and goes with. With ``memory`` a running instance's memory is
-    kept too, as it was at that instant."""
+    kept too, as it was at that instant. One that is ``passing`` was taken for copies: its memory goes when each of them has begun, and
+    the rest when no volume stands on it any more."""
 
     volume: str | None = None
     instance: str | None = None
@@ -150,11 +153,13 @@ class SnapshotSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     consistent: bool = False
     owner: str | None = None
     memory: bool = False
+    passing: bool = False
 
 
 class SnapshotStatus(msgspec.Struct, kw_only=True):
     """``consistency`` is ``crash`` (as after a power cut) or ``application`` (filesystems were frozen); ``pause`` is for how many
-    seconds the writers stood still; ``sizes`` are the volumes' at that instant, by id; ``memory`` is how many bytes its memory takes."""
+    seconds the writers stood still; ``sizes`` are the volumes' at that instant, by id; ``memory`` is how many bytes its memory takes, and
+    ``origin`` the machine that it is of."""
 
     host: str | None = None
     phase: StoragePhase = StoragePhase.PENDING
@@ -163,15 +168,8 @@ class SnapshotStatus(msgspec.Struct, kw_only=True):
     pause: float = 0.0
     sizes: dict[str, int] = {}
     memory: int = 0
+    origin: Origin | None = None
     conditions: list[Condition] = []
-
-
-class VolumeMount(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A volume in an instance: mounted at ``target``, or as a bare disk when that is empty. ``volume`` is its name."""
-
-    volume: Annotated[str, Meta(min_length=1, max_length=63)]
-    target: VolumePath = ""
-    read_only: bool = False
 
 
 class StorageEvent(msgspec.Struct, kw_only=True):

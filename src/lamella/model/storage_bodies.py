@@ -65,13 +65,23 @@ class VolumeRekey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class SnapshotCreate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Of a ``volume``, or of all volumes of an ``instance`` at one instant. It is called ``<that>@<name>``."""
+    """Of a ``volume``, or of all volumes of an ``instance`` at one instant; with ``memory`` a running instance's memory is kept, too. It is
+    called ``<that>@<name>``."""
 
     name: Name
     volume: Annotated[str, Meta(max_length=63)] = ""
     instance: Annotated[str, Meta(max_length=63)] = ""
     labels: Labels = {}
     consistent: bool = False
+    memory: bool = False
+
+
+class SnapshotRestore(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """With ``memory`` the instance's next run goes on from the memory that the snapshot holds, if it holds one. ``start`` has it begin at
+    once; left out it does when there is a memory to go on from."""
+
+    memory: bool = True
+    start: bool | None = None
 
 
 class StorageCheck(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -79,7 +79,8 @@ class UnlockVolume(StorageRequest, kw_only=True):
 
 
 class TakeSnapshot(StorageRequest, kw_only=True):
-    """All *volumes* at one instant; *instance* is whose they are, if it runs here. :class:`SnapshotStatus`."""
+    """All *volumes* at one instant; *instance* is whose they are, if it runs here. :class:`SnapshotStatus`. ``Conflict`` when its memory is
+    to be kept and it does not run."""
 
     snapshot: Snapshot
     volumes: list[Volume]
@@ -87,10 +88,16 @@ class TakeSnapshot(StorageRequest, kw_only=True):
 
 
 class DropSnapshot(StorageRequest, kw_only=True):
-    """Merge it away. Nothing. ``Conflict`` when a volume stands on it."""
+    """Merge it away, and remove the memory that it holds. Nothing. ``Conflict`` when a volume stands on it."""
 
     snapshot: Snapshot
     volumes: list[Volume]
+
+
+class ForgetMemory(StorageRequest, kw_only=True):
+    """Remove the memory that *snapshot* holds; its disks stay. Nothing. Those that began with it go on."""
+
+    snapshot: Snapshot
 
 
 class RestoreSnapshot(StorageRequest, kw_only=True):
@@ -159,6 +166,7 @@ AnyStorageRequest = (
     | UnlockVolume
     | TakeSnapshot
     | DropSnapshot
+    | ForgetMemory
     | RestoreSnapshot
     | MeasureVolumes
     | ImportVolume

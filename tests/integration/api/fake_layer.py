@@ -12,7 +12,9 @@ from fake_balancers import FakeBalancers
 from fake_networks import FakeFirewalls, FakeNetworks
 from fake_routers import FakeAddresses, FakeRouters
 from fake_storage import FakeStorage
+from fake_templates import FakeTemplates
 
+from lamella.control.creating import check_image_named
 from lamella.control.metrics import Measured, exposition
 from lamella.model.board import DesktopTicket
 from lamella.model.contract import Comparison, Contract, Line, Mechanism, WhyNot
@@ -82,6 +84,12 @@ class FakeStream:
         self.closed = True
 
 
+def check_asked(spec: InstanceSpec) -> None:
+    if spec.template is None:
+        check_image_named(spec)
+        check_image_name(spec.image)
+
+
 class FakeLayer:
     def __init__(self) -> None:
         self.revision = 0
@@ -97,6 +105,7 @@ class FakeLayer:
         self.networks, self.firewalls = FakeNetworks(self), FakeFirewalls(self)
         self.routers, self.addresses = FakeRouters(self), FakeAddresses(self)
         self.balancers = FakeBalancers(self)
+        self.templates = FakeTemplates(self)
         self.keys: dict[str, str] = {}
         for name, spec, status, kind in (
             ("default", ProjectSpec(), ProjectStatus(), "project"),
@@ -178,7 +187,7 @@ class FakeLayer:
             return self._find(project, "instance", self.keys[idempotency_key])
         name = body.name or f"box-{self.revision}"
         check_name(name)
-        check_image_name(body.spec.image)
+        check_asked(body.spec)
         if any((row.project, row.kind, row.name) == (project, "instance", name) for row in self.rows.values()):
             raise Conflict(f"there is an instance {name!r} already", hint="choose another name", field="name")
         row = self._put(
@@ -192,7 +201,7 @@ class FakeLayer:
     async def put_instance(
         self, who: Any, project: str, name: str, body: Any, *, expected: int | None, wait: float
     ) -> Any:
-        check_image_name(body.spec.image)
+        check_asked(body.spec)
         try:
             row = self._find(project, "instance", name)
         except NotFound:
@@ -244,11 +253,18 @@ class FakeLayer:
 
     async def power(self, who: Any, project: str, name: str, verb: str, *, timeout: float | None, wait: float) -> Any:
         row = self._find(project, "instance", name)
-        phase = {"stop": Phase.STOPPED, "pause": Phase.PAUSED}.get(verb, Phase.RUNNING)
+        phases = {"stop": Phase.STOPPED, "pause": Phase.PAUSED, "suspend": Phase.SUSPENDED}
+        phase = phases.get(verb, Phase.RUNNING)
         status = msgspec.structs.replace(row.status, phase=phase)
         row = self._put(msgspec.structs.replace(row, status=status), "updated")
         await self._announce()
         return row
+
+    async def fork(
+        self, who: Any, project: str, name: str, body: Any, *, wait: float, idempotency_key: str | None
+    ) -> Any:
+        row = self._find(project, "instance", name)
+        return self.storage.snapshots.operation(who, project, "fork", f"instance/{row.name}")
 
     async def kill(self, who: Any, project: str, name: str, signal: str) -> Any:
         row = self._find(project, "instance", name)

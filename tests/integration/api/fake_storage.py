@@ -85,7 +85,7 @@ class Snapshots(Part):
         status = SnapshotStatus(phase=StoragePhase.READY, consistency="crash")
         return self.new("snapshot", f"{of.name}@{body.name}", SnapshotSpec(volume=of.id), status, project, body.labels)
 
-    async def restore(self, who: Any, project: str, name: str, *, wait: float) -> Any:
+    async def restore(self, who: Any, project: str, name: str, *, wait: float, body: Any = None) -> Any:
         self.layer._find(project, "snapshot", name)
         return self.operation(who, project, "restore", f"snapshot/{name}")
 

@@ -83,7 +83,8 @@ async def test_power_and_removal(client: httpx.AsyncClient) -> None:
         ({"spec": {"image": "debian:12", "cpu": "two"}}, "spec.cpu"),
         ({"spec": {"image": "debian:12", "nics": [{"publish": [{"port": 0}]}]}}, "spec.nics[0].publish[0].port"),
         ({"spec": {"image": "debian:12", "restart": {"mode": "sometimes"}}}, "spec.restart.mode"),
-        ({"spec": {}}, "spec"),
+        ({"spec": {}}, "spec.image"),
+        ({"spec": {"template": ""}}, "spec.template"),
         ({"labels": {"bad key": "x"}, "spec": {"image": "debian:12"}}, "labels"),
     ],
 )

@@ -132,3 +132,14 @@ async def test_who_stands_still_does_for_the_next_daemon_too(tmp_path: Path) -> 
     assert not any(one.still for one in found(GivingWay(taken, file)))
     file.write_text("{half")
     assert GivingWay(taken, file).step is Step.CALM
+
+
+async def test_copies_that_wait_are_told_first_and_once() -> None:
+    waiting, builder, running = (house(id, Priority.NORMAL) for id in ("waiting", "builder", "running"))
+    for one in (waiting, builder):
+        one.phase = Phase.READY
+    waiting.asked.instance.spec.template = running.asked.instance.spec.template = "py"
+    way = GivingWay(taken)
+    for _ in range(2):
+        await way.climb(host(8), [waiting, builder, running])
+    assert (waiting.told, builder.told, running.told) == (["memory.pressure"], [], [])

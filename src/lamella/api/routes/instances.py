@@ -12,9 +12,11 @@ from lamella.api.call import Call
 from lamella.api.face import PowerVerb
 from lamella.api.queries import LogsQuery, WaitQuery, WriteQuery
 from lamella.api.route import LINES, AnyRoute, Route, Success
+from lamella.api.routes.pools import operation
 from lamella.model.contract import Contract
 from lamella.model.instance import Instance
-from lamella.model.requests import Explanation, InstanceCreate, KillRequest, ResourcePut, StopRequest
+from lamella.model.operation import Operation
+from lamella.model.requests import Explanation, InstanceCreate, InstanceFork, KillRequest, ResourcePut, StopRequest
 from lamella.model.usage import LogEntry, Usage
 
 MANY = "/v1/projects/{project:str}/instances"
@@ -38,6 +40,14 @@ async def put(call: Call[WriteQuery]) -> answer.Answer:
             call.who, call.project, call.name, body, expected=call.expected, wait=call.query.wait
         )
     )
+
+
+async def fork(call: Call[WriteQuery]) -> answer.Answer:
+    body = await call.body(InstanceFork, default=InstanceFork())
+    made = await call.layer.fork(
+        call.who, call.project, call.name, body, wait=call.query.wait, idempotency_key=call.idempotency_key
+    )
+    return operation(made)
 
 
 async def kill(call: Call[WriteQuery]) -> answer.Answer:
@@ -133,6 +143,21 @@ ROUTES: list[AnyRoute] = [
         refuses=(404, 409, 412, 422, 504),
     ),
     *(_power_route(verb) for verb in get_args(PowerVerb)),
+    Route(
+        method="POST",
+        path=f"{ONE}/fork",
+        name="forkInstance",
+        summary="Make copies of a running instance that go on where it is, all or none; answers with the operation",
+        action=Action.WRITE,
+        handler=fork,
+        kind="instance",
+        query=WriteQuery,
+        body=InstanceFork,
+        body_optional=True,
+        headers=("Idempotency-Key",),
+        answers=Success(status=202, type=Operation, etag=True),
+        refuses=(404, 409, 422, 503),
+    ),
     Route(
         method="POST",
         path=f"{ONE}/kill",

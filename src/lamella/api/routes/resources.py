@@ -27,6 +27,7 @@ PATCHABLE = (
     "network",
     "firewall",
     "balancer",
+    "template",
     "host",
     "repository",
     "backup",
@@ -36,7 +37,7 @@ PATCHABLE = (
 DELETABLE = (
     *("project", "image", "instance", "pool", "volume", "snapshot", "network", "firewall", "host", "operation"),
     *("router", "address"),
-    *("repository", "backup", "policy", "replication", "balancer"),
+    *("repository", "backup", "policy", "replication", "balancer", "template"),
 )
 
 # What belongs to the layer, or holds what is in everybody's volumes: made by administrators, and changed by them.

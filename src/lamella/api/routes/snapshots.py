@@ -9,7 +9,7 @@ from lamella.api.route import AnyRoute, Success, change
 from lamella.api.routes.pools import operation
 from lamella.model.operation import Operation
 from lamella.model.storage import Snapshot
-from lamella.model.storage_bodies import SnapshotCreate
+from lamella.model.storage_bodies import SnapshotCreate, SnapshotRestore
 
 MANY = "/v1/projects/{project:str}/snapshots"
 
@@ -23,8 +23,9 @@ async def create(call: Call[WriteQuery]) -> answer.Answer:
 
 
 async def restore(call: Call[WriteQuery]) -> answer.Answer:
+    body = await call.body(SnapshotRestore, default=SnapshotRestore())
     snapshots = call.layer.storage.snapshots
-    return operation(await snapshots.restore(call.who, call.project, call.name, wait=call.query.wait))
+    return operation(await snapshots.restore(call.who, call.project, call.name, wait=call.query.wait, body=body))
 
 
 ROUTES: list[AnyRoute] = [
@@ -32,7 +33,7 @@ ROUTES: list[AnyRoute] = [
         "snapshot",
         MANY,
         "createSnapshot",
-        "Take a snapshot of a volume, or of all volumes of an instance at one instant",
+        "Take a snapshot of a volume, or of all volumes of an instance, and its memory, at one instant",
         create,
         query=WriteQuery,
         body=SnapshotCreate,
@@ -43,9 +44,11 @@ ROUTES: list[AnyRoute] = [
         "snapshot",
         MANY + "/{name:str}/restore",
         "restoreSnapshot",
-        "Make volumes what they were; answers with the operation that does it",
+        "Make volumes what they were, and have their instance go on from the memory that was kept; answers with the operation",
         restore,
         query=WriteQuery,
+        body=SnapshotRestore,
+        body_optional=True,
         answers=Success(status=202, type=Operation, etag=True),
     ),
 ]

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Unpack
 
-from lamella.client import address, calls, wish
+from lamella.client import address, calls, template_calls, wish
 from lamella.client.aio.backups import Backups, Policies, Repositories
 from lamella.client.aio.balancers import Balancers
 from lamella.client.aio.box import Box
@@ -18,6 +18,8 @@ from lamella.client.aio.networks import Networks
 from lamella.client.aio.routers import Addresses, Routers
 from lamella.client.aio.storage import Pools, Snapshots, Volumes
 from lamella.client.aio.talk import Progress, Talk
+from lamella.client.aio.templates import Templates
+from lamella.client.aio.warm import Boxes, warm
 from lamella.client.aio.wire import Wire
 from lamella.model.contract import Comparison, WhyNot
 from lamella.model.errors import LamellaError, NotFound
@@ -40,20 +42,37 @@ class Layer:
         self.pools, self.volumes, self.snapshots = Pools(self._talk), Volumes(self._talk), Snapshots(self._talk)
         self.repositories, self.backups = Repositories(self._talk), Backups(self._talk)
         self.policies, self.hosts = Policies(self._talk), Hosts(self._talk)
+        self.templates = Templates(self._talk)
 
     @asynccontextmanager
-    async def run(self, image: str, *, keep: bool = False, **wishes: Unpack[wish.Wishes]) -> AsyncGenerator[Box]:
+    async def run(self, image: str = "", *, keep: bool = False, **wishes: Unpack[wish.Wishes]) -> AsyncGenerator[Box]:
         """An instance for as long as the block lasts; it is removed afterwards unless *keep* is set.
 
         :raise LamellaError: as :meth:`lamella.client.aio.instances.Instances.create`; what failed to start is removed, too.
         """
-        made = await self.instances.create(image, start=False, **wishes)
+        # A copy that waits is given its command when it is taken; everything else is made, and then begun.
+        made = await self.instances.begin(image, start="template" in wishes, **wishes)
         try:
-            await made.start()
+            if "template" in wishes:
+                calls.started(await made.wait_for("settled", timeout=calls.SETTLE))
+            else:
+                await made.start()
             yield made
         finally:
             if not keep:
                 await asyncio.shield(_forget(made))
+
+    @asynccontextmanager
+    async def warm(self, what: str, *, size: int = 1, **wishes: Unpack[template_calls.Wishes]) -> AsyncGenerator[Boxes]:
+        """Boxes that are already running when one asks for them, *size* at a time: ``async with layer.warm("py", size=8) as boxes``.
+
+        *what* is a template, of which *size* copies wait meanwhile; or an image, of which a template is made for as long as the block
+        lasts, by *wishes*.
+
+        :raise NotFound: when there is neither. :raise Invalid: when there are wishes, and the template is there.
+        """
+        async with warm(self._talk, self.templates, what, size, wishes) as boxes:
+            yield boxes
 
     async def about(self) -> About:
         """Which layer answers, and who you are to it."""

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Unpack
 
-from lamella.client import calls, network_calls, routes
+from lamella.client import calls, network_calls, routes, storage_calls
 from lamella.client.blocking.machine import TRIES, Machine
 from lamella.client.blocking.streams import Stream, communicate
+from lamella.client.blocking.talk import Progress
 from lamella.client.changes import Changes, of_a_nic, patch, to_instance
 from lamella.client.lines import LineReader
 from lamella.client.result import Result
@@ -18,6 +19,7 @@ from lamella.model.files import FileInfo
 from lamella.model.instance import Instance, Phase
 from lamella.model.network import Port
 from lamella.model.requests import Explanation
+from lamella.model.storage import Snapshot
 from lamella.model.stream import ExecSpec
 from lamella.model.usage import LogEntry, Usage
 
@@ -123,7 +125,42 @@ class Box(Machine):
         self._power("pause")
 
     def resume(self) -> None:
+        """Let it go on, paused or suspended."""
         self._power("resume")
+
+    def suspend(self) -> None:
+        """Write its memory down and end it; resumed, it goes on where it was. Its host's room is others' meanwhile.
+
+        :raise Unsupported: when its level keeps no memory. :raise Conflict: when it does not run.
+        """
+        self._power("suspend")
+
+    def fork(
+        self,
+        count: int = 1,
+        *,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
+    ) -> "builtins.list[Box]":
+        """*count* copies that go on where it is, as ``NAME-1`` and so on (*name* instead of its own), each with addresses, keys and
+        randomness of its own. All of them, or none.
+
+        :raise Unsupported: when it cannot be copied. :raise Conflict: when it does not run. :raise NoRoom: when its host has none.
+        """
+        asked = self._talk.ask(calls.fork(self._project, self.id, count, name, labels))
+        done = storage_calls.ended(self._talk.follow(asked, progress))
+        made: builtins.list[Instance] = []
+        for copy in done.status.made:
+            made.append(self._talk.ask(calls.get(self._project, "instance", copy)))
+        return [Box(self._talk, instance) for instance in made]
+
+    def snapshot(self, name: str, *, memory: bool = False, consistent: bool = False) -> Snapshot:
+        """Of all its volumes at one instant, with *memory* of its memory, too; it is called ``INSTANCE@name``."""
+        call = storage_calls.create_snapshot(
+            self._project, self.id, name, instance=True, consistent=consistent, memory=memory
+        )
+        return self._talk.ask(call)
 
     def kill(self, signal: str = "KILL") -> None:
         """Send *signal*, by name or number, to its own command."""

@@ -26,7 +26,7 @@ class Instances:
         """The instance with this name or id. :raise NotFound: when there is none."""
         return Box(self._talk, self._talk.ask(calls.get(self._talk.project, "instance", name)))
 
-    def create(self, image: str, *, start: bool = True, **wishes: Unpack[wish.Wishes]) -> Box:
+    def create(self, image: str = "", *, start: bool = True, **wishes: Unpack[wish.Wishes]) -> Box:
         """Make an instance and, unless *start* is false, wait until it has started.
 
         :raise Invalid: when a wish is not understood. :raise NotFound: when there is no such image.
@@ -34,6 +34,11 @@ class Instances:
         """
         body = wish.instance(image, wishes, power=Power.RUNNING if start else Power.STOPPED)
         return self.create_from(body)
+
+    def begin(self, image: str = "", *, start: bool = True, **wishes: Unpack[wish.Wishes]) -> Box:
+        """As :meth:`create`, and come back when it is written down, not when it has started."""
+        body = wish.instance(image, wishes, power=Power.RUNNING if start else Power.STOPPED)
+        return Box(self._talk, self._talk.ask(calls.create_instance(self._talk.project, body, wait=None)))
 
     def create_from(self, body: InstanceCreate) -> Box:
         """As :meth:`create`, from the API's own request."""

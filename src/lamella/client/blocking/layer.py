@@ -5,7 +5,7 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Unpack
 
-from lamella.client import address, calls, wish
+from lamella.client import address, calls, template_calls, wish
 from lamella.client.blocking.backups import Backups, Policies, Repositories
 from lamella.client.blocking.balancers import Balancers
 from lamella.client.blocking.box import Box
@@ -17,6 +17,8 @@ from lamella.client.blocking.networks import Networks
 from lamella.client.blocking.routers import Addresses, Routers
 from lamella.client.blocking.storage import Pools, Snapshots, Volumes
 from lamella.client.blocking.talk import Progress, Talk
+from lamella.client.blocking.templates import Templates
+from lamella.client.blocking.warm import Boxes, warm
 from lamella.client.blocking.wire import Wire
 from lamella.model.contract import Comparison, WhyNot
 from lamella.model.errors import LamellaError, NotFound
@@ -39,20 +41,37 @@ class Layer:
         self.pools, self.volumes, self.snapshots = Pools(self._talk), Volumes(self._talk), Snapshots(self._talk)
         self.repositories, self.backups = Repositories(self._talk), Backups(self._talk)
         self.policies, self.hosts = Policies(self._talk), Hosts(self._talk)
+        self.templates = Templates(self._talk)
 
     @contextmanager
-    def run(self, image: str, *, keep: bool = False, **wishes: Unpack[wish.Wishes]) -> Generator[Box]:
+    def run(self, image: str = "", *, keep: bool = False, **wishes: Unpack[wish.Wishes]) -> Generator[Box]:
         """An instance for as long as the block lasts; it is removed afterwards unless *keep* is set.
 
         :raise LamellaError: as :meth:`lamella.client.blocking.instances.Instances.create`; what failed to start is removed, too.
         """
-        made = self.instances.create(image, start=False, **wishes)
+        # A copy that waits is given its command when it is taken; everything else is made, and then begun.
+        made = self.instances.begin(image, start="template" in wishes, **wishes)
         try:
-            made.start()
+            if "template" in wishes:
+                calls.started(made.wait_for("settled", timeout=calls.SETTLE))
+            else:
+                made.start()
             yield made
         finally:
             if not keep:
                 _forget(made)
+
+    @contextmanager
+    def warm(self, what: str, *, size: int = 1, **wishes: Unpack[template_calls.Wishes]) -> Generator[Boxes]:
+        """Boxes that are already running when one asks for them, *size* at a time: ``with layer.warm("py", size=8) as boxes``.
+
+        *what* is a template, of which *size* copies wait meanwhile; or an image, of which a template is made for as long as the block
+        lasts, by *wishes*.
+
+        :raise NotFound: when there is neither. :raise Invalid: when there are wishes, and the template is there.
+        """
+        with warm(self._talk, self.templates, what, size, wishes) as boxes:
+            yield boxes
 
     def about(self) -> About:
         """Which layer answers, and who you are to it."""

@@ -90,15 +90,29 @@ class Snapshots:
         """:raise NotFound: when there is no such snapshot."""
         return self._talk.ask(calls.get(self._talk.project, "snapshot", name))
 
-    def create(self, of: str, name: str, *, instance: bool = False, consistent: bool = False) -> Snapshot:
+    def create(
+        self, of: str, name: str, *, instance: bool = False, consistent: bool = False, memory: bool = False
+    ) -> Snapshot:
         """Of the volume *of*; with *instance* of all volumes of the instance *of*, at one instant. With *consistent* the guest's
-        filesystems are frozen meanwhile."""
-        call = storage_calls.create_snapshot(self._talk.project, of, name, instance=instance, consistent=consistent)
+        filesystems are frozen meanwhile; with *memory* the memory of the running instance *of* is kept with all its volumes.
+
+        :raise Conflict: when there is no memory to keep. :raise Unsupported: when its level can keep none.
+        """
+        call = storage_calls.create_snapshot(
+            self._talk.project, of, name, instance=instance, consistent=consistent, memory=memory
+        )
         return self._talk.ask(call)
 
-    def restore(self, name: str, *, progress: Progress | None = None) -> Snapshot:
-        """Its volumes become what they were. :raise Conflict: when an instance that runs has one of them."""
-        operation = self._talk.ask(storage_calls.restore_snapshot(self._talk.project, name))
+    def restore(
+        self, name: str, *, memory: bool = True, start: bool | None = None, progress: Progress | None = None
+    ) -> Snapshot:
+        """Its volumes become what they were. When it holds a memory its instance goes on from that: at once, or with ``start=False`` when
+        it is started next; with ``memory=False`` its disks alone go back.
+
+        :raise Conflict: when an instance that runs has one of them, or is other hardware by now.
+        """
+        call = storage_calls.restore_snapshot(self._talk.project, name, memory=memory, start=start)
+        operation = self._talk.ask(call)
         storage_calls.ended(self._talk.follow(operation, progress))
         return self.get(name)
 

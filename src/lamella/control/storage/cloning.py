@@ -2,6 +2,7 @@
 
 from lamella.control.storage.attaching import check_usable
 from lamella.control.storage.fitting import check_limits, whole
+from lamella.control.storage.holding import check_stays
 from lamella.control.storage.lookup import find_snapshot, find_volume, held
 from lamella.model.errors import Conflict, Invalid, NotFound, Unsupported
 from lamella.model.quantity import format_size
@@ -21,6 +22,7 @@ def begin_clone(tx: Transaction, volume: Volume, source: str) -> None:
     if "@" in source or source.startswith("snap_"):
         snapshot = find_snapshot(tx, volume.project, source, field="source")
         origin = _only_volume(tx, snapshot)
+        check_stays(tx, origin)
         if snapshot.status.phase is not StoragePhase.READY:
             raise Conflict(f"snapshot {snapshot.name} is {snapshot.status.phase}", hint="wait until it is ready")
     else:

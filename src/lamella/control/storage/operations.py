@@ -31,7 +31,7 @@ AGAIN, SELDOM, PATIENCE = 0.5, 10.0, 1800.0
 
 
 class Job:
-    """One operation that goes on. ``report`` is what it leaves beside its result."""
+    """One operation that goes on. ``report``, ``made`` and ``pause`` are what it leaves beside its result (:class:`OperationStatus`)."""
 
     def __init__(self, store: Store, operation: Operation) -> None:
         self._store = store
@@ -39,6 +39,8 @@ class Job:
         self._step = ""
         self.operation = operation
         self.report: Report | None = None
+        self.made: list[str] = []
+        self.pause = 0.0
 
     @property
     def arguments(self) -> dict[str, str]:
@@ -177,7 +179,7 @@ class Operations:
         except Exception as failed:
             log.exception("operation %s", operation.id)
             error = Internal(f"{type(failed).__name__}: {failed}")
-        await self._store.write(lambda tx: self._close(tx, operation.id, result=result, report=job.report, error=error))
+        await self._store.write(lambda tx: self._close(tx, operation.id, result=result, job=job, error=error))
 
     async def _run(self, job: Job) -> str:
         known = self._verbs[job.operation.spec.verb]
@@ -198,16 +200,19 @@ class Operations:
         id: str,
         *,
         result: str = "",
-        report: Report | None = None,
+        job: Job | None = None,
         error: LamellaError | None = None,
     ) -> None:
         current: Operation | None = tx.by_id(id)
         if current is None:
             return
         status = current.status
-        status.finished_at, status.report = now(), report
+        status.finished_at = now()
+        if job is not None:
+            status.report = job.report
         if error is None:
             status.phase, status.result, status.step = OperationPhase.DONE, result, "done"
+            status.made, status.pause = (job.made, job.pause) if job is not None else ([], 0.0)
         else:
             status.phase = OperationPhase.FAILED
             status.error_code, status.error, status.hint = error.code, error.message, error.hint

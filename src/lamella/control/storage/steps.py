@@ -24,4 +24,6 @@ def next_step(row: AnyResource) -> Step | None:
         return Step.MAKE
     if row.kind == "volume" and phase is StoragePhase.READY and row.status.observed_generation < row.generation:
         return Step.CHANGE
+    if row.kind == "snapshot" and phase is StoragePhase.READY and row.status.memory and not row.spec.memory:
+        return Step.CHANGE
     return None

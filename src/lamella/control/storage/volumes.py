@@ -211,6 +211,7 @@ class Volumes:
         def write(tx: Transaction) -> Operation:
             volume = find_volume(tx, project, name)
             check_usable(tx, volume)
+            _check_none_suspended(tx, volume)
             pool: Pool | None = tx.get("pool", "default", volume.spec.pool)
             volume.spec.size = whole(size)
             if size < SMALLEST:
@@ -270,6 +271,16 @@ def _patched(spec: VolumeSpec, patch: dict[str, Any]) -> VolumeSpec:
             )
     check_limits(wanted)
     return wanted
+
+
+def _check_none_suspended(tx: Transaction, volume: Volume) -> None:
+    """:raise Conflict: when the memory of an instance that is suspended knows *volume* as it is."""
+    for instance in users(tx, volume):
+        if instance.status.phase is Phase.SUSPENDED:
+            raise Conflict(
+                f"volume {volume.name} keeps its size while {instance.name} is suspended",
+                hint=f"lamella resume {instance.name}, or stop it",
+            )
 
 
 def _check_sharing(tx: Transaction, volume: Volume) -> None:

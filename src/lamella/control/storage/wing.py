@@ -8,6 +8,7 @@ from lamella.control.storage.inspection import Inspection
 from lamella.control.storage.keeper import Keeper
 from lamella.control.storage.keys import Keys
 from lamella.control.storage.operations import Operations
+from lamella.control.storage.passing import Passing
 from lamella.control.storage.pools import Pools
 from lamella.control.storage.snapshots import Snapshots
 from lamella.control.storage.transferring import Transferring
@@ -27,6 +28,7 @@ class StorageWing:
         self.volumes = Volumes(store, self.keeper, self.operations, hosts, instances)
         self.keys = Keys(store, self.keeper, hosts)
         self.snapshots = Snapshots(store, self.keeper, self.operations, hosts)
+        self.passing = Passing(store, bulletin, self.keeper)
         self.inspection = Inspection(store, self.operations, hosts)
         self.transferring = Transferring(store, self.keeper, self.operations, hosts)
         self.replications = Replications(store, hosts)
@@ -37,12 +39,14 @@ class StorageWing:
         await self.keeper.open()
         await self.inspection.open()
         await self.operations.open()
+        await self.passing.open()
         await self.replications.open()
         await self.tiering.open()
 
     async def close(self) -> None:
         await self.tiering.close()
         await self.replications.close()
+        await self.passing.close()
         await self.operations.close()
         await self.inspection.close()
         await self.keeper.close()

@@ -1,5 +1,5 @@
-"""Acting on the steps of ladder.py: instances of low priority are paused one after another, resumed when there is memory again, and
-ended where an operator asked for that."""
+"""Acting on the steps of ladder.py: copies that wait for a command are given back, instances of low priority are paused one after another,
+resumed when there is memory again, and ended where an operator asked for that."""
 
 import asyncio
 import logging
@@ -76,6 +76,9 @@ class GivingWay:
             for one in alive.values():
                 if one.asked.instance.spec.memory_guarantee:
                     one.remark("memory.pressure", f"{left}: what it does not need is taken back at once")
+            for one in instances:
+                if one.phase is Phase.READY and one.asked.instance.spec.template is not None:
+                    one.remark("memory.pressure", f"{left}: what waits for a command goes first")
         for one in instances:
             if one.id in self._paused and (
                 self.step < Step.PAUSE or one.asked.instance.spec.priority is not Priority.LOW

@@ -24,7 +24,7 @@ from lamella.model.instance import Phase
 from lamella.model.storage import Volume, VolumeForm
 
 # In these nothing of an instance has a disk open.
-AT_REST = frozenset({Phase.PENDING, Phase.STOPPED, Phase.FAILED})
+AT_REST = frozenset({Phase.PENDING, Phase.STOPPED, Phase.FAILED, Phase.SUSPENDED})
 
 
 class Locks:

@@ -58,10 +58,11 @@ class OpenVolume(msgspec.Struct, kw_only=True):
 
 
 class BegunSnapshot(msgspec.Struct, kw_only=True):
-    """``done`` is what became of it; until then it counts as not taken."""
+    """``done`` is what became of it; until then it counts as not taken. With ``memory`` the instance's was to be kept as well."""
 
     volumes: list[Volume]
     instance: str = ""
+    memory: bool = False
     done: SnapshotStatus | None = None
 
 

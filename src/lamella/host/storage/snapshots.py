@@ -12,6 +12,7 @@ import time
 
 import msgspec
 
+from lamella.host.compute.driver import Remembered
 from lamella.host.linux.blocking import blocking
 from lamella.host.storage.blocks import Stack
 from lamella.host.storage.driver import Layer, Layered, StorageDriver
@@ -21,14 +22,17 @@ from lamella.host.storage.parts import Parts
 from lamella.host.storage.records import BegunSnapshot
 from lamella.host.storage.requests import Tell
 from lamella.host.storage.ways import MOUNT, TREE
-from lamella.model.errors import LamellaError, NotFound, Unsupported
+from lamella.model.errors import Conflict, LamellaError, NotFound, Unsupported
 from lamella.model.ids import ALPHABET
 from lamella.model.instance import Phase
 from lamella.model.resource import now
 from lamella.model.storage import Feature, SnapshotStatus, StoragePhase, Volume, VolumeForm
-from lamella.model.storage_requests import DropSnapshot, RestoreSnapshot, TakeSnapshot
+from lamella.model.storage_requests import DropSnapshot, ForgetMemory, RestoreSnapshot, TakeSnapshot
 
 log = logging.getLogger("lamella.host.storage")
+
+# In these a machine has a memory that can be kept: it runs, or waits for its command.
+_LIVES = (Phase.RUNNING, Phase.STARTING)
 
 
 class Taking:
@@ -66,6 +70,7 @@ class Snapshots:
         self._mounts = mounts
         parts.requests.serve(TakeSnapshot, self.take)
         parts.requests.serve(DropSnapshot, self.drop)
+        parts.requests.serve(ForgetMemory, self.forget)
         parts.requests.serve(RestoreSnapshot, self.restore)
 
     # --- taking
@@ -73,7 +78,9 @@ class Snapshots:
     async def take(self, request: TakeSnapshot, tell: Tell) -> SnapshotStatus:
         """:class:`TakeSnapshot`.
 
-        :raise Unsupported: when a guest is to be frozen and cannot be. :raise DeadlineExceeded: when it thawed too early; nothing is kept.
+        :raise Unsupported: when a guest is to be frozen and cannot be, or its memory cannot be kept.
+        :raise Conflict: when the memory is asked for of what does not run.
+        :raise DeadlineExceeded: when it thawed too early; nothing is kept.
         """
         parts, id = self._parts, request.snapshot.id
         async with parts.locks.of(volume.id for volume in request.volumes):
@@ -83,7 +90,8 @@ class Snapshots:
             if begun is not None:
                 await self._undo(id, begun)
             instance = request.instance.id if request.instance is not None else ""
-            begun = BegunSnapshot(volumes=request.volumes, instance=instance)
+            memory = request.snapshot.spec.memory
+            begun = BegunSnapshot(volumes=request.volumes, instance=instance, memory=memory)
             await blocking(parts.records.snapshots.write, id, begun)
             try:
                 begun.done = await self._take(request, tell)
@@ -103,8 +111,12 @@ class Snapshots:
         for volume in (*taking.process, *(v for v in request.volumes if v.id in taking.own)):
             layers[volume.id] = await self._layered(volume).begin_layer(volume.id, id)
         several = taking.acts > 1 or bool(taking.live) or (bool(taking.rest) and bool(taking.users))
-        pause = 0.0
-        if several or consistent:
+        pause, memory = 0.0, 0
+        if request.snapshot.spec.memory:
+            # Its disks are as its memory knows them: nobody has to freeze them, and who goes on from it is not frozen.
+            kept = await self._with_memory(request, taking, layers)
+            pause, memory, consistent = kept.pause, kept.size, True
+        elif several or consistent:
             still = Instant(self._parts.writers, self._mounts).of(
                 freeze=sorted(taking.guests) if consistent else [],
                 mounted=taking.mounted,
@@ -124,7 +136,26 @@ class Snapshots:
             taken_at=now(),
             pause=pause,
             sizes=sizes,
+            memory=memory,
         )
+
+    async def _with_memory(self, request: TakeSnapshot, taking: Taking, layers: dict[str, Layer]) -> Remembered:
+        """The instant itself, while the instance whose memory is kept stands still."""
+        writers, snapshot = self._parts.writers, request.snapshot
+        instance = request.instance
+        if writers is None or instance is None or await writers.phase(instance.id) not in _LIVES:
+            raise Conflict(
+                f"snapshot {snapshot.name} cannot have a memory: its instance does not run",
+                hint="start it, or leave out --memory",
+            )
+        if others := taking.users - {instance.id}:
+            raise Unsupported(
+                f"{instance.name} shares volumes with {', '.join(sorted(others))}: they are of no common instant with its memory",
+                hint="leave out --memory",
+            )
+        async with writers.remember(instance.id, snapshot.id) as kept:
+            await self._act(snapshot.id, taking, layers)
+        return kept
 
     async def _sort(self, request: TakeSnapshot) -> Taking:
         parts, taking = self._parts, Taking()
@@ -230,7 +261,13 @@ class Snapshots:
                 await self._drop(id, volume, None)
             except NotFound:
                 continue
+        if begun.memory:
+            await self._forget(id)
         await blocking(self._parts.records.snapshots.forget, id)
+
+    async def _forget(self, id: str) -> None:
+        if self._parts.writers is not None:
+            await self._parts.writers.forget(id)
 
     async def _finish_layer(self, id: str, volume: Volume) -> None:
         """A layer that was begun is gone over to, if it was not yet: then it can be merged like any other."""
@@ -264,7 +301,13 @@ class Snapshots:
                 self._parts.require_unread(volume, "merged")
             for volume in request.volumes:
                 await self._drop(id, volume, tell)
+            if request.snapshot.spec.memory:
+                await self._forget(id)
             await blocking(self._parts.records.snapshots.forget, id)
+
+    async def forget(self, request: ForgetMemory, tell: Tell) -> None:
+        """:class:`ForgetMemory`."""
+        await self._forget(request.snapshot.id)
 
     async def _drop(self, id: str, volume: Volume, tell: Tell | None) -> None:
         parts = self._parts

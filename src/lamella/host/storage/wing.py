@@ -1,12 +1,13 @@
 """Storage of one host: its pools, what is open, and every request of control."""
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from lamella.host.compute.driver import MountedVolume
+from lamella.host.compute.driver import MountedVolume, Remembered
 from lamella.host.storage.driver import Layer, StorageDriver, VolumeHandle
 from lamella.model.host import Capability
 from lamella.model.instance import InstanceSpec, Phase
@@ -50,6 +51,14 @@ class Writers(Protocol):
 
     async def switch(self, id: str, layers: dict[str, Layer]) -> None:
         """:meth:`~lamella.host.compute.driver.OpensDisks.switch`; a layer that is on top already stays."""
+        ...
+
+    def remember(self, id: str, memory: str) -> AbstractAsyncContextManager[Remembered]:
+        """:meth:`~lamella.host.compute.driver.KeepsMemory.remember`."""
+        ...
+
+    async def forget(self, memory: str) -> None:
+        """Remove the memory that was kept under that id, of whatever instance; none is fine."""
         ...
 
     async def resized(self, id: str, volume: str, size: int) -> None:

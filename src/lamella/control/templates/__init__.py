@@ -1,0 +1,1 @@
+"""Templates and the copies of them that wait."""
