@@ -1,4 +1,4 @@
-"""A daemon for a test to kill: makes and starts the machine that it is told of, and waits for its end."""
+"""A daemon for a test to kill: makes and starts the machine that it is told of, or keeps the memory of one, and waits for its end."""
 
 import asyncio
 import sys
@@ -8,6 +8,15 @@ import msgspec
 
 from lamella.host.compute.driver import Home, Machine
 from lamella.host.compute.vm.driver import VmDriver
+
+
+async def remember(home: str, mark: str, id: str) -> None:
+    driver = VmDriver(Home(Path(home), mark), lambda _: None)
+    await driver.open()
+    print("opened", flush=True)
+    async with driver.remember(id, "half"):
+        print("held", flush=True)
+        await asyncio.sleep(3600)
 
 
 async def main(home: str, mark: str, description: str) -> None:
@@ -24,4 +33,5 @@ async def main(home: str, mark: str, description: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    home, mark, *rest = sys.argv[1:]
+    asyncio.run(remember(home, mark, rest[1]) if rest[0] == "remember" else main(home, mark, *rest))

@@ -33,6 +33,7 @@ class ConfidentialDriver(VmDriver):
 
     name = "confidential"
     resettable = False
+    why_no_memory = "its host cannot read it, which is the point"
 
     def __init__(self, home: Home, changed: Changed) -> None:
         super().__init__(home, changed)

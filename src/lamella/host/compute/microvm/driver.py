@@ -21,16 +21,14 @@ from lamella.host.compute.microvm import arguments, size, volumes
 from lamella.host.compute.microvm.beginning import BeginVerbs
 from lamella.host.compute.microvm.host import look
 from lamella.host.compute.microvm.identity import setup_of
-from lamella.host.compute.microvm.keeping import SUSPENDED, run_on
+from lamella.host.compute.microvm.keeping import SUSPENDED
 from lamella.host.compute.microvm.session import Session
 from lamella.host.compute.microvm.templates import forget_unfinished
 from lamella.host.compute.qemu import layers, mechanisms
 from lamella.host.compute.qemu.balloon import BalloonVerbs
 from lamella.host.compute.qemu.freezing import FreezeVerbs
+from lamella.host.compute.qemu.keeping import forget_receivers
 from lamella.host.compute.qemu.monitor import Monitor
-from lamella.host.compute.qemu.passing import UNFINISHED
-from lamella.host.compute.qemu.places import ExitRecord, Places
-from lamella.host.compute.qemu.process import KILLED
 from lamella.model.contract import Mechanism
 from lamella.model.errors import CannotRun, Conflict, Invalid, LamellaError, NotFound, Unavailable
 from lamella.model.host import Capability
@@ -65,10 +63,12 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session], Begi
             return [Capability(name="compute.microvm", available=False, reason=str(error))]
         await self._shelf.clear()
         await asyncio.to_thread(forget_unfinished, self._home)
+        await asyncio.to_thread(forget_receivers, self._home, self.name)
         return self._host.capabilities()
 
     async def close(self) -> None:
         await self.templates.close()
+        await self._stop_keeping()
         await super().close()
         self._shelf.close()
 
@@ -84,7 +84,7 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session], Begi
         await session.look()
         record = session.process
         phase = Phase.STARTING
-        if record.asleep and not session.gone.is_set():
+        if (record.asleep or record.rests) and not session.gone.is_set():
             return Observed(phase=phase, pid=record.pid, launched=record.size.limits)
         if record.started_at is None and record.ready:
             # A daemon that died between starting the command and writing it down left it to us to ask.
@@ -107,12 +107,6 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session], Begi
             accelerator=record.accelerator,
             accelerator_reason=record.accelerator_reason,
         )
-
-    def _ended(self, places: Places) -> Observed:
-        record = places.process()
-        if record is not None and record.suspended and self._shelf.about(SUSPENDED + places.id) is not None:
-            return Observed(phase=Phase.SUSPENDED, started_at=record.started_at, accelerator=record.accelerator)
-        return self._stopped(places)
 
     async def _create(self, machine: Machine) -> None:
         await self._clear(machine.id)
@@ -196,16 +190,6 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session], Begi
                         await session.gone.wait()
             session.kill()
             await session.gone.wait()
-
-    async def _drop(self, id: str) -> None:
-        """What is suspended is over: its memory goes, and that it ended is written down."""
-        places = self._places(id)
-        record = places.process()
-        if record is not None and record.suspended:
-            end = ExitRecord(exit_code=KILLED, started_at=record.started_at, finished_at=datetime.now(UTC))
-            await asyncio.to_thread(places.write, end)
-            await asyncio.to_thread(places.write, msgspec.structs.replace(record, suspended=False))
-            await self._shelf.remove(SUSPENDED + id)
 
     async def kill(self, id: str, signal: int) -> None:
         session = await self._running(id)
@@ -324,11 +308,6 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session], Begi
                 found += await self._inside(session)
         return found
 
-    def _beginning(self, session: Session) -> list[Mechanism]:
-        began = session.process.began
-        made = self._shelf.about(began) if began else None
-        return mechanisms.of_beginning(began, made.about.get("owner") if made else None, session.process.pid)
-
     async def _inside(self, session: Session) -> list[Mechanism]:
         """What the guest's own kernel holds its processes to, and how large the disk is that it was given."""
         guest = await session.guest(timeout=1)
@@ -355,15 +334,7 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session], Begi
         return await session.guest()
 
     async def _adopted(self, session: Session) -> None:
-        if session.process.suspended:
-            # Its memory is safe; who kept it died before it could end it.
-            session.kill()
-            return
-        with contextlib.suppress(Unavailable):
-            monitor = await session.monitor()
-            if session.process.ready and not session.process.asleep and await monitor.status() in UNFINISHED:
-                # Who copied its memory died.
-                await run_on(session)
+        await self._take_over(session)
 
 
 async def _resize(monitor: Monitor, memory: int) -> None:

@@ -104,9 +104,6 @@ class Session(QemuProcess):
             os.close(directory)
         try:
             self.guest_state = await guest.state()
-            if self.guest_state.held and self.process.ready and not self.process.asleep and not self.copying:
-                # Who held it to copy its memory died.
-                await guest.release()
             self._guest = guest
             self._met.set()
             await self._ready.wait()

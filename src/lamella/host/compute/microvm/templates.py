@@ -41,7 +41,6 @@ IDLE = 600.0
 _LAST_ID = 65535
 # How the control groups of QEMUs begin that only make a memory.
 _OURS = ("image-", "blank-")
-_BUILDERS = (*_OURS, "memory-")
 
 
 class Templates:
@@ -189,7 +188,7 @@ def forget_unfinished(home: Home) -> None:
     """End what a daemon that died left of one that it was making."""
     groups = Cgroups(ROOT, home.mark)
     for id in groups.ids():
-        if id.startswith(_BUILDERS):
+        if id.startswith(_OURS):
             groups.group(id).remove()
     for place in (home.state, home.run):
         shutil.rmtree(place / "template", ignore_errors=True)

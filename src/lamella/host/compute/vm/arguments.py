@@ -9,16 +9,16 @@ from pathlib import Path
 
 import msgspec
 
-from lamella.host.compute.qemu import layers, pages
+from lamella.host.compute.qemu import layers, memory_file, pages
 from lamella.host.compute.qemu.launch import FIRMWARE, QEMU, SANDBOX
 from lamella.host.compute.qemu.layers import ColdDisk
 from lamella.host.compute.qemu.size import MIB, TRANSLATED, balloon
 from lamella.host.storage.driver import VolumeHandle
 from lamella.model.board import Firmware, Graphics, Hardware, Watchdog
 
-# Descriptors that QEMU inherits; 9 is the jailer's (launch.OUTPUT).
+# Descriptors that QEMU inherits; 9 is the jailer's (launch.OUTPUT), 10 and 11 are a memory's (memory_file.py).
 MONITOR, AGENT, QGA, CONSOLE = 3, 4, 5, 6
-CODE, VARIABLES, TPM, TAP = 7, 8, 10, 11
+CODE, VARIABLES, TPM, TAP = 7, 8, 20, 21
 ROOT, BASE, SEED, MEDIA = 12, 13, 14, 16  # MEDIA is the first of at most MOST_MEDIA
 MOST_MEDIA = 4
 LAYERS = 32  # the first of those of the root disk's other files
@@ -41,6 +41,9 @@ class Vm(msgspec.Struct, kw_only=True, frozen=True):
     it (which costs a second of each boot); ``order`` is the boot order (order.py); ``huge_pages`` is the size in bytes of those that its
     memory is made of (``sizing`` has the memory then).
     With ``gives_memory`` what it does not need is taken from it (size.balloon).
+
+    ``file`` says what becomes of a memory that is a file (``sizing`` has it then); with ``incoming`` the machine takes over the state of
+    another one. ``spare_variables`` has UEFI's variables be that many bytes of zeros.
     """
 
     name: str
@@ -66,6 +69,9 @@ class Vm(msgspec.Struct, kw_only=True, frozen=True):
     order: dict[str, int] = {}
     huge_pages: int | None = None
     gives_memory: bool = False
+    file: memory_file.Use | None = None
+    incoming: bool = False
+    spare_variables: int | None = None
 
 
 def arguments(vm: Vm) -> list[str]:
@@ -91,6 +97,7 @@ def arguments(vm: Vm) -> list[str]:
         *("-device", f"virtio-balloon-pci,{balloon(gives_memory=vm.gives_memory)},{_at(_BALLOON)}"),
         *("-device", f"vmgenid,id=generation,guid={vm.uuid}"),
         *vm.plugs,
+        *(("-incoming", "defer") if vm.incoming else ()),
     ]
 
 
@@ -109,7 +116,10 @@ def _board(vm: Vm) -> list[str]:
         board += ",graphics=off"  # SeaBIOS speaks on the serial line then
     if vm.firmware is Firmware.UEFI:
         board += ",pflash0=code,pflash1=variables"
-    board += pages.board(vm.huge_pages)
+    if vm.file is None:
+        board += pages.board(vm.huge_pages)
+    else:
+        board += f"{pages.OWN_PAGES},memory-backend={memory_file.NAMES['q35']}"
     return [
         *("-machine", board, "-accel", accelerators[vm.accelerator], "-cpu", "max"),
         *("-rtc", "base=utc,driftfix=slew", "-boot", "strict=on"),
@@ -132,9 +142,15 @@ def _firmware(vm: Vm) -> list[str]:
         return []
     return [
         *_file("code", CODE, read_only=True),
-        *_file("variables", VARIABLES, read_only=False),
+        *_variables(vm),
         *(("-global", "driver=cfi.pflash01,property=secure,value=on") if vm.secure_boot else ()),
     ]
+
+
+def _variables(vm: Vm) -> list[str]:
+    if vm.spare_variables is None:
+        return _file("variables", VARIABLES, read_only=False)
+    return ["-blockdev", f"driver=null-co,node-name=variables,size={vm.spare_variables},read-zeroes=on"]
 
 
 def _channels() -> list[str]:

@@ -46,10 +46,11 @@ BOOTABLE = frozenset({"ide-hd", "ide-cd", "e1000"})
 _PARTS = {driver: part for drivers in _DRIVERS.values() for part, driver in drivers.items()}
 
 
-def cold_arguments(machine: Machine) -> list[str]:
-    """What has to be on the command line so that everything else can be plugged in later."""
+def cold_arguments(machine: Machine, ports: int | None = None, drives: int | None = None) -> list[str]:
+    """What has to be on the command line so that everything else can be plugged in later: as many root *ports* and CD *drives* as are said,
+    else as many as *machine* gets at its start."""
     arguments: list[str] = []
-    for number in range(ports_at_start(machine)):
+    for number in range(ports_at_start(machine) if ports is None else ports):
         slot, function = divmod(number, _FUNCTIONS)
         address = f"{_FIRST_SLOT + slot:#x}.{function}"
         # A PCIe device needs no I/O ports, of which there are enough for a dozen bridges only.
@@ -57,7 +58,7 @@ def cold_arguments(machine: Machine) -> list[str]:
         arguments += ["-device", f"pcie-root-port,{options}{',multifunction=on' if function == 0 else ''}"]
     # A controller of their own: the board's has the machine's first disk and the image's own CDs.
     arguments += ["-device", "ich9-ahci,id=drives,bus=pcie.0,addr=0x1e"]
-    for number in range(drives_at_start(machine)):
+    for number in range(drives_at_start(machine) if drives is None else drives):
         arguments += ["-device", f"ide-cd,id=drive-{number},bus=drives.{number}"]
     arguments += _usb_controller(machine.board.hardware)
     if machine.board.graphics is not Graphics.NONE:

@@ -14,15 +14,19 @@ from functools import partial
 
 import msgspec
 
-from lamella.host.compute.driver import Changed, Home, Limits, Machine, MountedVolume, Observed
+from lamella.host.compute.driver import SUSPENDED_MEMORY, Changed, Home, Limits, Machine, MountedVolume, Observed
 from lamella.host.compute.guest.filing import FileVerbs
 from lamella.host.compute.qemu import layers, served
 from lamella.host.compute.qemu.balloon import BalloonVerbs
 from lamella.host.compute.qemu.freezing import FreezeVerbs
+from lamella.host.compute.qemu.keeping import SUSPENDED, forget_receivers
 from lamella.host.compute.qemu.monitor import Monitor
+from lamella.host.compute.qemu.places import Places, ProcessRecord
+from lamella.host.compute.qemu.shelf import Frozen, Shelf
 from lamella.host.compute.vm import evidence, hotplug, launching, memory, screen, sizing
 from lamella.host.compute.vm.host import HostParts, look
 from lamella.host.compute.vm.inside import Inside
+from lamella.host.compute.vm.keeping import KeepVerbs, beginning, files_of, load
 from lamella.host.compute.vm.launching import OpenTap
 from lamella.host.compute.vm.session import Session
 from lamella.host.linux.processes import environment
@@ -44,7 +48,7 @@ CONSOLE_DEADLINE = 30.0
 logger = logging.getLogger(__name__)
 
 
-class VmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
+class VmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session], KeepVerbs):
     """:class:`ComputeDriver` for full machines. ``use_taps`` says where the descriptors of NICs come from."""
 
     name = "vm"
@@ -54,6 +58,8 @@ class VmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
 
     def __init__(self, home: Home, changed: Changed) -> None:
         super().__init__(home, changed)
+        self._keepers, self._releasing = {}, set()
+        self._shelf = Shelf(home.state / "memory" / self.name)
         self._open_tap: OpenTap = _no_taps
         self._environment = environment(home.mark)
         self._host: HostParts | None = None
@@ -73,7 +79,14 @@ class VmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
             self._host = await look(self._home)
         except LamellaError as error:
             return [Capability(name="compute.vm", available=False, reason=str(error))]
+        await self._shelf.clear()
+        await asyncio.to_thread(forget_receivers, self._home, self.name)
         return self._host.capabilities()
+
+    async def close(self) -> None:
+        await self._stop_keeping()
+        await super().close()
+        self._shelf.close()
 
     # --- one instance
 
@@ -83,9 +96,14 @@ class VmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
             return None
         session = await self._session(id)
         if session is None:
-            return self._stopped(places)
+            return self._ended(places)
         await session.look()
         record = session.process
+        if record.asleep and not session.gone.is_set():
+            # A memory that was loaded in part is none.
+            phase = Phase.STARTING if record.ready else Phase.STOPPED
+            launched = (record.largest or record.size).limits
+            return Observed(phase=phase, pid=record.pid, launched=launched, board_type=record.board_type)
         if not record.ready:
             # Half made, by a daemon that is gone: there is nothing to be had of it.
             return Observed(phase=Phase.STOPPED)
@@ -97,7 +115,7 @@ class VmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
         with contextlib.suppress(LamellaError, msgspec.ValidationError):
             devices = await hotplug.plugged(await session.monitor())
         if session.gone.is_set():
-            return self._stopped(places)
+            return self._ended(places)
         phase = Phase.STARTING
         if record.started_at is not None:
             phase = Phase.PAUSED if session.paused else Phase.RUNNING
@@ -114,9 +132,22 @@ class VmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
 
     async def _create(self, machine: Machine) -> None:
         await self._clear(machine.id)
-        host = self._ready()
-        plan = self.plan(host, machine)
         places = self._places(machine.id)
+        former = None
+        if machine.memory == SUSPENDED_MEMORY:
+            machine = msgspec.structs.replace(machine, memory=SUSPENDED + machine.id)
+            former = places.process()
+        else:
+            await self._shelf.remove(SUSPENDED + machine.id)
+        async with self._kept(machine) as begins:
+            await self._make(machine, places, begins, former)
+
+    async def _make(
+        self, machine: Machine, places: Places, begins: Frozen | None, former: ProcessRecord | None
+    ) -> None:
+        """Boot it, or have it go on from *begins*; *former* is what is written down of one that is suspended, and stays so on failure."""
+        host = self._ready()
+        plan = self.plan(host, machine) if begins is None else beginning(host, machine, begins)
         log = self._log(machine.id)
 
         def prepare() -> None:
@@ -129,7 +160,7 @@ class VmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
         log.begin()
         try:
             # Whoever looks meanwhile must not adopt it as the work of another daemon.
-            async with self._adoption(machine.id):
+            async with self._adoption(machine.id), files_of(begins) as files:
                 record = await launching.start(
                     host,
                     plan,
@@ -138,26 +169,34 @@ class VmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
                     group=self._group(machine.id),
                     open_tap=self._open_tap,
                     mark=self._home.mark,
+                    files=files,
+                    began=machine.memory,
                 )
                 session = await self._new_session(places, record)
             try:
                 monitor = await session.monitor()
             except LamellaError as error:
                 raise Unavailable(f"QEMU did not start: {session.last_words() or error.message}") from error
+            if begins is not None:
+                await load(monitor, machine, begins, self._open_tap, _reach(session))
             await hotplug.rewire(monitor, machine, self._open_tap, reaches=_reach(session))
             # The firmware reads the boot order when it starts, and was told of what was plugged in since.
-            if self.resettable:
+            if self.resettable and begins is None:
                 await monitor.execute("system_reset")
             async with asyncio.timeout(CONSOLE_DEADLINE):
                 await session.console.ready()
             await session.write(ready=True)
         except BaseException:
             await asyncio.shield(self._clear(machine.id))
+            if former is not None:
+                # Still suspended.
+                places.write(former)
             raise
 
     async def start(self, id: str) -> None:
         async with self._lock(id):
             session = await self._running(id)
+            await self._awake(session)
             if session.process.started_at is not None:
                 return
             await session.resume()
@@ -169,6 +208,7 @@ class VmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
         async with self._lock(id):
             session = await self._session(id)
             if session is None:
+                await self._drop(id)
                 return
             forced = signal_number(signal) == signals.SIGKILL or timeout <= 0
             if session.process.started_at is not None and not forced:
@@ -332,7 +372,9 @@ class VmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
 
     async def mechanisms(self, id: str) -> list[Mechanism]:
         session = await self._session(id)
-        return [] if session is None else await evidence.gather(session)
+        if session is None:
+            return []
+        return await evidence.gather(session) + await asyncio.to_thread(self._beginning, session)
 
     # --- how
 
@@ -367,6 +409,8 @@ class VmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session]):
         return session
 
     async def _adopted(self, session: Session) -> None:
+        if not await self._take_over(session):
+            return
         with contextlib.suppress(LamellaError, TimeoutError):
             await session.monitor()
             async with asyncio.timeout(CONSOLE_DEADLINE):

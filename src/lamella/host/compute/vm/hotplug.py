@@ -110,6 +110,13 @@ async def rewire(
     await _Work(monitor, machine, open_tap, patience, find_usb, reaches).carry_out(steps)
 
 
+async def put(
+    monitor: Monitor, machine: Machine, steps: Iterable[Step], open_tap: OpenTap, *, reaches: Reaches = lambda _: False
+) -> None:
+    """Plug in what *steps* say, where they say: for a machine that has not run yet and shall be like another one."""
+    await _Work(monitor, machine, open_tap, PATIENCE, usb.find, reaches).carry_out(steps)
+
+
 async def plugged(monitor: Monitor) -> list[str]:
     """Names of what is plugged in, sorted: for ``Observed.devices``."""
     return (await look(monitor)).names

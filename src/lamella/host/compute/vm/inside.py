@@ -220,6 +220,27 @@ class Inside:
         """The conversation with our agent, without asking it."""
         return self._ours.client
 
+    async def meet_ours(self, patience: float) -> GuestClient:
+        """The conversation with our agent; it is waited for *patience* seconds.
+
+        :raise Unavailable: when it does not answer in that time.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while True:
+                    self._moved.clear()
+                    if (ours := await self._ours.alive()) is not None:
+                        return ours
+                    await self._moved.wait()
+        raise Unavailable(
+            f"the agent in the guest did not answer within {patience:g} s", hint="see the guest's console"
+        )
+
+    @property
+    def met_ours(self) -> bool:
+        """Whether our agent has ever answered."""
+        return self._ours.met
+
     async def reseed(self, entropy: bytes) -> None:
         """Mix *entropy* into the guest's random numbers and set its clock: after a clone, or a long pause. Our agent alone can."""
         agent = await self._agent("reseed", only_ours=True, wait=False)

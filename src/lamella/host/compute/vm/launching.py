@@ -11,11 +11,13 @@ from pathlib import Path
 import msgspec
 
 from lamella.host.compute.driver import Limits, Machine
-from lamella.host.compute.qemu import launch, pages, served
+from lamella.host.compute.qemu import launch, memory_file, pages, served
+from lamella.host.compute.qemu.memory_file import Use
 from lamella.host.compute.qemu.places import Places, ProcessRecord
 from lamella.host.compute.qemu.size import MIB, Size
 from lamella.host.compute.vm import arguments, certificates, desktop, firmware, hotplug, seed, sizing, tpm
 from lamella.host.compute.vm.host import HostParts
+from lamella.host.compute.vm.layout import Layout
 from lamella.host.compute.vm.order import NIC, boot_order, media
 from lamella.host.linux.cgroup import Cgroup
 from lamella.host.linux.processes import environment, start_time
@@ -31,6 +33,13 @@ _FIRMWARE = 16 * MIB
 # The directory in the machine's state with the certificate of its screen.
 SCREEN = "screen"
 SEED = "seed.img"
+# On which sockets QEMU listens, by the descriptor that it has each as.
+SOCKETS = {
+    arguments.MONITOR: "monitor",
+    arguments.AGENT: "agent",
+    arguments.QGA: "qga",
+    arguments.CONSOLE: "console",
+}
 _ADDRESS = uuid.UUID("0f6a3b7e-6a42-4a0b-8d0e-5c3f2b1f9d10")
 
 
@@ -48,8 +57,8 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
     devices: list[Path] = []
 
 
-def plan(host: HostParts, machine: Machine) -> Plan:
-    """Decide everything about it.
+def plan(host: HostParts, machine: Machine, layout: Layout | None = None) -> Plan:
+    """Decide everything about it. With *layout* it is as large, and has as many places, as one that ran so.
 
     :raise Unsupported: when this host cannot make such a machine.
     :raise Invalid: when it contradicts itself.
@@ -66,7 +75,7 @@ def plan(host: HostParts, machine: Machine) -> Plan:
             raise Unsupported(why_not, field=field)
     if len(media(machine)) > arguments.MOST_MEDIA:
         raise Unsupported(f"a machine has drives for {arguments.MOST_MEDIA} CDs of its image", field="image")
-    size = sizing.size_of(machine.limits)
+    size = sizing.size_of(machine.limits) if layout is None else layout.size
     name = host.accelerator.name
     # QEMU 7.2 gives every emulating thread a part of its cache when the thread begins, and aborts when a busy guest has used all of it
     # (tcg/region.c: seen). One thread for all processors needs no second part. The firmware of Secure Boot takes part in plugging, in a
@@ -76,16 +85,16 @@ def plan(host: HostParts, machine: Machine) -> Plan:
     plugs = not emulated or (threads == "single" and not board.secure_boot)
     # Pages that are set apart are counted at the start: it has no room for more.
     room = host.memory if machine.huge_pages is None else size.memory
-    largest = sizing.largest_of(size, room, plugs_vcpus=plugs)
+    largest = sizing.largest_of(size, room, plugs_vcpus=plugs) if layout is None else layout.largest
     vm = arguments.Vm(
         name=machine.id,
         uuid=str(uuid.uuid5(_ADDRESS, machine.id)),
-        board_type=host.board_type(machine.board_type),
+        board_type=host.board_type(machine.board_type or ("" if layout is None else layout.board_type)),
         accelerator=name,
         threads=threads,
         sizing=[*sizing.cold_arguments(size, largest), *pages.backend(size.memory, machine.huge_pages)],
         huge_pages=machine.huge_pages,
-        plugs=hotplug.cold_arguments(machine),
+        plugs=hotplug.cold_arguments(machine, *((layout.ports, len(layout.drives)) if layout else ())),
         firmware=board.firmware,
         secure_boot=board.secure_boot,
         tpm=board.tpm,
@@ -118,10 +127,27 @@ def with_the_rest(group: Limits, machine: Machine) -> Limits:
     )
 
 
+def with_memory(plan: Plan, use: Use) -> Plan:
+    """*plan* for a machine whose memory is a file, and which takes over the state of another one."""
+    vm = plan.vm
+    sizing = [*vm.sizing, *memory_file.backend("q35", plan.size.memory, use)]
+    return msgspec.structs.replace(plan, vm=msgspec.structs.replace(vm, sizing=sizing, file=use, incoming=True))
+
+
 async def start(
-    host: HostParts, plan: Plan, places: Places, machine: Machine, *, group: Cgroup, open_tap: OpenTap, mark: str
+    host: HostParts,
+    plan: Plan,
+    places: Places,
+    machine: Machine,
+    *,
+    group: Cgroup,
+    open_tap: OpenTap,
+    mark: str,
+    files: dict[int, int] | None = None,
+    began: str = "",
 ) -> ProcessRecord:
-    """Start QEMU with its processors standing still, inside its group before it allocates anything, and write it down.
+    """Start QEMU with its processors standing still, inside its group before it allocates anything, and write it down. *files* are more
+    of its descriptors (its: ours, which stay ours), *began* is the memory that they are.
 
     :raise NotFound: when a disk or an image is not where it should be.
     :raise Unavailable: when QEMU does not start; its words are in the error.
@@ -137,33 +163,19 @@ async def start(
         def listen(name: str) -> int:
             return stack.enter_context(launch.listening(places.run / name)).fileno()
 
-        def read(path: os.PathLike[str]) -> int:
-            return own(_open(path, os.O_RDONLY))
-
-        files = {
-            arguments.MONITOR: listen("monitor"),
-            arguments.AGENT: listen("agent"),
-            arguments.QGA: listen("qga"),
-            arguments.CONSOLE: listen("console"),
-        }
-        if machine.board.firmware is Firmware.UEFI:
-            if host.ovmf is None:
-                raise Unsupported(host.why_no_uefi, field="board.firmware")
-            files[arguments.CODE] = read(firmware.code(machine.board, host.ovmf))
+        files = {**(files or {}), **{number: listen(name) for number, name in SOCKETS.items()}}
+        files |= {number: own(open_file(path)) for number, path in what_is_read(host, machine).items()}
         if machine.disk is not None:
             files |= {number: own(fd) for number, fd in arguments.root_disk(machine.disk).open().items()}
-        discs = [artifact for artifact in machine.rootfs.artifacts if artifact.kind is ArtifactKind.CDROM]
-        for number, disc in enumerate(discs):
-            files[arguments.MEDIA + number] = read(disc.path)
         if machine.nic is not None:
             files[arguments.TAP] = own(await open_tap(machine.nic.port))
         made = await _make(host, plan, places, machine, group, mark)
         if made.tpm is not None:
             files[arguments.TPM] = stack.enter_context(made.tpm).fileno()
         if made.variables is not None:
-            files[arguments.VARIABLES] = own(_open(made.variables, os.O_RDWR))
+            files[arguments.VARIABLES] = own(open_file(made.variables, os.O_RDWR))
         if plan.vm.seed:
-            files[arguments.SEED] = read(places.state / SEED)
+            files[arguments.SEED] = own(open_file(places.state / SEED))
         shown: dict[Path, Path] = {}
         if plan.vm.graphics is not Graphics.NONE:
             shown[places.state / SCREEN] = Path(desktop.CERTIFICATES)
@@ -176,6 +188,7 @@ async def start(
                 accelerator=host.accelerator,
                 shown=shown | plan.shown,
                 devices=plan.devices,
+                memory_file=plan.vm.file is not None,
             ),
             places,
             user=machine.id_base,
@@ -195,11 +208,27 @@ async def start(
             largest=plan.largest,
             limits=machine.limits,
             board_type=plan.vm.board_type,
+            began=began,
+            asleep=plan.vm.incoming,
         )
         await asyncio.to_thread(places.write, record)
         if not record.alive():
             raise Unavailable(f"QEMU did not start: {launch.tail(errors) or 'it said nothing'}")
         return record
+
+
+def what_is_read(host: HostParts, machine: Machine) -> dict[int, Path]:
+    """Files that QEMU reads and nobody makes for this machine: the firmware's code, the CDs of its image.
+
+    :raise Unsupported: when this host has no such firmware.
+    """
+    found: dict[int, Path] = {}
+    if machine.board.firmware is Firmware.UEFI:
+        if host.ovmf is None:
+            raise Unsupported(host.why_no_uefi, field="board.firmware")
+        found[arguments.CODE] = firmware.code(machine.board, host.ovmf)
+    discs = [artifact.path for artifact in machine.rootfs.artifacts if artifact.kind is ArtifactKind.CDROM]
+    return found | dict(enumerate(discs, start=arguments.MEDIA))
 
 
 class _Made(msgspec.Struct, kw_only=True, frozen=True):
@@ -239,7 +268,8 @@ async def _make(host: HostParts, plan: Plan, places: Places, machine: Machine, g
     return _Made(variables=file, tpm=end)
 
 
-def _open(path: os.PathLike[str], flags: int) -> int:
+def open_file(path: os.PathLike[str], flags: int = os.O_RDONLY) -> int:
+    """:raise NotFound: when it cannot be opened."""
     try:
         return os.open(path, flags | os.O_CLOEXEC)
     except OSError as error:

@@ -34,7 +34,7 @@ PANICKED = 128 + signal.SIGABRT
 QUIT_DEADLINE = 5.0
 STEADY = 15.0
 
-_PAUSED = ("paused", "prelaunch", "io-error", "watchdog", "suspended")
+_PAUSED = ("paused", "prelaunch", "inmigrate", "io-error", "watchdog", "suspended")
 _EVENTS = ("STOP", "SHUTDOWN", "GUEST_PANICKED", "WATCHDOG")
 _PORT_EVENT = "VSERPORT_CHANGE"
 
@@ -162,7 +162,8 @@ class Session(QemuProcess):
         self._note(await monitor.status())
 
     def _note(self, status: str) -> None:
-        self.paused = status in _PAUSED
+        if not self.copying:
+            self.paused = status in _PAUSED
 
     def _end_record(self) -> ExitRecord:
         record = super()._end_record()
