@@ -39,7 +39,7 @@ class BeginVerbs(KeepVerbs):
         super().__init__(home, changed)
         self._open_tap: OpenTap | None = None
         self._environment = environment(home.mark)
-        self._keepers, self._releasing = {}, set()
+        self._keepers, self._releasing = {}, {}
         self._shelf = Shelf(home.state / "memory" / self.name)
         self.templates = Templates(home, self._shelf)
         self._copies = Copies.SAME_PROJECT

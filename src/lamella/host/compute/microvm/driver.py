@@ -329,6 +329,7 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session], Begi
     async def _agent(self, id: str) -> GuestClient:
         session = await self._running(id)
         await self._awake(session)
+        await self._released(id)
         if session.paused:
             raise Conflict(f"the microVM {id} is paused", hint="resume it first")
         return await session.guest()

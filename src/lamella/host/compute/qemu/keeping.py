@@ -58,7 +58,7 @@ class KeepVerbs(QemuDriver[S]):
 
     _shelf: Shelf
     _keepers: dict[str, asyncio.Lock]
-    _releasing: set[asyncio.Task[None]]
+    _releasing: dict[str, asyncio.Task[None]]
 
     # --- what a level fills in
 
@@ -363,8 +363,8 @@ class KeepVerbs(QemuDriver[S]):
                 # Who copied its memory died.
                 await self._run_on(session)
             task = asyncio.create_task(self._let_go(session), name=f"release {session.places.id}")
-            self._releasing.add(task)
-            task.add_done_callback(self._releasing.discard)
+            self._releasing[session.places.id] = task
+            task.add_done_callback(lambda _: self._releasing.pop(session.places.id, None))
         return True
 
     async def _let_go(self, session: S) -> None:
@@ -373,9 +373,14 @@ class KeepVerbs(QemuDriver[S]):
             async with self._keeping(session.places.id):
                 await self._release(session)
 
+    async def _released(self, id: str) -> None:
+        """Wait until :meth:`_let_go` has done what it can."""
+        if (task := self._releasing.get(id)) is not None:
+            await asyncio.wait([task])
+
     async def _stop_keeping(self) -> None:
         """For the end of a driver."""
-        for task in list(self._releasing):
+        for task in list(self._releasing.values()):
             await end_task(task)
 
     def _keeping(self, id: str) -> asyncio.Lock:
