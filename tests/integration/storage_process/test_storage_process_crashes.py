@@ -17,6 +17,7 @@ from lamella.host.compute.driver import Home
 from lamella.host.linux.processes import marked
 from lamella.host.storage.blocks import Stack
 from lamella.host.storage.driver import Layer
+from lamella.host.storage.process import qsd
 from lamella.host.storage.process.daemon import QemuStorageDaemon
 from lamella.host.storage.process.disks import node_names
 from lamella.host.storage.process.nodes import tag
@@ -268,3 +269,22 @@ async def group(daemon: QemuStorageDaemon) -> str:
     found = await daemon.doors.monitor.ask(list[dict[str, Any]], "query-named-block-nodes", {"flat": True})
     (top,) = [node for node in found if node["node-name"] == f"top-{tag('vol_a')}"]
     return json.loads(top["file"].removeprefix("json:"))["throttle-group"]
+
+
+async def test_one_that_hangs_is_ended_and_begun_again(
+    daemon: QemuStorageDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qsd, "_HANGS", 1.0)
+    await daemon.add(volume(tmp_path))
+    file = (await daemon.export("vol_a")).file
+    assert file is not None
+    assert not await daemon.end_hung()
+    for process in (daemon.disks.process, daemon.doors.process):
+        hung = process.pid
+        assert hung is not None
+        os.kill(hung, signal.SIGSTOP)
+        assert await daemon.end_hung()
+        await settled(daemon)
+        assert process.pid not in (None, hung)
+        assert await asyncio.to_thread(file.exists)
+        assert await daemon.size("vol_a") > 0

@@ -94,8 +94,22 @@ class Core:
         if not disks:
             self._tell_unflushed()
         if self.opened or disks or doors:
-            await self._restore(adopted=True)
+            try:
+                await self._restore(adopted=True)
+            except Unavailable:
+                # One that answered may hang over what it was asked next (a connection to a process that is gone, drained for ever).
+                if not await self.end_hung():
+                    raise
+                await self._restore(adopted=True)
         return ""
+
+    async def end_hung(self) -> bool:
+        """Kill every process that answers nothing; whether there was one. They are started again."""
+        processes = [self.disks.process, *(doors.process for doors in self.all_doors)]
+        hung = [await process.end_if_hung() for process in processes]
+        if self._revival is not None:
+            await asyncio.wait([self._revival])
+        return any(hung)
 
     async def _end_strays(self) -> None:
         """What a killed daemon started for one thing (luks.py) still has its volume open."""

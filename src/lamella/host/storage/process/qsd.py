@@ -33,6 +33,8 @@ _TOP, _MONITOR = 9, 10
 TOP = f"/proc/self/fd/{_TOP}"
 
 _PROGRAM = "qemu-storage-daemon"
+# Seconds after which one that answers nothing hangs.
+_HANGS = 30.0
 
 
 def running(mark: str, top: Path) -> set[int]:
@@ -131,11 +133,37 @@ class Qsd:
             return False
         try:
             await self._hold(running.pid)
-        except (Unavailable, OSError):
-            with suppress(ProcessLookupError):
-                os.kill(running.pid, signal.SIGKILL)
+            await self.check()
+        except (Unavailable, OSError) as error:
+            log.warning("the storage process (%s) does not answer and is ended: %s", self.role, error)
+            await self.close()
+            await asyncio.to_thread(kill, running.pid)
             return False
         return True
+
+    async def check(self) -> None:
+        """It greets whoever comes in a thread of its own: only an answer says that the rest of it goes on.
+
+        :raise Unavailable: when none comes.
+        """
+        try:
+            await self.monitor.execute("query-jobs", deadline=_HANGS)
+        except Refused:
+            return
+
+    async def end_if_hung(self) -> bool:
+        """Kill it when it runs and answers nothing; whether it did. It has ended then, unasked."""
+        watch = self._watch
+        if watch is None or not self.here:
+            return False
+        try:
+            await self.check()
+        except Unavailable as error:
+            log.error("the storage process (%s) hangs and is ended: %s", self.role, error)
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            await asyncio.wait([watch])
+            return True
+        return False
 
     async def start(self) -> None:
         """:raise Unavailable: when it cannot be started; the end of what it said is in the error."""
