@@ -338,7 +338,7 @@ class KeepVerbs(QemuDriver[S]):
         if session.process.asleep:
             return True
         with contextlib.suppress(LamellaError):
-            if await (await session.monitor()).status() in passing.UNFINISHED:
+            if await passing.underway(await session.monitor()):
                 # Who copied its memory died.
                 await self._run_on(session)
             task = asyncio.create_task(self._let_go(session), name=f"release {session.places.id}")
