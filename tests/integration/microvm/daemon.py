@@ -1,4 +1,5 @@
-"""A daemon for a test to kill: makes and starts the microVM that it is told of, says so, and waits for its end."""
+"""A daemon for a test to kill: makes and starts the microVM that it is told of, says so, and waits for its end;
+in the midst of keeping its memory, where it is told to."""
 
 import asyncio
 import sys
@@ -11,7 +12,7 @@ from lamella.host.compute.microvm.driver import MicrovmDriver
 from lamella.model.host import Copies
 
 
-async def main(home: str, mark: str, description: str) -> None:
+async def main(home: str, mark: str, description: str, memory: str = "") -> None:
     machine = msgspec.json.decode(
         Path(description).read_bytes(), type=Machine, dec_hook=lambda kind, value: kind(value)
     )
@@ -22,6 +23,10 @@ async def main(home: str, mark: str, description: str) -> None:
     await driver.create(machine)
     await driver.start(machine.id)
     print("started", flush=True)
+    if memory:
+        async with driver.remember(machine.id, memory):
+            print("held", flush=True)
+            await asyncio.sleep(3600)
     await asyncio.sleep(3600)
 
 

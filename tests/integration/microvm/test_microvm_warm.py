@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -245,3 +246,42 @@ async def test_one_that_is_sent_before_it_is_held_is_sent_again(
     subprocess.run(["cp", "--sparse=always", copied, copy.volume.path], check=True)
     await begun(driver, copy)
     assert await run(driver, copy.id, "hostname") == (0, "copy\n")
+
+
+async def test_who_was_held_goes_on_when_the_daemon_is_killed(lab: Lab) -> None:
+    machine = lab.machine("/bin/sh", "-c", COUNT)
+    description = lab.home.path / "machine.json"
+    description.write_bytes(msgspec.json.encode(machine, enc_hook=str))
+    daemon = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(Path(__file__).with_name("daemon.py")),
+        *(str(lab.home.path), lab.home.mark, str(description), "kept"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert daemon.stdout is not None
+    async with asyncio.timeout(90):
+        assert await daemon.stdout.readline() == b"started\n"
+        assert await daemon.stdout.readline() == b"held\n"
+    daemon.kill()
+    await daemon.wait()
+    driver = lab.driver()
+    await driver.open()
+    before = await counted(driver, machine.id)
+    async with asyncio.timeout(90):
+        while await counted(driver, machine.id) <= before:
+            await asyncio.sleep(0.05)
+    seen = await driver.observe(machine.id)
+    assert seen is not None and seen.phase is Phase.RUNNING
+    # It was not kept, and who was to have its memory is gone; it can be kept now.
+    assert Cgroups(ROOT, lab.home.mark).ids() == {machine.id}
+    async with driver.remember(machine.id, "kept"):
+        pass
+    await driver.remove(machine.id)
+    await driver.close()
+
+
+async def test_what_is_suspended_goes_with_it(lab: Lab, driver: MicrovmDriver) -> None:
+    machine = await begun(driver, lab.machine("/bin/sh", "-c", COUNT))
+    await driver.suspend(machine.id)
+    await driver.remove(machine.id)
+    assert not (lab.home.state / "memory" / "microvm" / f"suspended-{machine.id}").exists()

@@ -39,7 +39,7 @@ class BeginVerbs(KeepVerbs):
         super().__init__(home, changed)
         self._open_tap: OpenTap | None = None
         self._environment = environment(home.mark)
-        self._keepers, self._releasing = {}, set()
+        self._keepers, self._releasing = {}, {}
         self._shelf = Shelf(home.state / "memory" / self.name)
         self.templates = Templates(home, self._shelf)
         self._copies = Copies.SAME_PROJECT
@@ -68,7 +68,9 @@ class BeginVerbs(KeepVerbs):
     ) -> None:
         """From a memory that was kept; it waits to be told to."""
         hardware = _hardware(host, machine, wanted)
-        await self._boot(host, places, machine, hardware, image, begins, machine.memory, asleep=True)
+        session = await self._boot(host, places, machine, hardware, image, begins, machine.memory, asleep=True)
+        if machine.resting and machine.fresh:
+            await self._rest(session)
 
     async def _begin(self, host: HostParts, places: Places, machine: Machine, wanted: Size, image: Path) -> Session:
         """As a copy of a template where there is one and it may; else it boots, and a template is made for the next one."""

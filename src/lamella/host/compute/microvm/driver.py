@@ -84,7 +84,7 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session], Begi
         await session.look()
         record = session.process
         phase = Phase.STARTING
-        if record.asleep and not session.gone.is_set():
+        if (record.asleep or record.rests) and not session.gone.is_set():
             return Observed(phase=phase, pid=record.pid, launched=record.size.limits)
         if record.started_at is None and record.ready:
             # A daemon that died between starting the command and writing it down left it to us to ask.
@@ -329,6 +329,7 @@ class MicrovmDriver(FileVerbs, FreezeVerbs[Session], BalloonVerbs[Session], Begi
     async def _agent(self, id: str) -> GuestClient:
         session = await self._running(id)
         await self._awake(session)
+        await self._released(id)
         if session.paused:
             raise Conflict(f"the microVM {id} is paused", hint="resume it first")
         return await session.guest()

@@ -11,7 +11,7 @@ from lamella.host.compute.driver import Machine
 from lamella.host.compute.guest.setup import GuestIdentity, GuestPhase
 from lamella.host.compute.microvm import arguments, launching
 from lamella.host.compute.microvm.host import HostParts
-from lamella.host.compute.microvm.identity import network_of
+from lamella.host.compute.microvm.identity import network_of, setup_of
 from lamella.host.compute.microvm.session import BOOT_DEADLINE, Session
 from lamella.host.compute.microvm.template import Shape, about, fits
 from lamella.host.compute.qemu import keeping
@@ -20,6 +20,7 @@ from lamella.host.compute.qemu.places import Places
 from lamella.host.compute.qemu.size import group_limits
 from lamella.host.linux.cgroup import Cgroup
 from lamella.host.linux.spare_tap import spare_tap
+from lamella.model.stream import ExecSpec
 
 __all__ = ["SUSPENDED", "KeepVerbs"]
 
@@ -76,6 +77,19 @@ class KeepVerbs(keeping.KeepVerbs[Session]):
         if state.phase is GuestPhase.READY:
             return None
         return datetime.now(UTC) if machine.fresh else state.started_at
+
+    async def _told(self, session: Session, machine: Machine) -> None:
+        await (await session.guest(BOOT_DEADLINE)).become(setup_of(machine))
+
+    async def _rehearse(self, session: Session) -> None:
+        # The agent itself is a program that every image can run; told nothing, it says so and ends.
+        guest = await session.guest(timeout=5)
+        stream = await guest.exec(ExecSpec(command=["/proc/1/exe", "--rehearse"]))
+        try:
+            while await stream.receive() is not None:
+                pass
+        finally:
+            await stream.close()
 
     def _woken(self, session: Session) -> None:
         session.met_again()

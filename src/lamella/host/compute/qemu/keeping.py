@@ -58,7 +58,7 @@ class KeepVerbs(QemuDriver[S]):
 
     _shelf: Shelf
     _keepers: dict[str, asyncio.Lock]
-    _releasing: set[asyncio.Task[None]]
+    _releasing: dict[str, asyncio.Task[None]]
 
     # --- what a level fills in
 
@@ -100,6 +100,13 @@ class KeepVerbs(QemuDriver[S]):
         """
         raise NotImplementedError
 
+    async def _told(self, session: S, machine: Machine) -> None:
+        """One that rested goes on: tell its guest what has changed."""
+        await self._renew(session, machine, again=True)
+
+    async def _rehearse(self, session: S) -> None:
+        """Have the guest do once what it will do when it is started."""
+
     def _woken(self, session: S) -> None:
         """It went on, and that is written down."""
 
@@ -111,6 +118,8 @@ class KeepVerbs(QemuDriver[S]):
         told = Remembered()
         async with self._keeping(id):
             session = await self._running(id)
+            if session.process.rests:
+                await self._awake(session)
             if session.paused and not session.process.asleep:
                 raise Conflict(
                     f"the {self.noun} {id} is paused, and cannot be asked to hold still", hint="resume it first"
@@ -138,6 +147,12 @@ class KeepVerbs(QemuDriver[S]):
                 await session.write(suspended=True)
             session.kill()
             await session.gone.wait()
+            # Its room is what it was suspended for.
+            self._shelf.rest(SUSPENDED + id)
+
+    async def remove(self, id: str) -> None:
+        await super().remove(id)
+        await self._shelf.remove(SUSPENDED + id)
 
     async def take(self, machine: Machine) -> None:
         """See ``KeepsMemory``."""
@@ -153,9 +168,7 @@ class KeepVerbs(QemuDriver[S]):
 
     @contextlib.asynccontextmanager
     async def _copy(self, session: S, memory: str, told: Remembered, *, goes_on: bool = True) -> AsyncGenerator[None]:
-        machine = session.places.machine()
-        if machine is None:
-            raise NotFound(f"nothing is written down of {session.places.id}", hint="start it again")
+        machine = self._known_machine(session)
         receiver = await self._receiver(session, machine)
         monitor = await session.monitor()
         began, held, kept = 0.0, False, False
@@ -286,11 +299,14 @@ class KeepVerbs(QemuDriver[S]):
         :raise Unavailable: when its guest does not answer.
         """
         async with session.waking:
+            if session.process.rests:
+                await session.resume()
+                await self._told(session, self._known_machine(session))
+                await session.write(rests=False)
+                return
             if not session.process.asleep:
                 return
-            machine = session.places.machine()
-            if machine is None:
-                raise NotFound(f"nothing is written down of {session.places.id}", hint="start it again")
+            machine = self._known_machine(session)
             again = await (await session.monitor()).status() == "running"
             await session.resume()
             began = await self._renew(session, machine, again=again)
@@ -298,6 +314,20 @@ class KeepVerbs(QemuDriver[S]):
             self._woken(session)
             if machine.memory.startswith(SUSPENDED):
                 await self._shelf.remove(machine.memory)
+
+    async def _rest(self, session: S) -> None:
+        """Have what began with a memory be the machine that is written down, and stand still until it is told its command: what a start
+        needs was done once then, and is quick the second time."""
+        await self._awake(session)
+        await self._rehearse(session)
+        await session.pause()
+        await session.write(rests=True)
+
+    def _known_machine(self, session: S) -> Machine:
+        machine = session.places.machine()
+        if machine is None:
+            raise NotFound(f"nothing is written down of {session.places.id}", hint="start it again")
+        return machine
 
     # --- what was kept and does not run
 
@@ -335,15 +365,15 @@ class KeepVerbs(QemuDriver[S]):
             # Its memory is safe; who kept it died before it could end it.
             session.kill()
             return False
-        if session.process.asleep:
+        if session.process.asleep or session.process.rests:
             return True
         with contextlib.suppress(LamellaError):
             if await passing.underway(await session.monitor()):
                 # Who copied its memory died.
                 await self._run_on(session)
             task = asyncio.create_task(self._let_go(session), name=f"release {session.places.id}")
-            self._releasing.add(task)
-            task.add_done_callback(self._releasing.discard)
+            self._releasing[session.places.id] = task
+            task.add_done_callback(lambda _: self._releasing.pop(session.places.id, None))
         return True
 
     async def _let_go(self, session: S) -> None:
@@ -352,9 +382,14 @@ class KeepVerbs(QemuDriver[S]):
             async with self._keeping(session.places.id):
                 await self._release(session)
 
+    async def _released(self, id: str) -> None:
+        """Wait until :meth:`_let_go` has done what it can."""
+        if (task := self._releasing.get(id)) is not None:
+            await asyncio.wait([task])
+
     async def _stop_keeping(self) -> None:
         """For the end of a driver."""
-        for task in list(self._releasing):
+        for task in list(self._releasing.values()):
             await end_task(task)
 
     def _keeping(self, id: str) -> asyncio.Lock:

@@ -29,6 +29,7 @@ class ProcessRecord(msgspec.Struct, kw_only=True, frozen=True):
     ``ready`` is set when the guest has been configured, ``started_at`` when its command was started; ``limits`` are the newest.
     ``size`` is what it booted with, ``largest`` what it can be grown to while it runs, ``board_type`` its machine type. ``began`` is the
     id of the memory that it began with; empty is that it booted. While it is ``asleep`` it has taken over that memory and not run yet;
+    one that ``rests`` has, and stands still until it is told its command;
     ``suspended`` says that its own memory is kept and that it ended, or is about to.
     """
 
@@ -45,6 +46,7 @@ class ProcessRecord(msgspec.Struct, kw_only=True, frozen=True):
     board_type: str = ""
     began: str = ""
     asleep: bool = False
+    rests: bool = False
     suspended: bool = False
 
     def alive(self) -> bool:

@@ -121,6 +121,7 @@ class QemuProcess:
         started_at: datetime | None = None,
         limits: Limits | None = None,
         asleep: bool | None = None,
+        rests: bool | None = None,
         suspended: bool | None = None,
     ) -> None:
         """Note something new about the run, durably."""
@@ -132,6 +133,7 @@ class QemuProcess:
                 started_at=started_at or known.started_at,
                 limits=limits or known.limits,
                 asleep=known.asleep if asleep is None else asleep,
+                rests=known.rests if rests is None else rests,
                 suspended=known.suspended if suspended is None else suspended,
             )
             await asyncio.to_thread(self.places.write, self.process)

@@ -183,6 +183,12 @@ class Shelf:
         """Remove what a crash left half written."""
         await asyncio.to_thread(self._clear)
 
+    def rest(self, id: str) -> None:
+        """Close the files of *id*: its pages are read again from disk when somebody begins with it."""
+        frozen = self._open.pop(id, None)
+        if frozen is not None:
+            frozen.close()
+
     def let_go(self, unused: float = 0.0) -> int:
         """Close the files of those that nobody began with for *unused* seconds; their pages go when the last copy does. Returns how many
         they were."""

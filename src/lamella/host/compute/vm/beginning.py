@@ -30,7 +30,7 @@ class BeginVerbs(KeepVerbs):
 
     def __init__(self, home: Home, changed: Changed) -> None:
         super().__init__(home, changed)
-        self._keepers, self._releasing = {}, set()
+        self._keepers, self._releasing = {}, {}
         self._shelf = Shelf(home.state / "memory" / self.name)
         self._open_tap: OpenTap = _no_taps
         self._environment = environment(home.mark)
