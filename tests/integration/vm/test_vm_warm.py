@@ -23,8 +23,10 @@ from lamella.host.compute.driver import (
 )
 from lamella.host.compute.vm.driver import VmDriver
 from lamella.host.linux.cgroup import ROOT, Cgroups
+from lamella.host.linux.spare_tap import spare_tap
+from lamella.host.network.driver import Attachment
 from lamella.host.storage.driver import Base, VolumeHandle
-from lamella.model.board import Board, Graphics, Hardware
+from lamella.model.board import Board, Graphics, Hardware, Seed
 from lamella.model.errors import Conflict, NotFound, Unavailable, Unsupported
 from lamella.model.ids import new_id
 from lamella.model.instance import Phase
@@ -270,3 +272,58 @@ async def test_what_cannot_be_kept_says_why(lab: Lab, driver: VmDriver, guest_di
     await driver.start(itself.id)
     assert await tell(console, "echo once more", "once more\n") == "once more\n"
     await driver.forget("kept")
+
+
+@pytest.mark.extended
+async def test_copies_of_a_debian_answer_at_once(lab: Lab, driver: VmDriver, debian_disk: Path, tmp_path: Path) -> None:
+    namespaces = contextlib.ExitStack()
+
+    async def tap(port: str) -> int:
+        descriptor, namespace = spare_tap()
+        namespaces.callback(os.close, namespace)
+        return descriptor
+
+    def nic(number: int) -> Attachment:
+        address = f"10.9.0.{number}/24"
+        return Attachment(
+            port=f"port-{number}", mac=f"02:00:00:00:00:{number:02x}", address=address, gateway="10.9.0.1", mtu=1400
+        )
+
+    driver.use_taps(tap)
+    limits = Limits(cpu=1000, memory=768 * MIB)
+    base = Base(path=debian_disk, size=debian_disk.stat().st_size)
+    time = asyncio.get_running_loop().time
+    parent = lab.machine(hostname="parent", limits=limits, seed=Seed(), nic=nic(2))
+    parent = msgspec.structs.replace(parent, disk=over(tmp_path, "parent", base))
+    began = time()
+    await driver.create(parent)
+    await driver.start(parent.id)
+    while True:
+        with contextlib.suppress(Unavailable, Unsupported):
+            await run(driver, parent.id, "systemctl is-system-running --wait; cat /etc/machine-id")
+            break
+    print(f"booted in {time() - began:.1f} s")
+    async with driver.remember(parent.id, "kept") as told:
+        subprocess.run(["cp", parent.volume.path, tmp_path / "copy.qcow2"], check=True)
+    print(f"kept {told.size >> 20} MiB, the parent stood still for {told.pause * 1e3:.0f} ms")
+    told_of: list[str] = []
+    facts = "hostname; cat /etc/machine-id; cat /etc/ssh/ssh_host_ed25519_key.pub; ip -4 -o addr show scope global; ip -o link show"
+    for number, name in ((3, "one"), (4, "two")):
+        machine = lab.machine(hostname=name, memory="kept", fresh=True, limits=limits, seed=Seed(), nic=nic(number))
+        machine = msgspec.structs.replace(machine, disk=over(tmp_path, name, base))
+        subprocess.run(["cp", tmp_path / "copy.qcow2", machine.volume.path], check=True)
+        began = time()
+        await driver.create(machine)
+        made = time()
+        await driver.start(machine.id)
+        ran = time()
+        told_of.append(await run(driver, machine.id, facts))
+        print(
+            f"{name}: made in {made - began:.2f} s, told what it is in {ran - made:.2f} s, answered in {time() - ran:.2f} s"
+        )
+        assert told_of[-1].startswith(f"{name}\n") and f"10.9.0.{number}/24" in told_of[-1]
+        assert "10.9.0.2/24" not in told_of[-1] and f"02:00:00:00:00:{number:02x}" in told_of[-1]
+    told_of.append(await run(driver, parent.id, facts))
+    for line in (1, 2):
+        assert len({said.splitlines()[line] for said in told_of}) == 3
+    namespaces.close()

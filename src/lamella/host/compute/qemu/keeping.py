@@ -80,6 +80,10 @@ class KeepVerbs(QemuDriver[S]):
         """Whether one that was made as *one* can be *other*."""
         raise NotImplementedError
 
+    def _live(self, session: S) -> bool:
+        """Whether it may run while most of its memory is sent; it stands still from the beginning otherwise."""
+        return True
+
     async def _hold(self, session: S, *, goes_on: bool) -> bool:
         """Have what runs inside hold still, if it *goes_on* or if the level wants to; whether it does."""
         raise NotImplementedError
@@ -207,7 +211,12 @@ class KeepVerbs(QemuDriver[S]):
         async with contextlib.AsyncExitStack() as stack:
             other, pages = await stack.enter_async_context(self._receiving(receiver, memory))
             try:
-                await _send(monitor, other, hold)
+                if not self._live(session):
+                    await hold()
+                    await monitor.stop()
+                    await _send(monitor, other, None)
+                else:
+                    await _send(monitor, other, hold)
             except passing.TooSoon:
                 await self._run_on(session)
                 os.close(pages)
@@ -359,7 +368,7 @@ class KeepVerbs(QemuDriver[S]):
         if session.process.asleep or session.process.rests:
             return True
         with contextlib.suppress(LamellaError):
-            if await (await session.monitor()).status() in passing.UNFINISHED:
+            if await passing.underway(await session.monitor()):
                 # Who copied its memory died.
                 await self._run_on(session)
             task = asyncio.create_task(self._let_go(session), name=f"release {session.places.id}")

@@ -164,3 +164,9 @@ async def receive(monitor: Monitor, fd: int) -> None:
     """Have a QEMU that was started with ``-incoming defer`` take over what comes over the socket *fd*, and never run."""
     async with monitor.named_fd(fd) as name:
         await monitor.execute("migrate-incoming", {"uri": f"fd:{name}"})
+
+
+async def underway(monitor: Monitor) -> bool:
+    """Whether a machine is being sent, or was and has not gone on since."""
+    sent = (await monitor.ask(_Migration, "query-migrate")).status in (*_ON_THE_WAY, "pre-switchover", "device")
+    return sent or await monitor.status() in UNFINISHED
