@@ -274,7 +274,7 @@ async def group(daemon: QemuStorageDaemon) -> str:
 async def test_one_that_hangs_is_ended_and_begun_again(
     daemon: QemuStorageDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(qsd, "_HANGS", 1.0)
+    monkeypatch.setattr(qsd, "_HANGS_STILL", 1.0)
     await daemon.add(volume(tmp_path))
     file = (await daemon.export("vol_a")).file
     assert file is not None

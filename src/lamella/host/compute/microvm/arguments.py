@@ -38,7 +38,7 @@ class Hardware(msgspec.Struct, kw_only=True, frozen=True):
     that comes short takes it back itself.
 
     ``empty_root`` has the first disk be that many bytes of zeros. ``file`` says what becomes of a memory that is a file (descriptor
-    ``MEMORY``); with ``incoming`` the machine does not boot, but takes over the state of another one, which stood still.
+    ``MEMORY``); with ``incoming`` the machine does not boot, but takes over the state of another one and waits to be told to run.
     """
 
     name: str
@@ -73,7 +73,7 @@ def arguments(hardware: Hardware) -> list[str]:
         *("-device", f"{_device(hardware, 'virtio-rng')}"),
         *("-device", f"{_device(hardware, 'virtio-balloon')},{balloon(gives_memory=hardware.gives_memory)}"),
         *_nic(hardware),
-        *(("-incoming", "defer") if hardware.incoming else ()),
+        *(("-incoming", "defer", "-S") if hardware.incoming else ()),
     ]
 
 

@@ -19,7 +19,7 @@ from lamella.host.linux import binaries
 from lamella.host.storage.process import jobs, nodes, strays
 from lamella.host.storage.process.disks import Disks
 from lamella.host.storage.process.doors import Doors
-from lamella.host.storage.process.qsd import Qsd, kill, running
+from lamella.host.storage.process.qsd import Qsd, kill, role_of, running
 from lamella.host.storage.process.records import Opened, Places
 from lamella.model.errors import Conflict, LamellaError, NotFound, Unavailable
 
@@ -115,7 +115,9 @@ class Core:
         """What a killed daemon started for one thing (luks.py) still has its volume open."""
         ours = {self.disks.process.pid, self.disks.spare.pid, *(doors.process.pid for doors in self.all_doors)}
         for pid in await asyncio.to_thread(running, self.home.mark, self.places.top) - ours:
-            log.warning("a storage process (%d) that nobody waits for is ended", pid)
+            log.warning(
+                "a storage process (%d, %s) that nobody waits for is ended", pid, await asyncio.to_thread(role_of, pid)
+            )
             await asyncio.to_thread(kill, pid)
         await asyncio.to_thread(self.places.forget_shops)
 

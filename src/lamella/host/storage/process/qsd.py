@@ -35,6 +35,7 @@ TOP = f"/proc/self/fd/{_TOP}"
 _PROGRAM = "qemu-storage-daemon"
 # Seconds after which one that answers nothing hangs.
 _HANGS = 30.0
+_HANGS_STILL = 5.0
 
 
 def running(mark: str, top: Path) -> set[int]:
@@ -47,6 +48,14 @@ def running(mark: str, top: Path) -> set[int]:
             if named and Path(f"/proc/{pid}/fd/{_TOP}").samefile(top):
                 found.add(pid)
     return found
+
+
+def role_of(pid: int) -> str:
+    """What the process was started as, for a log."""
+    with suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+        return next((Path(word).stem for word in words if word.endswith(".pid")), "?")
+    return "?"
 
 
 def kill(pid: int) -> None:
@@ -133,7 +142,7 @@ class Qsd:
             return False
         try:
             await self._hold(running.pid)
-            await self.check()
+            await self.check(_HANGS)
         except (Unavailable, OSError) as error:
             log.warning("the storage process (%s) does not answer and is ended: %s", self.role, error)
             await self.close()
@@ -141,23 +150,23 @@ class Qsd:
             return False
         return True
 
-    async def check(self) -> None:
+    async def check(self, deadline: float) -> None:
         """It greets whoever comes in a thread of its own: only an answer says that the rest of it goes on.
 
-        :raise Unavailable: when none comes.
+        :raise Unavailable: when none comes in *deadline* seconds.
         """
         try:
-            await self.monitor.execute("query-jobs", deadline=_HANGS)
+            await self.monitor.execute("query-jobs", deadline=deadline)
         except Refused:
             return
 
     async def end_if_hung(self) -> bool:
-        """Kill it when it runs and answers nothing; whether it did. It has ended then, unasked."""
+        """Kill it when it runs and answers nothing, as it did not the moment before; whether it did. It has ended then, unasked."""
         watch = self._watch
         if watch is None or not self.here:
             return False
         try:
-            await self.check()
+            await self.check(_HANGS_STILL)
         except Unavailable as error:
             log.error("the storage process (%s) hangs and is ended: %s", self.role, error)
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
