@@ -11,7 +11,16 @@ from datetime import datetime
 from typing import TypeVar, cast
 
 from lamella.host.ceilings import ceilings, port_of
-from lamella.host.compute.driver import ComputeDriver, DerivesImages, HasMachine, HasScreen, Home, TakesCopies, TakesTap
+from lamella.host.compute.driver import (
+    ComputeDriver,
+    DerivesImages,
+    HasMachine,
+    HasScreen,
+    Home,
+    KeepsMemory,
+    TakesCopies,
+    TakesTap,
+)
 from lamella.host.facts import read_facts
 from lamella.host.images.library import Credentials, ImageLibrary, Progress
 from lamella.host.journal import Journal
@@ -269,7 +278,7 @@ class Agent:
     def _spare(self) -> None:
         """The host runs short: what is only held ready goes first."""
         for driver in self._drivers.values():
-            if isinstance(driver, TakesCopies):
+            if isinstance(driver, KeepsMemory):
                 driver.let_go()
 
     async def _open_tap(self, port_id: str) -> int:

@@ -452,10 +452,6 @@ class TakesCopies(Protocol):
 
     def use_copies(self, policy: Copies) -> None: ...
 
-    def let_go(self) -> int:
-        """Give back the memory of what nobody begins with now: it is read again from disk. Returns of how many."""
-        ...
-
 
 @runtime_checkable
 class KeepsMemory(Protocol):
@@ -467,6 +463,10 @@ class KeepsMemory(Protocol):
 
         :raise Unsupported: when what runs cannot be kept (the sentence says why).
         """
+        ...
+
+    def let_go(self) -> int:
+        """Give back the memory of what nobody begins with now: it is read again from disk. Returns of how many."""
         ...
 
     async def forget(self, memory: str) -> None:

@@ -50,10 +50,6 @@ class BeginVerbs(KeepVerbs):
         """*open_tap* is given a port's id and returns the open descriptor of its TAP, which is ours to close."""
         self._open_tap = open_tap
 
-    def let_go(self) -> int:
-        """See ``TakesCopies``."""
-        return self._shelf.let_go()
-
     def use_copies(self, policy: Copies) -> None:
         """Who may begin as a copy of a template that nobody named, from now on."""
         self._copies = policy

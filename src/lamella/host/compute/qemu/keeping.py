@@ -127,6 +127,10 @@ class KeepVerbs(QemuDriver[S]):
             async with self._copy(session, memory, told):
                 yield told
 
+    def let_go(self) -> int:
+        """See ``KeepsMemory``."""
+        return self._shelf.let_go()
+
     async def forget(self, memory: str) -> None:
         """See ``KeepsMemory``."""
         await self._shelf.remove(memory)
