@@ -6,6 +6,7 @@ when the pool is opened. So a crash at any line leaves what was before or what i
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -131,7 +132,7 @@ class Blocks:
                 made = replace(record, layers=[kept, *record.layers], snapshots=[*record.snapshots, taken])
                 await self._write(id, record, made)
                 return
-        self.closed(id, record)
+        await self.closed(id, record)
         await self.begin(id, snapshot)
 
     async def begin(self, id: str, snapshot: str) -> Layer:
@@ -154,7 +155,7 @@ class Blocks:
     async def restore(self, id: str, snapshot: str) -> None:
         record = self._ground.read(id)
         taken = self.taken(id, record, snapshot)
-        self.closed(id, record)
+        await self.closed(id, record)
         fresh = await self._above(id, record, taken.layer, self._ground.place(id), _fresh(), taken.size)
         made = replace(record, layers=[fresh, *record.layers], top=fresh.name, size=taken.size, resizing=False)
         await self._write(id, record, records.pruned(made, self._clones(id)))
@@ -162,7 +163,7 @@ class Blocks:
     async def resize(self, id: str, size: int) -> None:
         """What is to be is written down first: a crash in between is made good when the pool is opened."""
         record = self._ground.read(id)
-        self.closed(id, record)
+        await self.closed(id, record)
         size = records.rounded(size)
         if size != record.size or record.resizing:
             await self._write(id, record, replace(record, size=size, resizing=True))
@@ -232,7 +233,7 @@ class Blocks:
             chain, base = await asyncio.to_thread(self.layers, id, record, upper)
             size, below = (qemu_img.virtual_size(layer) for layer in chain[:2])
             try:
-                self.closed(id, record)
+                await self.closed(id, record)
                 await qemu_img.commit(chain, base.path if base else None)
                 if below > size:
                     await qemu_img.resize(chain[1:], base.path if base else None, size)
@@ -282,10 +283,16 @@ class Blocks:
         before, now = [await asyncio.to_thread(extents.runs, layer.path) for layer in (*older, *layers)]
         return extents.changed(before, now, start.size, end.size if end else record.size)
 
-    def closed(self, id: str, record: Record) -> None:
-        """:raise Conflict: when somebody writes it."""
-        if qemu_img.written_by_somebody(self._ground.place(id) / record.top):
-            raise Conflict(f"volume {id} is open", hint="stop or detach what uses it, then try again")
+    async def closed(self, id: str, record: Record) -> None:
+        """Who wrote it a moment ago may keep its lock for a moment more: what was under way in the kernel has to end first.
+
+        :raise Conflict: when somebody writes it.
+        """
+        end = time.monotonic() + _LOCKS
+        while qemu_img.written_by_somebody(self._ground.place(id) / record.top):
+            if time.monotonic() > end:
+                raise Conflict(f"volume {id} is open", hint="stop or detach what uses it, then try again")
+            await asyncio.sleep(0.02)
 
     def unnamed(self, id: str, record: Record) -> list[Path]:
         """Layers that lie there and that the record does not name."""
@@ -307,6 +314,8 @@ class Blocks:
                     (self._ground.place(id) / layer.name).unlink(missing_ok=True)
 
 
+# Seconds for which the lock of one that has closed a file may outlive it.
+_LOCKS = 5.0
 _BLANK = Record(form=records.VolumeForm.BLOCK, size=0)
 
 
