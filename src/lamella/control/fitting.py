@@ -20,6 +20,8 @@ GUESTS = MACHINES | {Isolation.UNIKERNEL, Isolation.MICROVM}
 PLUGGABLE = MACHINES
 # Levels whose memory can be kept while they run, and gone on from.
 KEEPS_MEMORY = frozenset({Isolation.MICROVM})
+# Those of which one can be suspended and go on as the same.
+SUSPENDS = frozenset({Isolation.MICROVM, Isolation.VM})
 # Levels that cannot be made larger, while they run, than the host said that they can.
 FIXED_SIZE = frozenset({Isolation.MICROVM, Isolation.UNIKERNEL, Isolation.WASM}) | MACHINES
 
@@ -98,12 +100,12 @@ def _asked(spec: InstanceSpec, field: str) -> bool:
     return value is not None and value != [] and value != {}
 
 
-def check_keeps_memory(spec: InstanceSpec, what: str) -> None:
+def check_keeps_memory(spec: InstanceSpec, what: str, able: frozenset[Isolation] = KEEPS_MEMORY) -> None:
     """:raise Unsupported: when an instance of this level cannot be *what* (``suspended``); it names the levels that can."""
-    if spec.isolation not in KEEPS_MEMORY:
+    if spec.isolation not in able:
         raise Unsupported(
             f"a {spec.isolation} cannot be {what}: its memory cannot be kept",
-            hint=f"--isolation {_list(KEEPS_MEMORY)} can",
+            hint=f"--isolation {' or '.join(sorted(able))} can",
             field="spec.isolation",
         )
 

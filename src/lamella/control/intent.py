@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Literal
 
-from lamella.control.fitting import check_keeps_memory
+from lamella.control.fitting import SUSPENDS, check_keeps_memory
 from lamella.model.errors import Conflict
 from lamella.model.instance import Instance, Phase, Power
 from lamella.model.resource import Condition
@@ -82,7 +82,7 @@ def apply_power(instance: Instance, verb: PowerVerb) -> None:
             raise Conflict(f"{instance.name} is {phase}; only a running instance can be paused", hint="start it first")
         spec.power = Power.PAUSED
     elif verb == "suspend":
-        check_keeps_memory(spec, "suspended")
+        check_keeps_memory(spec, "suspended", SUSPENDS)
         if not _is_suspended(instance) and (phase is not Phase.RUNNING or spec.power is not Power.RUNNING):
             hint = "resume it first" if phase is Phase.PAUSED else "only what runs has a memory to keep"
             raise Conflict(f"{instance.name} is {phase}; only a running instance can be suspended", hint=hint)

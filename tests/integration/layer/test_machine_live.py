@@ -109,6 +109,20 @@ def test_exec_has_exit_codes_streams_and_files(layer: LayerUnderTest, machine: s
     assert inside(layer, "sha256sum", "/root/blob").split()[0] == hashlib.sha256(data).hexdigest()
 
 
+def test_it_is_suspended_and_goes_on(layer: LayerUnderTest, machine: str) -> None:
+    inside(layer, "sh", "-c", "echo kept > /dev/shm/kept")
+    boot = inside(layer, "cat", "/proc/sys/kernel/random/boot_id")
+    layer.lamella("suspend", NAME)
+    status = layer.show(NAME)["status"]
+    assert status["phase"] == "suspended" and not status.get("pid")
+    layer.kill()
+    layer.start()
+    layer.lamella("resume", NAME)
+    until(lambda: layer.lamella("exec", NAME, "--", "true", check=False).returncode == 0, 90)
+    assert inside(layer, "cat", "/dev/shm/kept", "/proc/sys/kernel/random/boot_id") == f"kept\n{boot}"
+    assert layer.show(NAME)["status"]["epoch"] == 1
+
+
 def test_disks_and_nics_come_and_go(layer: LayerUnderTest, machine: str) -> None:
     layer.lamella("device", "attach", NAME, "disk", "1GiB", "--name", "data")
     layer.lamella("device", "attach", NAME, "nic", "--name", "lan")
