@@ -109,7 +109,7 @@ def _pool(maker: Maker, runs: int) -> list[Row]:
     """From a template's pool: until running; and how many are created, used and destroyed a second."""
     recipe = {key: SPEC[key] for key in ("image", "isolation", "memory", "cpu")} | {"warm": 4}
     maker.client.call("POST", f"{TEMPLATES}?wait=300", {"name": "pool", "spec": recipe})
-    spec = {"template": "pool", "image": "busybox", "isolation": "microvm", "command": ["sleep", "100000"]}
+    spec = {"template": "pool", "isolation": "microvm", "command": ["sleep", "100000"], "nics": SPEC["nics"]}
     taken = Series("from the pool")
     for _ in range(runs):
         _filled(maker, 4)
@@ -146,7 +146,8 @@ def _filled(maker: Maker, wanted: int) -> None:
 def _use(maker: Maker, spec: dict[str, Any]) -> int:
     client, name = api(maker.made), maker.name()
     maker.create(spec, name, client)
-    client.call("GET", f"{AT}/{name}?wait=60&until=stopped")
+    while client.call("GET", f"{AT}/{name}")["status"]["phase"] != "stopped":
+        time.sleep(0.005)
     maker.remove(name, client)
     return 1
 
@@ -205,8 +206,8 @@ def _fork(maker: Maker, runs: int) -> Row:
     pauses = Series("pause")
     for _ in range(runs):
         done = maker.client.call("POST", f"{AT}/{parent}/fork?wait=120", {"count": 1})
-        pauses.seconds.append(float(done["result"]["pause"]))
-        for name in done["result"]["instances"]:
+        pauses.seconds.append(float(done["status"]["pause"]))
+        for name in done["status"]["made"]:
             maker.remove(name)
     maker.remove(parent)
     return Row("live fork: pause of the parent, 256 MiB", pauses.text(), None, None, "250 ms", "60 ms")
