@@ -40,7 +40,7 @@ async def counted(driver: MicrovmDriver, id: str) -> int:
 
 
 async def pages(driver: MicrovmDriver, id: str) -> tuple[str, bool | None]:
-    line = next(item for item in await driver.mechanisms(id) if item.name == "memory pages")
+    line = next(item for item in await driver.mechanisms(id) if item.name == "memory beginning")
     return line.value, line.in_force
 
 

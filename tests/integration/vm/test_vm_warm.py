@@ -192,8 +192,8 @@ async def test_copies_of_a_running_machine_are_others(
         print(f"a copy answered after {time() - began:.2f} s")
         assert await counted(driver, machine.id, before) > before
         facts = {one.name: one for one in await driver.mechanisms(machine.id)}
-        assert facts["memory pages"].value == "shared copy-on-write with kept, with copies in project default alone"
-        assert facts["memory pages"].in_force
+        assert facts["memory beginning"].value == "shared copy-on-write with kept, with copies in project default alone"
+        assert facts["memory beginning"].in_force
     seen = [await generation(driver, machine.id) for machine in (parent, *copies)]
     assert len({id for id, _ in seen}) == 3 and all(len(id) == 32 for id, _ in seen)
     assert [count for _, count in seen] == [0, 1, 1]

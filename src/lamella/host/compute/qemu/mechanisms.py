@@ -156,12 +156,12 @@ def of_beginning(began: str, owner: str | None, pid: int) -> list[Mechanism]:
     if not began:
         return [
             Mechanism(
-                name="memory pages", value="its own: it booted", evidence=maps, in_force=not private and not shared
+                name="memory beginning", value="its own: it booted", evidence=maps, in_force=not private and not shared
             )
         ]
     among = {None: "", "": ", with copies of every project"}.get(owner, f", with copies in project {owner} alone")
     value = f"shared copy-on-write with {began}{among}"
-    return [Mechanism(name="memory pages", value=value, evidence=maps, in_force=private and not shared)]
+    return [Mechanism(name="memory beginning", value=value, evidence=maps, in_force=private and not shared)]
 
 
 # Where the guest's agent bounds the processes of the instance (cgroup-v2, pids controller), as the guest sees it.
